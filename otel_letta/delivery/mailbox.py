@@ -1,0 +1,286 @@
+"""What waits for one lane: at most one report a task, the newest; ends are never replaced.
+
+No threads and no clock of its own: the caller holds a lock and says what time it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from otel_letta.delivery.stats import Stats
+from otel_letta.letta.transport import Lane
+from otel_letta.report import ProgressReport, TaskStatus
+
+__all__ = ["Capacity", "Mailbox", "Parcel", "otid_of"]
+
+MOST_REPORTS = 20
+"""Reports in one request. Several messages of one request cost one turn (measured), but an LLM has to read them."""
+MOST_BYTES = 16_000
+"""Bytes of one request's messages together, unless a single one is longer."""
+
+_MILESTONES = (0.25, 0.5, 0.75)
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/otel-letta/")
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """A report that is on its way."""
+
+    report: ProgressReport
+    otid: str
+    maybe_landed: bool = False
+    """An attempt to send it got no answer: look before sending again."""
+    refusals: int = 0
+    losses: tuple[int, int] | None = None
+    """Completed and failed ends that this parcel stands for, if it is the summary of what was collapsed."""
+
+    @property
+    def is_end(self) -> bool:
+        return self.report.status.is_terminal
+
+
+def otid_of(report: ProgressReport, lane: Lane) -> str:
+    """The client's id of a message. An end's is the same from every process and every attempt that might send it."""
+    if not report.status.is_terminal:
+        return str(uuid.uuid4())
+    parts = [lane.server, lane.agent_id, report.task_id, "terminal"]
+    if report.run > 1:
+        # A task that ran again under its explicit id ends again: that is another message.
+        parts.append(str(report.run))
+    return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
+
+
+class Capacity:
+    """How many reports wait in all mailboxes together, and which in_progress one is the oldest."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.ends = 0
+        self.progress: OrderedDict[tuple[Lane, str], Mailbox] = OrderedDict()
+
+    @property
+    def full(self) -> bool:
+        return self.ends + len(self.progress) >= self.most
+
+
+class _Pace:
+    """What a task's agent was told last, in this mode of delivery."""
+
+    __slots__ = ("content", "milestone", "sent_at")
+
+    def __init__(self) -> None:
+        self.sent_at = -math.inf
+        self.milestone = -1.0
+        self.content: str | None = None
+
+
+class _Waiting:
+    __slots__ = ("due", "report")
+
+    def __init__(self, report: ProgressReport, due: float) -> None:
+        self.report = report
+        self.due = due
+
+
+class Mailbox:
+    """One lane's waiting reports and their pacing.
+
+    Args:
+        interval: seconds between two in_progress messages of one task.
+        capacity: shared by all mailboxes.
+    """
+
+    def __init__(self, lane: Lane, interval: float, capacity: Capacity, stats: Stats) -> None:
+        self.lane = lane
+        self._interval = interval
+        self._capacity = capacity
+        self._stats = stats
+        self._ends: deque[Parcel] = deque()
+        self._progress: dict[str, _Waiting] = {}
+        self._paces: dict[str, _Pace] = {}
+        self._agenda: list[tuple[float, int, str]] = []
+        self._tick = itertools.count()
+        self._lost = (0, 0)
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def put(self, report: ProgressReport, now: float) -> float:
+        """Take a report. Returns when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
+        if report.status.is_terminal:
+            if self._forget_progress(report.task_id):
+                self._stats.count("conflated")
+            self._paces.pop(report.task_id, None)
+            if self._capacity.full:
+                self._make_room()
+            self._ends.append(Parcel(report, otid_of(report, self.lane)))
+            self._capacity.ends += 1
+            return now
+        waiting = self._progress.get(report.task_id)
+        if waiting is not None:
+            self._stats.count("conflated")
+            waiting.report = report
+            if waiting.due is not math.inf:
+                return waiting.due
+            self._forget_progress(report.task_id)
+        due = self._due(report, now)
+        if self._capacity.full and not self._drop_oldest_progress():
+            self._stats.drop("in_progress over the limit of waiting reports")
+            return math.inf
+        self._progress[report.task_id] = _Waiting(report, due)
+        self._capacity.progress[(self.lane, report.task_id)] = self
+        if due is not math.inf:
+            heapq.heappush(self._agenda, (due, next(self._tick), report.task_id))
+        return due
+
+    def put_back(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
+        """Return what could not be sent: ends to the front; in_progress only if nothing newer waits."""
+        ends = [parcel for parcel in parcels if parcel.is_end]
+        self._ends.extendleft(reversed(ends))
+        self._capacity.ends += len(ends)
+        ended = {parcel.report.task_id for parcel in self._ends}
+        for parcel in parcels:
+            task = parcel.report.task_id
+            if parcel.is_end:
+                continue
+            if not progress:
+                self._stats.drop("in_progress refused")
+            elif task in self._progress or task in ended or self._capacity.full:
+                self._stats.count("conflated")
+            else:
+                self._progress[task] = _Waiting(parcel.report, now)
+                self._capacity.progress[(self.lane, task)] = self
+                heapq.heappush(self._agenda, (now, next(self._tick), task))
+
+    def _due(self, report: ProgressReport, now: float) -> float:
+        """An in_progress message is worth an LLM turn at the start, at each quarter, and never more often than the
+        interval; a task that gives no number is told by its content instead."""
+        pace = self._paces.get(report.task_id)
+        if pace is None:
+            return now
+        if _milestone(report.progress) > pace.milestone or (report.progress == 0.0 and report.content != pace.content):
+            return max(now, pace.sent_at + self._interval)
+        return math.inf
+
+    def _make_room(self) -> None:
+        """For an end: the oldest in_progress goes first; if only ends are left, this lane's oldest becomes a count."""
+        if not self._drop_oldest_progress() and self._ends:
+            self._count_lost([self._ends.popleft()])
+            self._capacity.ends -= 1
+            self._stats.drop("end collapsed into a count")
+
+    def _drop_oldest_progress(self) -> bool:
+        oldest = next(iter(self._capacity.progress.items()), None)
+        if oldest is None:
+            return False
+        (_, task), box = oldest
+        box._forget_progress(task)
+        self._stats.drop("in_progress over the limit of waiting reports")
+        return True
+
+    def _count_lost(self, parcels: Iterable[Parcel]) -> None:
+        completed, failed = self._lost
+        for parcel in parcels:
+            if parcel.losses is not None:
+                completed, failed = completed + parcel.losses[0], failed + parcel.losses[1]
+            elif parcel.report.status is TaskStatus.FAILED:
+                failed += 1
+            else:
+                completed += 1
+        self._lost = (completed, failed)
+
+    def _forget_progress(self, task: str) -> bool:
+        self._capacity.progress.pop((self.lane, task), None)
+        return self._progress.pop(task, None) is not None
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def take(self, now: float, weigh: Callable[[ProgressReport], int]) -> list[Parcel]:
+        """What goes into the next request: ends in order, then due in_progress reports.
+
+        ``weigh`` gives the bytes of a report as it will be sent.
+        """
+        parcels: list[Parcel] = []
+        room = MOST_BYTES
+        if any(self._lost):
+            parcels.append(self._summary())
+            room -= 500
+        while self._ends and len(parcels) < MOST_REPORTS:
+            weight = weigh(self._ends[0].report)
+            if parcels and weight > room:
+                return parcels
+            room -= weight
+            parcels.append(self._ends.popleft())
+            self._capacity.ends -= 1
+        while len(parcels) < MOST_REPORTS:
+            task = self._next_due(now)
+            if task is None:
+                break
+            report = self._progress[task].report
+            weight = weigh(report)
+            if parcels and weight > room:
+                break
+            room -= weight
+            heapq.heappop(self._agenda)
+            self._forget_progress(task)
+            parcels.append(Parcel(report, otid_of(report, self.lane)))
+        return parcels
+
+    def _summary(self) -> Parcel:
+        losses, self._lost = self._lost, (0, 0)
+        report = ProgressReport(status=TaskStatus.FAILED, name="lost reports", task_id=f"lost-{uuid.uuid4()}")
+        return Parcel(report, str(uuid.uuid4()), losses=losses)
+
+    def _next_due(self, now: float) -> str | None:
+        agenda = self._agenda
+        while agenda:
+            due, _, task = agenda[0]
+            waiting = self._progress.get(task)
+            if waiting is None or waiting.due != due:
+                heapq.heappop(agenda)  # replaced, sent or dropped since
+            elif due <= now:
+                return task
+            else:
+                return None
+        return None
+
+    def told(self, parcels: Iterable[Parcel], now: float) -> None:
+        """These reports reached the agent."""
+        for parcel in parcels:
+            if not parcel.is_end:
+                pace = self._paces.setdefault(parcel.report.task_id, _Pace())
+                pace.sent_at = now
+                pace.milestone = _milestone(parcel.report.progress)
+                pace.content = parcel.report.content
+
+    def next_due(self, now: float) -> float | None:
+        """When something is due: now or later in monotonic seconds; None when nothing will be by itself."""
+        if self._ends or any(self._lost):
+            return now
+        self._next_due(now)
+        return self._agenda[0][0] if self._agenda else None
+
+    def drop_progress(self) -> int:
+        """Give up all in_progress reports; returns how many."""
+        number = len(self._progress)
+        for task in list(self._progress):
+            self._forget_progress(task)
+        self._agenda.clear()
+        return number
+
+    @property
+    def ends_waiting(self) -> int:
+        return len(self._ends) + sum(self._lost)
+
+    @property
+    def waiting(self) -> int:
+        return self.ends_waiting + len(self._progress)
+
+
+def _milestone(progress: float) -> float:
+    return max((m for m in _MILESTONES if progress >= m), default=0.0)

@@ -1,0 +1,64 @@
+"""Counts of what became of the reports."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+__all__ = ["Stats", "Throttle"]
+
+
+class Stats:
+    """Thread-safe counters. `snapshot` gives plain numbers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+
+    def count(self, what: str, number: int = 1) -> None:
+        with self._lock:
+            self._counts[what] += number
+
+    def drop(self, reason: str, number: int = 1) -> None:
+        with self._lock:
+            self._dropped[reason] += number
+
+    def snapshot(self) -> dict[str, Any]:
+        """
+        Returns:
+            ``reports`` (made by tracking), ``sent`` (told to the agent as messages), ``requests`` (answered POSTs,
+            one turn of the agent each), ``board_writes``, ``conflated`` (replaced by a newer report of the same
+            task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
+            ``retries``, and ``dropped``: reason → number.
+        """
+        with self._lock:
+            names = ("reports", "sent", "requests", "board_writes", "conflated", "held", "retries")
+            return {**{name: self._counts[name] for name in names}, "dropped": dict(self._dropped)}
+
+
+class Throttle:
+    """Logs a line for each cause at most once a minute, and says how many it kept back."""
+
+    def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
+        self._logger = logger
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def log(self, level: int, cause: str, message: str, *arguments: object) -> None:
+        now = time.monotonic()
+        with self._lock:
+            last, kept_back = self._last.get(cause, (-self._seconds, 0))
+            if now - last < self._seconds:
+                self._last[cause] = (last, kept_back + 1)
+                return
+            if len(self._last) > 1_000:
+                self._last.clear()
+            self._last[cause] = (now, 0)
+        if kept_back:
+            message += f" ({kept_back} more like this since the last line)"
+        self._logger.log(level, message, *arguments)

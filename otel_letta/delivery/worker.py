@@ -1,0 +1,182 @@
+"""A thread that exists only while there is something to do, and the patience it has with failures."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable
+
+from opentelemetry import context as otel_context
+
+from otel_letta.errors import LettaError
+
+__all__ = ["Retry", "Worker", "suppressed"]
+
+_logger = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 10.0
+"""How long a thread without work waits for some before it ends."""
+
+_FIRST_BACKOFF = 1.0
+_LONGEST_BACKOFF = 60.0
+
+
+class suppressed:  # noqa: N801 - reads as the context manager that it is
+    """Inside, OpenTelemetry instrumentation makes no spans of our own requests.
+
+    The SDK's key does not cross into new threads, so it is attached on the thread that sends, around each send. The
+    plain string is what older instrumentation packages look for.
+    """
+
+    def __enter__(self) -> None:
+        context = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
+        context = otel_context.set_value("suppress_instrumentation", True, context)
+        self._token = otel_context.attach(context)
+
+    def __exit__(self, *_: object) -> None:
+        otel_context.detach(self._token)
+
+
+class Retry:
+    """When to try again after failures: jittered exponential backoff, or a probe now and then while parked."""
+
+    def __init__(self, probe_interval: float) -> None:
+        self._probe_interval = probe_interval
+        self.not_before = -math.inf
+        """Monotonic seconds."""
+        self.failures = 0
+        self.parked: LettaError | None = None
+        """Why only a person can help; None while trying."""
+
+    def failed(self, error: LettaError, now: float) -> float:
+        """Note a failure; returns the seconds until the next try."""
+        self.failures += 1
+        if error.parks:
+            self.parked = error
+            delay = self._probe_interval
+        else:
+            ceiling = min(_FIRST_BACKOFF * 2 ** min(self.failures - 1, 10), _LONGEST_BACKOFF)
+            delay = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads clients, hides nothing
+        if error.retry_after is not None:
+            delay = max(delay, error.retry_after)
+        self.not_before = now + delay
+        return delay
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.parked = None
+        self.not_before = -math.inf
+
+    def hurry(self, now: float) -> None:
+        """Try now: the program is about to end."""
+        self.not_before = min(self.not_before, now)
+
+
+class Worker:
+    """Does one job after another on a daemon thread of its own.
+
+    Subclasses say what the next job is (`_next_job`) and whether something still has to happen (`unsettled`); both
+    are called with the lock held. Jobs run without it.
+
+    Args:
+        name: of the thread.
+        lock: shared with whoever puts work in.
+        settled: notified after each job, on the same lock.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, name: str, lock: threading.RLock, settled: threading.Condition, clock: Callable[[], float]
+    ) -> None:
+        self._name = name
+        self._lock = lock
+        self._clock = clock
+        self._settled = settled
+        self._wake = threading.Condition(lock)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.busy = False
+
+    # -- for subclasses ----------------------------------------------------------------------------------------------
+
+    def _next_job(self, now: float) -> tuple[Callable[[], None] | None, float | None]:
+        """The job to do now, or None and the seconds until there may be one (None: when woken)."""
+        raise NotImplementedError
+
+    def unsettled(self, now: float) -> bool:
+        """True while something that should be delivered is not."""
+        raise NotImplementedError
+
+    def next_try(self, now: float) -> float:
+        """Monotonic seconds before which nothing will be tried."""
+        raise NotImplementedError
+
+    # -- for the owner, with the lock held ---------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There may be work: make sure that a thread looks at it."""
+        if self._thread is None and not self.busy:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The interpreter is shutting down (Python 3.12 starts no thread then): `run_here` does the work.
+                return
+            self._thread = thread
+        else:
+            self._wake.notify_all()
+
+    def stop(self) -> None:
+        """End the thread after its present job."""
+        self._stopping = True
+        self._wake.notify_all()
+
+    @property
+    def staffed(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def run_here(self, deadline: float) -> None:
+        """Do what is to do on the calling thread, until nothing is due or the deadline has passed. Lock not held."""
+        while self._clock() < deadline:
+            with self._lock:
+                if self.busy:
+                    return
+                job, delay = self._next_job(self._clock())
+                if job is None:
+                    if delay is None or not self.unsettled(self._clock()):
+                        return
+                    self._wake.wait(min(delay, max(deadline - self._clock(), 0.0)))
+                    continue
+                self.busy = True
+            self._do(job)
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                job, delay = (None, None) if self._stopping else self._next_job(self._clock())
+                if job is None:
+                    if self._stopping or (
+                        not self._wake.wait(_IDLE_SECONDS if delay is None else delay) and delay is None
+                    ):
+                        self._thread = None
+                        self._settled.notify_all()
+                        return
+                    continue
+                self.busy = True
+            self._do(job)
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            with suppressed():
+                job()
+        except Exception:
+            _logger.exception("unexpected error in %s", self._name)
+        finally:
+            with self._lock:
+                self.busy = False
+                self._settled.notify_all()

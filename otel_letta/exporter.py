@@ -1,0 +1,78 @@
+"""`LettaSpanExporter`: the way in for any TracerProvider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otel_letta.letta.transport import Transport
+from otel_letta.pipeline import Component
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from otel_letta.settings import SettingsOptions
+
+__all__ = ["LettaSpanExporter"]
+
+
+class LettaSpanExporter(Component, SpanExporter):
+    """Tells a Letta agent how the tasks of a program ended, from spans that have ended.
+
+    Works under any span processor, beside any other exporter::
+
+        provider = TracerProvider()
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        provider.add_span_processor(BatchSpanProcessor(LettaSpanExporter()))
+
+    Spans that declare no task are ignored (see `LettaSpanProcessor`). An ended task is ``completed``, or ``failed``
+    if its span's status is ERROR or ``letta.task.status`` says so. For starts and live progress add a
+    `LettaSpanProcessor`, instead or beside it.
+
+    Args:
+        transport: instead of Letta's REST API; for tests.
+        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
+            ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing.
+    """
+
+    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
+        super().__init__("LettaSpanExporter", live=False, transport=transport, options=dict(options))
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Hand the spans over; never waits for Letta, so SUCCESS means accepted, not delivered.
+
+        Returns:
+            FAILURE after `shutdown`, else SUCCESS.
+        """
+        if self._shutdown:
+            return SpanExportResult.FAILURE
+        try:
+            pipeline = self._pipeline()
+            if pipeline is not None:
+                pipeline.export(spans)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("export", error)
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait until everything that was exported reached Letta, at most so long.
+
+        The SDK's `BatchSpanProcessor` does not call this from its own ``force_flush``: call both.
+
+        Returns:
+            False if something is undelivered; at once where waiting cannot help.
+        """
+        return self._flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float | None = None) -> None:
+        """Deliver what is left and stop; quiet when called again.
+
+        Takes at most ``timeout_millis`` (the SDK's batch processor passes what is left of its 30 s), and never more
+        than ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` (5 s).
+        """
+        self._shutdown = True
+        self._close(timeout_millis)

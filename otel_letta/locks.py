@@ -1,0 +1,137 @@
+"""Locks between the processes of one host.
+
+Advisory locks on files in a private folder of the temporary directory. The operating system drops them when a
+process dies, however it dies, so nothing has to be cleaned up after a crash. Processes of different users, and
+containers with folders of their own, do not see each other's locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+__all__ = ["HostLock"]
+
+_logger = logging.getLogger(__name__)
+
+_open_files: set[int] = set()
+_open_files_lock = threading.Lock()
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class HostLock:
+    """An exclusive lock by name. Not reentrant; not for use by two threads at once (a gate sees to that).
+
+    Where no lock file can be made (a read-only disk, a folder that somebody else owns), `try_acquire` says True and
+    one warning tells that processes are not kept apart: reporting goes on.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._file = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:32] + ".lock"
+        self._fd: int | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free. Never waits."""
+        if self._fd is not None:
+            return False
+        try:
+            fd = os.open(_folder() / self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except OSError as error:
+            _warn_once(error)
+            return True
+        try:
+            taken = _try_lock(fd)
+        except OSError as error:  # a file system without locks
+            os.close(fd)
+            _warn_once(error)
+            return True
+        if not taken:
+            os.close(fd)
+            return False
+        with _open_files_lock:
+            _open_files.add(fd)
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; quiet if it is not held."""
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        with _open_files_lock:
+            mine = fd in _open_files
+            _open_files.discard(fd)
+        # After a fork the number may already belong to another file: the child closed it below.
+        if mine:
+            os.close(fd)
+
+
+def _folder() -> Path:
+    if sys.platform == "win32":
+        folder = Path(tempfile.gettempdir()) / "otel_letta"
+        folder.mkdir(exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    # The temporary directory is everybody's: a folder or link that somebody put there first is not trusted.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not our own folder")
+    return folder
+
+
+_warned = False
+
+
+def _warn_once(error: OSError) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _logger.warning(
+            "cannot lock files in %s (%s): processes on this host may write to one Letta agent at the same time, "
+            "and then Letta can lose messages",
+            tempfile.gettempdir(),
+            error.strerror or type(error).__name__,
+        )
+
+
+def _forget_in_child() -> None:
+    # A lock belongs to the open file, which parent and child share: unlocking here would unlock the parent's, and
+    # keeping it open would hold the lock after the parent died. Closing our copy does neither.
+    global _open_files_lock
+    _open_files_lock = threading.Lock()
+    for fd in _open_files:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _open_files.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,93 @@
+"""What a progress report is: the one value that flows from spans to a Letta agent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+__all__ = ["ProgressReport", "TaskStatus"]
+
+
+class TaskStatus(str, Enum):
+    """The three statuses of the original OpenHands–Letta integration.
+
+    A cancelled, lost or stopped task is ``failed``; its report's content says which of them it was.
+    """
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_terminal(self) -> bool:
+        """True when nothing more is expected of the task."""
+        return self is not TaskStatus.IN_PROGRESS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressReport:
+    """One statement about one task at one moment.
+
+    The first five fields are those of the original integration and keep their names everywhere: span
+    attributes, JSON, command line. Two reports of one task are ordered by ``sequence``.
+    """
+
+    chat_id: str | None = None
+    """Conversation that asked for the task, as its user named it."""
+    message_id: str | None = None
+    """Message that asked for the task."""
+    content: str = ""
+    """One line for a reader."""
+    progress: float = 0.0
+    """Share that is done, 0.0 to 1.0."""
+    status: TaskStatus = TaskStatus.IN_PROGRESS
+
+    task_id: str = ""
+    """Stable identifier of the task; two spans with the same one are the same task."""
+    name: str = ""
+    """What people call the task."""
+    agent_id: str | None = None
+    """Letta agent that is told; None is the configured one."""
+    result: str | None = None
+    """What the task produced, if its author said so."""
+    error: str | None = None
+    """Why the task failed: error type and one cleaned line."""
+    sequence: int = 0
+    """Counts up from 1 within a task and a process; 0 for a report that no task tracking made."""
+    run: int = 1
+    """Counts the runs of a task that ends and later starts again under the same explicit id."""
+    timestamp: datetime | None = None
+    """When this was true, UTC."""
+    started: datetime | None = None
+    """When the task started, UTC."""
+    duration: float | None = None
+    """Seconds from the start to ``timestamp``."""
+    trace_id: str | None = None
+    """32 lower-case hex digits."""
+    span_id: str | None = None
+    """16 lower-case hex digits."""
+    service: str | None = None
+    """``service.name`` of the resource that produced the span."""
+    host: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name; the status as its word, times as ISO 8601 in UTC, unknown fields as None."""
+        out: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, datetime):
+                value = value.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            elif isinstance(value, TaskStatus):
+                value = value.value
+            out[field.name] = value
+        return out
+
+    def to_json(self) -> str:
+        """``to_dict()`` as one line of strict JSON; lone surrogates are escaped, so any encoding can hold it."""
+        return json.dumps(self.to_dict(), allow_nan=False)

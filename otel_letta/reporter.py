@@ -1,0 +1,248 @@
+"""`LettaReporter`: the API of the original OpenHands–Letta integration, on Letta's real API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import uuid
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from otel_letta.delivery.worker import suppressed
+from otel_letta.errors import LettaConfigurationError, LettaSessionClosedError
+from otel_letta.letta.envelope import render
+from otel_letta.letta.gate import exchange
+from otel_letta.letta.transport import Message, Transport
+from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.settings import Settings
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+    from otel_letta.settings import SettingsOptions
+
+__all__ = ["LettaReporter"]
+
+_logger = logging.getLogger(__name__)
+
+
+class LettaReporter:
+    """Sends progress reports that its caller words, at once, and gives back what Letta answers.
+
+    Every call wakes the agent and costs one turn of its LLM. Calls go through the same gate as everything else of
+    this package: one request at a time and agent, never into a running turn; so a call may wait for its turn::
+
+        reporter = LettaReporter()
+        answer = await reporter.send_progress_report(
+            chat_id="chat-123", message_id="msg-456", content="Processing task: 50% complete", progress=0.5
+        )
+
+    The HTTP work is done on a thread, so one reporter serves several event loops one after another or at once, and
+    has a synchronous twin that works where a loop is running already.
+
+    Args:
+        transport: instead of Letta's REST API; for tests.
+        options: `Settings` keywords, or a finished ``settings``.
+
+    Raises:
+        LettaConfigurationError: a setting is missing or bad.
+    """
+
+    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
+        keywords: dict[str, Any] = dict(options)
+        settings = keywords.pop("settings", None)
+        if settings is None:
+            settings = Settings.resolve(**keywords)
+        elif keywords:
+            raise LettaConfigurationError(f"settings and {', '.join(sorted(keywords))} exclude each other")
+        self._settings: Settings = settings
+        if transport is None:
+            from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
+
+            transport = RestTransport(settings)
+        settings.warn_once(_logger)
+        self._transport = transport
+        self._closed = threading.Event()
+        # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
+        self._finalizer = weakref.finalize(self, _close, self._closed, transport)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed.is_set() else "open"
+        return f"<LettaReporter {self._settings.agent_id} at {self._settings.base_url}, {state}>"
+
+    async def send_progress_report(
+        self,
+        chat_id: str,
+        message_id: str,
+        content: str,
+        progress: float = 0.0,
+        status: str = "in_progress",
+    ) -> dict[str, Any]:
+        """Tell the agent, and wait for its turn to end.
+
+        Args:
+            chat_id: the conversation that asked; the id of a Letta conversation (``conv-…``) sends the report there.
+            message_id: the message that asked.
+            content: what to say; shortened at ``OTEL_LETTA_CONTENT_CAP`` characters (2,000).
+            progress: 0.0 to 1.0.
+            status: ``in_progress``, ``completed`` or ``failed``.
+
+        Returns:
+            Letta's answer. From the REST API: ``messages``, what the agent said and did, each with ``id``,
+            ``message_type``, ``content``, ``run_id``…; ``stop_reason``; ``usage`` with token counts.
+
+        Raises:
+            ValueError: an unknown status, or a progress outside 0..1.
+            LettaSessionClosedError: the reporter was closed.
+            LettaConnectionError: the server cannot be reached, or did not answer in time (`LettaTimeoutError`).
+            LettaAuthenticationError: the server does not know the password.
+            LettaAgentNotFoundError: the server does not know the agent.
+            LettaError: anything else that Letta answered.
+
+        A cancelled call stops waiting; what it had sent goes on in the agent.
+        """
+        report = _report(chat_id, message_id, content, progress, status)
+        self._refuse_if_closed()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[dict[str, Any]] = loop.create_future()
+        given_up = threading.Event()
+
+        def done(answer: dict[str, Any] | None, error: BaseException | None) -> None:
+            def settle() -> None:
+                if future.done():
+                    return
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(answer or {})
+
+            try:
+                loop.call_soon_threadsafe(settle)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+                _logger.debug("the answer to a report came after its event loop was closed")
+
+        self._on_thread(report, given_up, done)
+        try:
+            return await future
+        finally:
+            given_up.set()
+
+    def send_progress_report_sync(
+        self,
+        chat_id: str,
+        message_id: str,
+        content: str,
+        progress: float = 0.0,
+        status: str = "in_progress",
+    ) -> dict[str, Any]:
+        """`send_progress_report` for code without an event loop, or inside a running one (a notebook); blocks."""
+        report = _report(chat_id, message_id, content, progress, status)
+        self._refuse_if_closed()
+        with suppressed():
+            return self._send(report, threading.Event())
+
+    async def aclose(self) -> None:
+        """Close the session; quiet when called again."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the session; quiet when called again. Calls that wait for their turn give up."""
+        self._closed.set()
+        self._finalizer()
+
+    async def __aenter__(self) -> Self:
+        self._refuse_if_closed()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        self._refuse_if_closed()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed.is_set():
+            raise LettaSessionClosedError(hint="make a new LettaReporter")
+
+    def _on_thread(
+        self,
+        report: ProgressReport,
+        given_up: threading.Event,
+        done: Callable[[dict[str, Any] | None, BaseException | None], None],
+    ) -> None:
+        # A daemon thread of its own, not the loop's executor: asyncio.run() waits for that one at its end, and a
+        # turn can last minutes. Nor is a call bound to a loop this way.
+        def work() -> None:
+            try:
+                with suppressed():
+                    answer = self._send(report, given_up)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+                done(None, error)
+            else:
+                done(answer, None)
+
+        threading.Thread(target=work, name="otel_letta reporter", daemon=True).start()
+
+    def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
+        settings = self._settings
+        lane = self._transport.lane(None, report.chat_id)
+        message = Message(
+            render(report, content_cap=settings.content_cap, trace_link=settings.trace_link), str(uuid.uuid4())
+        )
+
+        def wait(seconds: float) -> bool:
+            return given_up.wait(seconds) or self._closed.is_set()
+
+        answer = exchange(
+            self._transport,
+            lane,
+            [message],
+            wait=wait,
+            patience=settings.read_timeout,
+            busy_patience=settings.busy_timeout,
+            confirm={message.otid} if report.status.is_terminal else (),
+        )
+        _logger.debug("report for chat %s (%s) sent", report.chat_id, report.status)
+        return answer
+
+
+def _close(closed: threading.Event, transport: Transport) -> None:
+    closed.set()
+    transport.close()
+
+
+def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:
+    try:
+        known = TaskStatus(status)
+    except ValueError:
+        allowed = ", ".join(TaskStatus)
+        raise ValueError(f"status is {status!r}, not one of {allowed}") from None
+    if (
+        isinstance(progress, bool)
+        or not isinstance(progress, (int, float))
+        or not math.isfinite(progress)
+        or not 0.0 <= progress <= 1.0
+    ):
+        raise ValueError(f"progress is {progress!r}, not a number from 0.0 to 1.0")
+    return ProgressReport(
+        chat_id=None if chat_id is None else str(chat_id),
+        message_id=None if message_id is None else str(message_id),
+        content=str(content),
+        progress=float(progress),
+        status=known,
+    )

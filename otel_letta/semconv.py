@@ -1,0 +1,62 @@
+"""Attribute names that otel_letta writes and reads.
+
+``letta.*`` are this project's own. OpenTelemetry's naming rules keep existing namespaces for the conventions
+themselves, and the GenAI conventions (Development, checked November 2026) define no progress of a task, so minting
+``gen_ai.task.progress`` would be wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TASK_PROGRESS: Final = "letta.task.progress"
+"""double, 0.0 to 1.0: the share of the task that is done."""
+TASK_STATUS: Final = "letta.task.status"
+"""string: ``in_progress``, ``completed`` or ``failed``."""
+TASK_CONTENT: Final = "letta.task.content"
+"""string: one line for a reader about where the task stands."""
+TASK_RESULT: Final = "letta.task.result"
+"""string: what the task produced."""
+TASK_ID: Final = "letta.task.id"
+"""string: spans with the same one, in whatever trace, are the same task."""
+TASK_NAME: Final = "letta.task.name"
+"""string: what people call the task; default is the span's name."""
+CHAT_ID: Final = "letta.chat.id"
+"""string: the conversation that asked for the task."""
+MESSAGE_ID: Final = "letta.message.id"
+"""string: the message that asked for the task."""
+AGENT_ID: Final = "letta.agent.id"
+"""string: another Letta agent than the configured one; only agents of the allow list are told."""
+
+DECLARING: Final = frozenset(
+    {TASK_PROGRESS, TASK_STATUS, TASK_CONTENT, TASK_RESULT, TASK_ID, TASK_NAME, CHAT_ID, MESSAGE_ID}
+)
+"""A span that carries one of these is a task, or a step of the task around it."""
+
+BARE_PROGRESS: Final = "progress"
+BARE_STATUS: Final = "status"
+BARE_CONTENT: Final = "content"
+BARE_CHAT_ID: Final = "chat_id"
+BARE_MESSAGE_ID: Final = "message_id"
+
+INTERESTING: Final = DECLARING | {AGENT_ID, BARE_PROGRESS, BARE_STATUS, BARE_CONTENT, BARE_CHAT_ID, BARE_MESSAGE_ID}
+"""Everything that is read from a span."""
+
+AGENT_SPAN_MARKS: Final = frozenset(
+    {
+        "gen_ai.operation.name",  # OpenTelemetry GenAI conventions
+        "openinference.span.kind",  # OpenInference
+        "traceloop.span.kind",  # OpenLLMetry
+    }
+)
+"""Attributes of spans that agent frameworks make. Such a span's bare ``status`` or ``content`` means something else."""
+
+PROGRESS_EVENT: Final = "progress"
+"""Name of span events that tell progress: attributes ``progress`` and ``content``, bare or as ``letta.task.*``."""
+
+SERVICE_NAME: Final = "service.name"  # OpenTelemetry resource conventions, stable
+HOST_NAME: Final = "host.name"
+EXCEPTION_EVENT: Final = "exception"  # OpenTelemetry exception conventions, stable
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+ERROR_TYPE: Final = "error.type"
