@@ -27,14 +27,23 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypedDict
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
 from otel_letta.errors import LettaConfigurationError
 
-__all__ = ["CLOUD_BASE_URL", "DEFAULT_BASE_URL", "VARIABLES", "Delivery", "Secret", "Settings", "Variable"]
+__all__ = [
+    "CLOUD_BASE_URL",
+    "DEFAULT_BASE_URL",
+    "VARIABLES",
+    "Delivery",
+    "Secret",
+    "Settings",
+    "SettingsOptions",
+    "Variable",
+]
 
 DEFAULT_BASE_URL = "https://letta2.oculair.ca"
 """The original integration's server, used when nothing names another one; `Settings.security_warnings` says so."""
@@ -919,3 +928,34 @@ def _log_once(logger: logging.Logger, level: int, text: str) -> None:
     mine = object()
     if _said.setdefault((logger.name, level, text), mine) is mine:
         logger.log(level, "%s", text)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# For type checkers and editors
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The keywords that exporter, processor and reporter take: a finished ``settings``, or any of the others."""
+
+    settings: Settings | None
+    dotenv_path: str | os.PathLike[str] | None
+    base_url: str | None
+    agent_id: str | None
+    password: str | Secret | None
+    api_key: str | Secret | None
+    delivery: Delivery | str | None
+    board_label: str | None
+    board_interval: float | None
+    message_interval: float | None
+    poll_interval: float | None
+    wake_budget: int | None
+    connect_timeout: float | None
+    read_timeout: float | None
+    busy_timeout: float | None
+    shutdown_timeout: float | None
+    probe_interval: float | None
+    max_pending_tasks: int | None
+    content_cap: int | None
+    max_steps: int | None
+    trace_link: str | None
+    agent_allow_list: Iterable[str] | str | None

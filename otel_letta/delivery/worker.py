@@ -43,7 +43,7 @@ class Retry:
     """When to try again after failures: jittered exponential backoff, or a probe now and then while parked."""
 
     def __init__(self, probe_interval: float) -> None:
-        self._probe_interval = probe_interval
+        self._probe_interval = max(probe_interval, 0.01)
         self.not_before = -math.inf
         """Monotonic seconds."""
         self.failures = 0

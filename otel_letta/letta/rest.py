@@ -95,9 +95,9 @@ class RestTransport:
             body["max_steps"] = self._settings.max_steps
         if lane.conversation_id:
             body["streaming"] = False  # the conversations route streams by default, the agents route does not
-            path = f"/v1/conversations/{quote(lane.conversation_id, safe='')}/messages"
+            path = f"/v1/conversations/{_segment(lane.conversation_id)}/messages"
         else:
-            path = f"/v1/agents/{quote(lane.agent_id, safe='')}/messages"
+            path = f"/v1/agents/{_segment(lane.agent_id)}/messages"
         try:
             answer = self._call("POST", path, body=body)
         except LettaAgentNotFoundError as error:
@@ -124,9 +124,9 @@ class RestTransport:
     def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
         # The default order gives the newest page. There is no filter by otid on the server (measured).
         path = (
-            f"/v1/conversations/{quote(lane.conversation_id, safe='')}/messages"
+            f"/v1/conversations/{_segment(lane.conversation_id)}/messages"
             if lane.conversation_id
-            else f"/v1/agents/{quote(lane.agent_id, safe='')}/messages"
+            else f"/v1/agents/{_segment(lane.agent_id)}/messages"
         )
         wanted = set(otids)
         rows = _rows(self._call("GET", path, params={"limit": str(_NEWEST), "order": "desc"}))
@@ -134,21 +134,21 @@ class RestTransport:
 
     def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
         if lane.conversation_id:
-            answer = _mapping(self._call("GET", f"/v1/conversations/{quote(lane.conversation_id, safe='')}"))
+            answer = _mapping(self._call("GET", f"/v1/conversations/{_segment(lane.conversation_id)}"))
             known = answer.get("in_context_message_ids")
         else:
-            known = _mapping(self._call("GET", f"/v1/agents/{quote(lane.agent_id, safe='')}")).get("message_ids")
+            known = _mapping(self._call("GET", f"/v1/agents/{_segment(lane.agent_id)}")).get("message_ids")
         # A server that does not say is taken at its word that the message was stored.
         return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
 
     def probe(self, lane: Lane) -> None:
-        self._call("GET", f"/v1/agents/{quote(lane.agent_id, safe='')}")
+        self._call("GET", f"/v1/agents/{_segment(lane.agent_id)}")
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
     def blocks(self, agent_id: str) -> list[Block]:
         try:
-            answer = self._call("GET", f"/v1/agents/{quote(agent_id, safe='')}/core-memory/blocks")
+            answer = self._call("GET", f"/v1/agents/{_segment(agent_id)}/core-memory/blocks")
         except (LettaServerError, LettaRequestError) as error:
             if error.status not in (404, 405, 501):
                 raise
@@ -175,13 +175,13 @@ class RestTransport:
                 )
             )
         )
-        path = f"/v1/agents/{quote(agent_id, safe='')}/core-memory/blocks/attach/{quote(block.id, safe='')}"
+        path = f"/v1/agents/{_segment(agent_id)}/core-memory/blocks/attach/{_segment(block.id)}"
         try:
             self._call("PATCH", path)
         except LettaError as error:
             # Without this each failed try would leave a block that belongs to nobody.
             try:
-                self._call("DELETE", f"/v1/blocks/{quote(block.id, safe='')}")
+                self._call("DELETE", f"/v1/blocks/{_segment(block.id)}")
             except LettaError as nested:
                 _logger.debug("could not delete the unattached block %s: %s", block.id, nested)
             if error.status == 409:
@@ -191,7 +191,7 @@ class RestTransport:
         return block
 
     def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
-        self._call("PATCH", f"/v1/blocks/{quote(block.id, safe='')}", body={"value": value, "metadata": metadata})
+        self._call("PATCH", f"/v1/blocks/{_segment(block.id)}", body={"value": value, "metadata": metadata})
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -282,6 +282,11 @@ class RestTransport:
         # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
         # some error reporters print those.
         raise failure
+
+
+def _segment(identifier: str) -> str:
+    """One path segment. An id of dots alone would otherwise walk up the path."""
+    return quote(identifier, safe="") if identifier.strip(".") else identifier.replace(".", "%2E")
 
 
 def _no_answer(error: Exception, settings: Settings) -> LettaError:
