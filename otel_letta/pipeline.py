@@ -125,6 +125,8 @@ class Pipeline:
                 self._note((_ALONE, span, None, None))
         elif declares or entry.task is not None:
             self._note((_END, entry, span, _why_aborted(span, entry)))
+        else:
+            entry.over = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
@@ -245,6 +247,8 @@ class Pipeline:
         elif kind == _END:
             self._look_at_ancestors(what)
             tracker.ended(what, SpanFacts.read(span), aborted)
+            if what.task is not None:
+                what.parent = None  # whoever looks up from a child stops at this span's task
         elif kind == _ALONE:
             facts = SpanFacts.read(what)
             parent = self._open.get(facts.parent) if facts.parent is not None else None
@@ -450,16 +454,7 @@ class Pipeline:
         self._forked_at = time.time_ns()
         self._budget_used = 0.0
         self._errors = Throttle(_logger)
-        # The inherited connection is only dropped. Closing it properly would speak on the parent's connection.
-        self._transport = _clone(self._transport)
         self._begin()
-
-
-def _clone(transport: Transport) -> Transport:
-    renew = getattr(transport, "after_fork_in_child", None)
-    if renew is not None:
-        renew()
-    return transport
 
 
 def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:

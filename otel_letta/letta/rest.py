@@ -8,9 +8,11 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Generator, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -63,6 +65,18 @@ class _Bearer(httpx.Auth):
         yield request
 
 
+_instances: weakref.WeakSet[RestTransport] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for transport in list(_instances):
+        transport.forget_connections()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class RestTransport:
     """Speaks to one Letta REST server. See `Transport` for what each call means."""
 
@@ -71,6 +85,7 @@ class RestTransport:
         self._server = settings.base_url
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
+        _instances.add(self)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
 
@@ -212,8 +227,8 @@ class RestTransport:
         if client is not None:
             client.close()
 
-    def after_fork_in_child(self) -> None:
-        """Forget the parent's connections without closing them: closing would speak on them."""
+    def forget_connections(self) -> None:
+        """In a forked child: drop the parent's connections without closing them, which would speak on them."""
         self._lock = threading.Lock()
         self._client = None
 

@@ -23,7 +23,7 @@ class OpenSpan(weakref.ref[Span]):
     One object instead of two, since one is made for every recorded span of the program, task or not.
     """
 
-    __slots__ = ("event_time", "key", "owner", "parent", "said", "seen", "start_exception", "task")
+    __slots__ = ("event_time", "key", "over", "owner", "parent", "said", "seen", "start_exception", "task")
 
     key: SpanKey
     parent: OpenSpan | None
@@ -39,6 +39,8 @@ class OpenSpan(weakref.ref[Span]):
     """The content that this span said last."""
     event_time: int
     """Time of the last progress event that was read."""
+    over: bool
+    """The span ended without ever being a task or step: nobody needs to look through it any more."""
 
 
 class OpenSpans:
@@ -63,13 +65,20 @@ class OpenSpans:
             return None
         entry = OpenSpan(span, self._forget)
         entry.key = key
-        entry.parent = spans.get(parent) if parent is not None else None
+        above = spans.get(parent) if parent is not None else None
+        if above is not None:
+            # Spans that hand over to one another for ever (a loop whose every turn starts inside the last one) would
+            # otherwise make a chain that never ends.
+            while above.parent is not None and above.parent.over:
+                above.parent = above.parent.parent
+        entry.parent = above
         entry.task = None
         entry.owner = False
         entry.start_exception = start_exception
         entry.seen = None
         entry.said = None
         entry.event_time = 0
+        entry.over = False
         spans[key] = entry
         return entry
 
