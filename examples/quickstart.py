@@ -4,6 +4,8 @@ Without any setting it talks to the stand-in server of `otel_letta.testing`. Wit
 LETTA_BASE_URL, LETTA_PASSWORD as your server needs them) it talks to your agent: that costs two turns of its LLM.
 
     python examples/quickstart.py
+
+Expect one task that completes with a result, and one that fails with "ValueError: bad row 1043".
 """
 
 from __future__ import annotations
@@ -11,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import Any
 
+from _stand_in import letta_agent
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_letta import LettaSpanProcessor, Settings
-from otel_letta.testing import InMemoryLetta
+from otel_letta import LettaSpanProcessor
 
 
 def work() -> None:
@@ -42,34 +43,19 @@ def work() -> None:
 
 
 def main() -> int:
-    asked = Settings.resolve(require_agent=False)
-    if asked.agent_id:
-        print(f"Reporting to agent {asked.agent_id} at {asked.base_url}")
-        return run()
-    with InMemoryLetta() as letta:
-        agent_id = letta.create_agent("quickstart")
-        print(f"No LETTA_AGENT_ID is set: reporting to a stand-in for Letta at {letta.base_url}\n")
-        code = run(base_url=letta.base_url, agent_id=agent_id, board_interval=0.5)
-        print("What the agent sees in its memory block:\n")
-        print(letta.board(agent_id))
-        print("\nWhat woke the agent:\n")
-        for message in letta.messages(agent_id):
-            print(message.content, end="\n\n")
-        return code
-
-
-def run(**options: Any) -> int:
     provider = TracerProvider(resource=Resource.create({"service.name": "quickstart"}))
-    processor = LettaSpanProcessor(**options)
+    processor = LettaSpanProcessor()
     provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)
     work()
     delivered = provider.force_flush()
     stats = processor.stats()
     provider.shutdown()
-    print(f"Delivered: {delivered}. Agent turns: {stats['requests']}, board writes: {stats['board_writes']}\n")
+    print(f"Delivered: {delivered}. Agent turns: {stats['requests']}, board writes: {stats['board_writes']}")
     return 0 if delivered else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with letta_agent():
+        code = main()
+    sys.exit(code)

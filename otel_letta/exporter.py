@@ -12,6 +12,7 @@ from otel_letta.letta.transport import Transport
 from otel_letta.pipeline import Component
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from typing_extensions import Unpack
 
     from otel_letta.settings import SettingsOptions
@@ -34,12 +35,22 @@ class LettaSpanExporter(Component, SpanExporter):
 
     Args:
         transport: instead of Letta's REST API; for tests.
+        meter_provider: for `otel_letta.selfmetrics`, if they are on; default is the global one.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
-            ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing.
+            ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
-        super().__init__("LettaSpanExporter", live=False, transport=transport, options=dict(options))
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        meter_provider: MeterProvider | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
+        super().__init__(
+            "LettaSpanExporter", live=False, transport=transport, meter_provider=meter_provider, options=dict(options)
+        )
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Hand the spans over; never waits for Letta, so SUCCESS means accepted, not delivered.
@@ -47,20 +58,28 @@ class LettaSpanExporter(Component, SpanExporter):
         Returns:
             FAILURE after `shutdown`, else SUCCESS.
         """
+        error = self._hand_over(spans)
+        if self._metrics is not None:
+            self._metrics.exported(spans, error)
+        return SpanExportResult.SUCCESS if error is None else SpanExportResult.FAILURE
+
+    def _hand_over(self, spans: Sequence[ReadableSpan]) -> str | None:
+        """What is wrong, None if nothing."""
         if self._shutdown:
-            return SpanExportResult.FAILURE
+            return "already_shutdown"
         try:
-            pipeline = self._pipeline()
+            pipeline = self._hooked
             if pipeline is not None:
                 pipeline.export(spans)
         except Exception as error:  # noqa: BLE001
             self._swallow("export", error)
-            return SpanExportResult.FAILURE
-        return SpanExportResult.SUCCESS
+            return type(error).__name__
+        return None
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Wait until everything that was exported reached Letta, at most so long.
 
+        A task that waits for its parent span to end, since it may be only a step of that one, waits no longer.
         The SDK's `BatchSpanProcessor` does not call this from its own ``force_flush``: call both.
 
         Returns:

@@ -117,8 +117,8 @@ def _warn_once(error: OSError) -> None:
         _logger.warning(
             "cannot lock files in %s (%s): processes on this host may write to one Letta agent at the same time, "
             "and then Letta can lose messages",
-            tempfile.gettempdir(),
-            error.strerror or type(error).__name__,
+            tempfile.tempdir or "the temporary directory",
+            error.strerror or str(error) or type(error).__name__,
         )
 
 

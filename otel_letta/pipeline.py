@@ -7,35 +7,44 @@ reads the queue, looks at open spans a few times a second while there are any, a
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import importlib
 import logging
 import os
 import queue
 import socket
 import sys
+import tempfile
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as otel_context
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode
 
 from otel_letta import semconv
+from otel_letta.aborts import abort_reason
 from otel_letta.delivery.board import BoardKeeper
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.delivery.worker import suppressed
+from otel_letta.delivery.worker import is_ours, suppressed
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
+from otel_letta.live import watch
 from otel_letta.report import ProgressReport
-from otel_letta.settings import Delivery, Settings
-from otel_letta.text import as_text
+from otel_letta.settings import Delivery, Settings, SettingsOptions, _refuse_unknown
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
-from otel_letta.tracking.roles import SpanFacts, SpanKey, attributes_of, may_declare
+from otel_letta.tracking.roles import SpanFacts, SpanKey, attributes_of, key_of, may_declare
 from otel_letta.tracking.tasks import TaskTracker
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+
+    from otel_letta.selfmetrics import SelfMetrics
 
 __all__ = ["Handle", "Pipeline", "join"]
 
@@ -46,16 +55,30 @@ _BACKLOG = 10_000
 _POLL_SHARE = 20
 """Looking at the open spans may take one part in so many of the time; with very many of them it gets rarer."""
 
-_START, _END, _ALONE, _WAKE, _STOP = range(5)
+_THREAD_RETRY = 1.0
+"""Seconds until a hook tries again to start a thread."""
+
+_FRAMES_TO_LOGFIRE = 10
+"""At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
+
+_START, _END, _ALONE, _WAKE, _LOOK = range(5)
 _Note = tuple[int, Any, Any, Any]
+
+if sys.version_info >= (3, 11):
+    _handled = sys.exception
+else:
+
+    def _handled() -> BaseException | None:
+        return sys.exc_info()[1]
 
 
 class Pipeline:
     """The way from a provider's spans to one Letta agent. Made by `join`."""
 
-    def __init__(self, settings: Settings, transport: Transport) -> None:
+    def __init__(self, settings: Settings, transport: Transport, metrics: SelfMetrics | None = None) -> None:
         self.settings = settings
-        self._transport = transport
+        self._metrics = metrics
+        self._transport = transport if metrics is None else metrics.timed(transport)
         self._handles: set[Handle] = set()
         self._foreign: frozenset[SpanKey] = frozenset()
         self._forked_at = 0
@@ -66,20 +89,24 @@ class Pipeline:
     def _begin(self) -> None:
         """Everything that belongs to one process."""
         settings = self.settings
-        # Its put() is reentrant: a hook may run in a destructor or a signal handler, in the middle of another put.
-        self._notes: queue.SimpleQueue[_Note] = queue.SimpleQueue()
+        # Notes are taken out only by who holds the tracker's lock, or two readers could change their order. Both are
+        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        self._notes: deque[_Note] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asleep = False
+        self._stopped = False
         self._open = OpenSpans()
         self._watching = False
         self._alone_waiting = False
-        self._live = False
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.RLock()
+        self._no_thread_before = 0.0
         self._tracker_lock = threading.Lock()
-        self._inside = threading.local()
         self._closed = False
         self._next_poll = 0.0
         self._poll_interval = settings.poll_interval
-        self._stats = Stats()
+        self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self._courier.lanes())
+        self._tracker_due: int | None = None
         self._tracker = TaskTracker(
             emit=self._deliver,
             now=time.time_ns,
@@ -92,21 +119,25 @@ class Pipeline:
 
     # -- hooks: on the traced program's threads ----------------------------------------------------------------------
 
+    # Every recorded span of the program passes through the next two, and most are no tasks: each line is measured.
+
     def on_start(self, span: Span) -> None:
         """A recorded span started."""
-        context = span.context
-        parent = span.parent
-        exception = sys.exc_info()[1]
-        entry = self._open.add(
-            (context.trace_id, context.span_id),
-            span,
-            None if parent is None or parent.is_remote else (parent.trace_id, parent.span_id),
-            0 if exception is None else id(exception),
-        )
+        entry = self._open.add(span)
         if entry is None:
             return
-        if may_declare(attributes_of(span)):
-            self._note((_START, entry, span, None))
+        exception = _handled()
+        if exception is not None and not isinstance(exception, Exception):
+            entry.start_exception = id(exception)
+        try:
+            attributes = span._attributes  # the property costs four times as much
+        except AttributeError:
+            attributes = span.attributes
+        if attributes and may_declare(attributes):
+            if is_suppressed():
+                entry.ignored = True
+            else:
+                self._note((_START, entry, span, None))
         elif not self._watching:
             # Any span may become a task later, so somebody has to look. Set after the entry is in the registry:
             # the thread clears the flag before it finds the registry empty.
@@ -115,18 +146,32 @@ class Pipeline:
 
     def on_end(self, span: ReadableSpan) -> None:
         """A recorded span ended."""
-        context = span.context
-        key = (context.trace_id, context.span_id)
-        entry = self._open.pop(key)
-        declares = may_declare(attributes_of(span))
+        entry = self._open.pop(span.context[:2])
+        try:
+            attributes = span._attributes
+        except AttributeError:
+            attributes = span.attributes
         if entry is None:
-            # Started before the processor was added, or in the process that this one was forked from.
-            if declares and key not in self._foreign:
+            # Ended by somebody else already, started before the processor was added, or in the process that this
+            # one was forked from.
+            if attributes and may_declare(attributes) and not self._is_foreign(span):
                 self._note((_ALONE, span, None, None))
-        elif declares or entry.task is not None:
-            self._note((_END, entry, span, _why_aborted(span, entry)))
+        elif entry.task is not None or (attributes and may_declare(attributes)):
+            # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
+            if not entry.ignored:
+                entry.ended = span
+                self._note((_END, entry, span, _why_aborted(span, entry)))
         else:
             entry.over = True
+
+    def look_soon(self, span: object) -> None:
+        """A helper has written on an open span: look at it now, not at the next poll."""
+        if isinstance(span, Span):
+            entry = self._open.get(key_of(span))
+            # One note is enough, however often the span is written to until it is read.
+            if entry is not None and not entry.noted:
+                entry.noted = True
+                self._note((_LOOK, entry, None, None))
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
@@ -134,52 +179,78 @@ class Pipeline:
             declares = may_declare(attributes_of(span))
             if not (declares or self._alone_waiting):
                 continue
-            context = span.context
-            key = (context.trace_id, context.span_id)
+            key = key_of(span)
             # A live processor that watches this span will tell its end, and knows more about it.
-            if self._open.get(key) is not None or key in self._foreign:
+            if self._open.get(key) is not None or self._is_foreign(span):
                 continue
-            if self._forked_at and (span.start_time or 0) < self._forked_at:
-                continue  # started before the fork: the parent process ends and tells it
             if declares:
                 # From here on plain spans matter too: one may be what this one waits for to know its task.
                 self._alone_waiting = True
             self._note((_ALONE, span, None, None))
 
+    def _is_foreign(self, span: ReadableSpan) -> bool:
+        """True for a span that was open when this process was forked: the parent process ends and tells it."""
+        return bool(self._forked_at) and ((span.start_time or 0) < self._forked_at or key_of(span) in self._foreign)
+
     def _note(self, note: _Note) -> None:
         if self._closed:
             return
-        self._notes.put(note)
-        if self._thread is None:
+        self._notes.append(note)
+        if self._asleep:
+            self._ring()
+        elif self._thread is None:
             self._start_thread()
-        if self._notes.qsize() > _BACKLOG and not getattr(self._inside, "busy", False):
+        # Not in a destructor that runs in the middle of our own work, with half of that work done.
+        if len(self._notes) > _BACKLOG and not is_ours():
             self._work_off(wait=False)
 
     def _start_thread(self) -> None:
         with self._thread_lock:
-            if self._thread is not None or self._closed:
+            if self._thread is not None or self._closed or time.monotonic() < self._no_thread_before:
                 return
             thread = threading.Thread(target=self._run, name="otel_letta", daemon=True)
             self._thread = thread
             try:
                 thread.start()
             except RuntimeError:
-                # At interpreter shutdown Python 3.12 starts no thread any more: flush and shutdown do the work.
+                # At interpreter shutdown Python 3.12 starts no thread any more: flush and shutdown do the work. Or
+                # the machine is out of threads, and will have some again.
+                self._thread = None
+                self._no_thread_before = time.monotonic() + _THREAD_RETRY
                 _logger.debug("no thread can be started: reports go out at flush or shutdown")
+                return
+            self._care_for_exit()
+
+    def _care_for_exit(self) -> None:
+        """Deliver at the end of a child of multiprocessing: with fork and forkserver it exits without `atexit`, so
+        no provider is shut down there."""
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None and process.parent_process() is not None:
+            from multiprocessing import util
+
+            util.Finalize(None, _at_process_end, args=(weakref.ref(self),), exitpriority=0)
 
     # -- the pipeline's thread ---------------------------------------------------------------------------------------
 
+    def _ring(self) -> None:
+        self._asleep = False
+        self._bell.put(None)
+
     def _run(self) -> None:
-        notes = self._notes
         with suppressed():
-            while True:
-                try:
-                    note = notes.get(timeout=self._pause())
-                except queue.Empty:
-                    note = (_WAKE, None, None, None)
-                if note[0] == _STOP:
-                    return
-                self._guarded(lambda note=note: self._turn(note))  # type: ignore[misc]
+            while not self._stopped:
+                self._sleep()
+                self._guarded(self._turn)
+
+    def _sleep(self) -> None:
+        """Until there are notes, or something is due."""
+        while not self._bell.empty():
+            self._bell.get_nowait()  # rung when already awake
+        self._asleep = True
+        if not self._notes and not self._stopped:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=self._pause())
+        self._asleep = False
 
     def _pause(self) -> float | None:
         """Seconds until the open spans want a look; None (no wake-ups at all) while there are none."""
@@ -191,43 +262,34 @@ class Pipeline:
             waits.append((due - time.time_ns()) / 1e9)
         return max(min(waits), 0.0) if waits else None
 
-    _tracker_due: int | None = None
-
-    def _turn(self, note: _Note) -> None:
+    def _turn(self) -> None:
         with self._tracker_lock:
-            self._inside.busy = True
-            try:
-                self._handle(note)
-                self._drain()
-                if self._watching and time.monotonic() >= self._next_poll:
-                    self._poll()
-                self._tend()
-            finally:
-                self._inside.busy = False
+            self._drain()
+            if self._watching and time.monotonic() >= self._next_poll:
+                self._poll()
+            self._tend()
 
     def _work_off(self, *, wait: bool, timeout: float = 0.0) -> bool:
         """Read all notes on the calling thread. False if another thread held the tracker for too long."""
-        if not (self._tracker_lock.acquire(timeout=timeout) if wait else self._tracker_lock.acquire(blocking=False)):
-            return False
-        self._inside.busy = True
-        try:
-            self._drain()
-            if wait:
-                self._poll()
-            self._tend()
-        finally:
-            self._inside.busy = False
-            self._tracker_lock.release()
+        with suppressed():
+            if not self._tracker_lock.acquire(blocking=wait, timeout=timeout if wait else -1):
+                return False
+            try:
+                self._drain()
+                if wait:
+                    self._poll()
+                    # Somebody flushes, and may not be here when the parents that spans wait for have ended.
+                    self._guarded(self._tracker.release)
+                self._tend()
+            finally:
+                self._tracker_lock.release()
         return True
 
     def _drain(self) -> None:
-        for _ in range(self._notes.qsize()):
+        for _ in range(len(self._notes)):
             try:
-                note = self._notes.get_nowait()
-            except queue.Empty:
-                return
-            if note[0] == _STOP:
-                self._notes.put(note)
+                note = self._notes.popleft()
+            except IndexError:  # a hook that ran in the middle of this has helped
                 return
             self._handle(note)
 
@@ -241,12 +303,17 @@ class Pipeline:
         if kind == _START:
             if what.task is None:
                 self._look_at_ancestors(what)
-                tracker.started(what, SpanFacts.read(span))
-                self._remember(what, span)
-            self._watching = True
+                self._start_task(what, span)
+            self._watch()
+        elif kind == _WAKE:
+            self._watch()
+        elif kind == _LOOK:
+            what.noted = False
+            self._look(what)
         elif kind == _END:
             self._look_at_ancestors(what)
             tracker.ended(what, SpanFacts.read(span), aborted)
+            what.ended = None
             if what.task is not None:
                 what.parent = None  # whoever looks up from a child stops at this span's task
         elif kind == _ALONE:
@@ -256,6 +323,19 @@ class Pipeline:
                 self._look(parent)
             tracker.ended_alone(facts, parent)
 
+    def _start_task(self, entry: OpenSpan, span: ReadableSpan) -> None:
+        # Remembered as it was before it is read: what is set in between shall look new at the next look.
+        seen = attributes_of(span)
+        self._tracker.started(entry, SpanFacts.read(span))
+        entry.seen = seen
+
+    def _watch(self) -> None:
+        """Look at the open spans from now on."""
+        now = time.monotonic()
+        if self._next_poll < now:
+            self._next_poll = now + self._poll_interval
+        self._watching = True
+
     def _look_at_ancestors(self, entry: OpenSpan) -> None:
         """An ancestor may have become a task since the last look; then this span is its step, not a task."""
         parent = entry.parent
@@ -264,14 +344,17 @@ class Pipeline:
             chain.append(parent)
             parent = parent.parent
         for ancestor in reversed(chain):
-            self._look(ancestor)
+            # It may have ended meanwhile, and the note of that still be in the queue.
+            span = ancestor.ended or ancestor()
+            if span is not None and not ancestor.ignored and may_declare(attributes_of(span)):
+                self._start_task(ancestor, span)
 
     def _poll(self) -> None:
         """Look at every open span for what was set since the last time."""
         began = time.monotonic()
         for entry in self._open.snapshot():
             self._guarded(lambda entry=entry: self._look(entry))  # type: ignore[misc]
-        for entry in self._open.take_lost():
+        for entry in self._open.take_lost(patient=True):
             self._guarded(lambda entry=entry: self._tracker.lost(entry))  # type: ignore[misc]
         self._watching = False
         if len(self._open):
@@ -281,44 +364,41 @@ class Pipeline:
 
     def _look(self, entry: OpenSpan) -> None:
         span = entry()
-        if span is None or span.end_time is not None:
+        if span is None or span.end_time is not None or entry.ignored:
             return
         attributes = attributes_of(span)
         if entry.task is None:
             if may_declare(attributes):
                 self._look_at_ancestors(entry)
-                self._tracker.started(entry, SpanFacts.read(span))
-                self._remember(entry, span)
+                self._start_task(entry, span)
             return
-        seen = entry.seen or {}
+        seen = entry.seen
+        events = span.events
+        newest_event = events[-1].timestamp if events else 0
         # By identity, so that comparing runs no code of the values.
-        changed = any(attributes.get(name) is not seen.get(name) for name in semconv.INTERESTING)
-        if not changed:
-            events = span.events
-            changed = bool(events) and events[-1].timestamp > entry.event_time
-        if changed:
+        if newest_event > entry.event_time or any(
+            attributes.get(name) is not seen.get(name) for name in semconv.INTERESTING
+        ):
             self._tracker.observed(entry, SpanFacts.read(span))
             entry.seen = attributes
-            events = span.events
-            if events:
-                entry.event_time = max(entry.event_time, events[-1].timestamp)
-
-    def _remember(self, entry: OpenSpan, span: Span) -> None:
-        entry.seen = attributes_of(span)
+            entry.event_time = max(entry.event_time, newest_event)
 
     def _tend(self) -> None:
         self._tracker_due = self._tracker.tick()
-        if self._tracker_due is None and not self._notes.qsize():
+        if self._tracker_due is None and not self._notes:
             self._alone_waiting = False
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:
-            self._errors.log(
-                logging.ERROR, type(error).__name__, "unexpected error while reading spans: %s", type(error).__name__
-            )
-            _logger.debug("unexpected error", exc_info=True)
+        except Exception as error:  # noqa: BLE001
+            self.note_error("reading spans", error)
+
+    def note_error(self, where: str, error: Exception) -> None:
+        """Log a bug of ours, at most once a minute for each kind; its text could hold anything: for DEBUG only."""
+        kind = type(error).__name__
+        self._errors.log(logging.ERROR, f"{where} {kind}", "%s: unexpected %s", where, kind)
+        _logger.debug("unexpected error", exc_info=error)
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -363,7 +443,8 @@ class Pipeline:
         deadline = time.monotonic() + timeout
         if not self._work_off(wait=True, timeout=timeout):
             return False
-        return self._flush_delivery(deadline, closing=False)
+        with suppressed():
+            return self._flush_delivery(deadline, closing=False)
 
     def _flush_delivery(self, deadline: float, *, closing: bool) -> bool:
         courier = self._courier
@@ -409,31 +490,45 @@ class Pipeline:
         began = time.monotonic()
         deadline = began + budget
         try:
-            self._work_off(wait=True, timeout=budget)
-            if handle.live and not any(other.live for other in self._handles):
-                self._end_open_tasks(budget)
-            if not last:
-                return self._flush_delivery(deadline, closing=False)
-            self._end_open_tasks(budget)
-            self._closed = True
-            self._notes.put((_STOP, None, None, None))
-            delivered = self._flush_delivery(deadline, closing=True)
-            with self._courier.lock:
-                for keeper in self._boards.values():
-                    keeper.stop()
-            return delivered
+            with suppressed():
+                self._closed = last
+                if last or (handle.live and not any(other.live for other in self._handles)):
+                    self._end_open_tasks(budget)
+                else:
+                    self._work_off(wait=True, timeout=budget)
+                if not last:
+                    return self._flush_delivery(deadline, closing=False)
+                self._stopped = True
+                self._ring()
+                delivered = self._flush_delivery(deadline, closing=True)
+                with self._courier.lock:
+                    for keeper in self._boards.values():
+                        keeper.stop()
+                return delivered
         finally:
             self._budget_used += time.monotonic() - began
 
     def _end_open_tasks(self, timeout: float) -> None:
         if not self._tracker_lock.acquire(timeout=timeout):
             return
-        self._inside.busy = True
         try:
+            self._drain()
+            self._poll()
             self._guarded(lambda: self._tracker.shutdown(self._open.snapshot()))
         finally:
-            self._inside.busy = False
             self._tracker_lock.release()
+
+    def at_process_end(self) -> None:
+        """A child of multiprocessing is about to exit, perhaps without shutting its provider down."""
+        deadline = time.monotonic() + self.settings.shutdown_timeout
+        with suppressed():
+            others = [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
+            if others:  # multiprocessing waits for these afterwards, and they may end their tasks well
+                self._work_off(wait=True, timeout=self.settings.shutdown_timeout)
+            else:
+                self._end_open_tasks(self.settings.shutdown_timeout)
+            if not self._flush_delivery(deadline, closing=False):
+                _logger.warning("not every report was delivered before this child process ended")
 
     def stats(self) -> dict[str, Any]:
         """Counts of what became of reports; see `LettaSpanExporter.stats`."""
@@ -457,6 +552,12 @@ class Pipeline:
         self._begin()
 
 
+def _at_process_end(reference: weakref.ref[Pipeline]) -> None:
+    pipeline = reference()
+    if pipeline is not None and not pipeline._closed:
+        pipeline._guarded(pipeline.at_process_end)
+
+
 def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
     """What stopped a span that OpenTelemetry shows as merely UNSET, None if nothing did.
 
@@ -464,21 +565,10 @@ def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
     looked for here, while they are still being handled. One that was already being handled when the span started is
     not the span's: cleaning up inside ``except CancelledError`` is innocent.
     """
-    exception = sys.exc_info()[1]
-    if exception is None or isinstance(exception, Exception) or id(exception) == entry.start_exception:
+    exception = _handled()
+    if exception is None or id(exception) == entry.start_exception:
         return None
-    if span.status.status_code is not StatusCode.UNSET or isinstance(exception, GeneratorExit):
-        return None
-    if isinstance(exception, SystemExit):
-        code = exception.code
-        if code is None or (isinstance(code, int) and code == 0):
-            return None
-        return f"the program exited with code {int(code)}" if isinstance(code, int) else "the program exited"
-    if isinstance(exception, asyncio.CancelledError):
-        return "cancelled or timed out"
-    if isinstance(exception, KeyboardInterrupt):
-        return "interrupted (Ctrl-C)"
-    return f"stopped by {as_text(type(exception).__name__)}"
+    return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 
 # -- sharing -----------------------------------------------------------------------------------------------------
@@ -505,11 +595,11 @@ _registry_lock = threading.RLock()
 _all: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
-def join(settings: Settings, transport: Transport | None, *, live: bool) -> Handle:
+def join(settings: Settings, transport: Transport | None, *, live: bool, metrics: SelfMetrics | None = None) -> Handle:
     """A share in the pipeline for these settings, which is made if there is none.
 
     Two components are alike if their settings are; a transport of one's own makes a pipeline of one's own, shared
-    with whoever brings the same one.
+    with whoever brings the same one. ``metrics`` measure the pipeline if it is made here.
     """
     key = (settings.identity(), id(transport) if transport is not None else None)
     with _registry_lock:
@@ -518,13 +608,29 @@ def join(settings: Settings, transport: Transport | None, *, live: bool) -> Hand
             if transport is None:
                 from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
 
+                _import_early()
                 transport = RestTransport(settings)
             settings.warn_once(_logger)
-            pipeline = _registry[key] = Pipeline(settings, transport)
+            pipeline = _registry[key] = Pipeline(settings, transport, metrics)
             _all.add(pipeline)
+            watch(pipeline.look_soon)
         handle = Handle(pipeline, live=live)
         pipeline._handles.add(handle)
         return handle
+
+
+def _import_early() -> None:
+    """Do now what a first request would do on our threads: httpx, Python and OpenSSL set much up only on demand.
+
+    A fork in the middle of that leaves its locks locked in the child for ever, where every later use of it hangs. It
+    was seen with imports, OpenSSL's initialisation and the search for the temporary directory (which has our locks).
+    """
+    tempfile.gettempdir()
+    for name in ("httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if "ssl" in sys.modules:
+        sys.modules["ssl"].SSLContext(sys.modules["ssl"].PROTOCOL_TLS_CLIENT)
 
 
 def _forget(pipeline: Pipeline) -> None:
@@ -547,24 +653,49 @@ if hasattr(os, "register_at_fork"):
 class Component:
     """What exporter and processor have in common: settings that may be bad, a share, and never an exception."""
 
-    def __init__(self, kind: str, *, live: bool, transport: Transport | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        live: bool,
+        transport: Transport | None,
+        meter_provider: MeterProvider | None,
+        options: dict[str, Any],
+    ) -> None:
         self._handle: Handle | None = None
-        self._errors = Throttle(_logger)
+        self._hooked: Pipeline | None = None
         self._shutdown = False
+        self._metrics: SelfMetrics | None = None
         settings = options.pop("settings", None)
         try:
+            unknown = _take_unknown(options)
             if settings is None:
                 settings = Settings.resolve(**options)
             elif options:
                 raise LettaConfigurationError(f"settings and {', '.join(sorted(options))} exclude each other")
+            if unknown and settings.sources["base_url"] == "default":
+                raise unknown[0]  # it may have been meant to name the server: then all, and a password, would go astray
+            for error in unknown:  # else a slip in a YAML file must not switch reporting off
+                _logger.warning("%s ignores an option: %s", kind, error)
             if settings.disabled:
                 _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
                 return
-            self._handle = join(settings, transport, live=live)
+            self._metrics = _self_metrics(kind, settings, meter_provider)
+            self._handle = join(settings, transport, live=live, metrics=self._metrics)
+            self._hooked = self._handle.pipeline
         except LettaConfigurationError as error:
             # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
             # other exporters and instrumentations with it (measured).
             _logger.error("%s does nothing: %s", kind, error)
+            self._metrics = _self_metrics(kind, None, meter_provider)
+        except Exception as error:
+            _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
+            _logger.debug("unexpected error", exc_info=True)
+
+    @property
+    def active(self) -> bool:
+        """False if there is nothing that this could do: its settings are bad, or it was shut down."""
+        return self._hooked is not None
 
     def stats(self) -> dict[str, Any]:
         """Numbers since the start: what was sent, held, conflated, dropped and why, and what is wrong now.
@@ -578,25 +709,70 @@ class Component:
         """
         return self._handle.pipeline.stats() if self._handle is not None else {}
 
-    def _pipeline(self) -> Pipeline | None:
-        handle = self._handle
-        return handle.pipeline if handle is not None and not handle.closed else None
-
-    def _flush(self, timeout_millis: float) -> bool:
-        pipeline = self._pipeline()
-        return pipeline is None or pipeline.flush(max(timeout_millis, 0) / 1e3)
+    def _flush(self, timeout_millis: float | None) -> bool:
+        pipeline = self._hooked
+        if pipeline is None:
+            return True
+        try:
+            return pipeline.flush(max(30_000 if timeout_millis is None else timeout_millis, 0) / 1e3)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("force_flush", error)
+            return False
 
     def _close(self, timeout_millis: float | None) -> None:
-        if self._handle is None or self._handle.closed:
+        pipeline, self._hooked = self._hooked, None
+        handle = self._handle
+        if pipeline is None or handle is None:
             return
-        most = self._handle.pipeline.settings.shutdown_timeout
-        self._handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
+        most = pipeline.settings.shutdown_timeout
+        try:
+            handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
+        except Exception as error:  # noqa: BLE001
+            self._swallow("shutdown", error)
 
     def _swallow(self, where: str, error: Exception) -> None:
         """A hook's exception would replace the traced program's own, so it ends here."""
-        self._errors.log(logging.ERROR, where, "%s: unexpected %s", where, type(error).__name__)
+        if self._handle is not None:
+            self._handle.pipeline.note_error(where, error)
+
+
+def _take_unknown(options: dict[str, Any]) -> list[LettaConfigurationError]:
+    """Take out the options that do not exist; returns a complaint about each, which never quotes its value."""
+    complaints = []
+    for name in [name for name in options if name not in SettingsOptions.__annotations__]:
+        del options[name]
+        try:
+            _refuse_unknown([name])
+        except LettaConfigurationError as error:
+            complaints.append(error)
+    return complaints
+
+
+def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterProvider | None) -> SelfMetrics | None:
+    if os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "").strip().lower() != "true":
+        return None
+    from otel_letta.selfmetrics import SelfMetrics
+
+    try:
+        return SelfMetrics(kind, settings, meter_provider)
+    except Exception:
+        _logger.warning("%s has no metrics: the meter provider failed", kind, exc_info=True)
+        return None
 
 
 def is_suppressed() -> bool:
     """True on a thread or in a task that OpenTelemetry's own machinery works on."""
-    return bool(otel_context.get_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY))
+    return bool(get_value(_SUPPRESS_INSTRUMENTATION_KEY)) and not _is_logfires_own_suppression()
+
+
+def _is_logfires_own_suppression() -> bool:
+    """True in a hook that Logfire calls (``additional_span_processors``): it calls all of them with instrumentation
+    suppressed, having left out the spans that were suppressed before. Nothing but the stack tells the two apart."""
+    frame = sys._getframe(2)
+    for _ in range(_FRAMES_TO_LOGFIRE):
+        if frame.f_globals.get("__name__") == "logfire._internal.exporters.processor_wrapper":
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

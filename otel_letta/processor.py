@@ -8,9 +8,10 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline import Component, is_suppressed
+from otel_letta.pipeline import Component
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from typing_extensions import Unpack
 
     from otel_letta.settings import SettingsOptions
@@ -36,18 +37,28 @@ class LettaSpanProcessor(Component, SpanProcessor):
 
     Args:
         transport: instead of Letta's REST API; for tests.
+        meter_provider: for `otel_letta.selfmetrics`, if they are on; default is the global one.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
-            ``settings``. Bad or missing ones are logged as one error, and the processor does nothing.
+            ``settings``. Bad or missing ones are logged as one error, and the processor does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
-        super().__init__("LettaSpanProcessor", live=True, transport=transport, options=dict(options))
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        meter_provider: MeterProvider | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
+        super().__init__(
+            "LettaSpanProcessor", live=True, transport=transport, meter_provider=meter_provider, options=dict(options)
+        )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Called by the SDK when a recorded span starts, on the starting thread."""
         try:
-            pipeline = self._pipeline()
-            if pipeline is not None and not is_suppressed():
+            pipeline = self._hooked
+            if pipeline is not None:
                 pipeline.on_start(span)
         except Exception as error:  # noqa: BLE001
             self._swallow("on_start", error)
@@ -55,9 +66,11 @@ class LettaSpanProcessor(Component, SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Called by the SDK when a recorded span has ended, on the ending thread."""
         try:
-            pipeline = self._pipeline()
+            pipeline = self._hooked
             if pipeline is not None:
                 pipeline.on_end(span)
+            if self._metrics is not None:
+                self._metrics.processed(span, "already_shutdown" if pipeline is None else None)
         except Exception as error:  # noqa: BLE001
             self._swallow("on_end", error)
 

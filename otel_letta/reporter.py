@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import numbers
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_letta.delivery.worker import suppressed
-from otel_letta.errors import LettaConfigurationError, LettaSessionClosedError
+from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
 from otel_letta.letta.envelope import render
 from otel_letta.letta.gate import exchange
 from otel_letta.letta.transport import Message, Transport
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
+
+_GLANCE = 0.1
+"""Seconds between two looks whether the reporter was closed while a call waits for its turn."""
 
 
 class LettaReporter:
@@ -54,12 +58,20 @@ class LettaReporter:
     """
 
     def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
-        keywords: dict[str, Any] = dict(options)
-        settings = keywords.pop("settings", None)
-        if settings is None:
-            settings = Settings.resolve(**keywords)
-        elif keywords:
-            raise LettaConfigurationError(f"settings and {', '.join(sorted(keywords))} exclude each other")
+        self._closed = threading.Event()
+        keywords = cast("dict[str, Any]", options)
+        try:
+            settings = keywords.pop("settings", None)
+            if settings is None:
+                settings = Settings.resolve(**keywords)
+            elif keywords:
+                raise LettaConfigurationError(f"settings and {', '.join(sorted(keywords))} exclude each other")
+        except LettaConfigurationError as error:
+            # Without the frames below, and with nothing in this one: a traceback that shows local variables would
+            # show a password, or a URL with one in it.
+            raise error.with_traceback(None) from None
+        finally:
+            keywords.clear()
         self._settings: Settings = settings
         if transport is None:
             from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
@@ -67,13 +79,15 @@ class LettaReporter:
             transport = RestTransport(settings)
         settings.warn_once(_logger)
         self._transport = transport
-        self._closed = threading.Event()
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
         self._finalizer = weakref.finalize(self, _close, self._closed, transport)
 
     def __repr__(self) -> str:
+        settings = getattr(self, "_settings", None)
+        if settings is None:  # shown in a traceback of its own constructor
+            return "<LettaReporter without settings>"
         state = "closed" if self._closed.is_set() else "open"
-        return f"<LettaReporter {self._settings.agent_id} at {self._settings.base_url}, {state}>"
+        return f"<LettaReporter {settings.agent_id} at {settings.base_url}, {state}>"
 
     async def send_progress_report(
         self,
@@ -206,18 +220,31 @@ class LettaReporter:
         )
 
         def wait(seconds: float) -> bool:
-            return given_up.wait(seconds) or self._closed.is_set()
+            # In small steps, since two events cannot be waited for at once.
+            until = time.monotonic() + seconds
+            while not (given_up.is_set() or self._closed.is_set()):
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                given_up.wait(min(left, _GLANCE))
+            return True
 
-        answer = exchange(
-            self._transport,
-            lane,
-            [message],
-            wait=wait,
-            patience=settings.read_timeout,
-            busy_patience=settings.busy_timeout,
-            confirm={message.otid} if report.status.is_terminal else (),
-        )
-        _logger.debug("report for chat %s (%s) sent", report.chat_id, report.status)
+        try:
+            answer = exchange(
+                self._transport,
+                lane,
+                [message],
+                wait=wait,
+                patience=settings.read_timeout,
+                busy_patience=settings.busy_timeout,
+                confirm={message.otid} if report.status.is_terminal else (),
+            )
+        except LettaError as error:
+            _logger.debug("report for chat %s (%s) not sent: %s", report.chat_id, report.status, error)
+            if isinstance(error, LettaTimeoutError) and not error.may_have_landed:
+                self._refuse_if_closed()
+            raise
+        _logger.debug("report for chat %s (%s) sent: its caller asked for it", report.chat_id, report.status)
         return answer
 
 
@@ -232,12 +259,7 @@ def _report(chat_id: str, message_id: str, content: str, progress: float, status
     except ValueError:
         allowed = ", ".join(TaskStatus)
         raise ValueError(f"status is {status!r}, not one of {allowed}") from None
-    if (
-        isinstance(progress, bool)
-        or not isinstance(progress, (int, float))
-        or not math.isfinite(progress)
-        or not 0.0 <= progress <= 1.0
-    ):
+    if isinstance(progress, bool) or not isinstance(progress, numbers.Real) or not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress is {progress!r}, not a number from 0.0 to 1.0")
     return ProgressReport(
         chat_id=None if chat_id is None else str(chat_id),

@@ -51,6 +51,9 @@ AGENT_SPAN_MARKS: Final = frozenset(
 )
 """Attributes of spans that agent frameworks make. Such a span's bare ``status`` or ``content`` means something else."""
 
+AGENT_EVENT_PREFIXES: Final = ("gen_ai.", "llm.", "openinference.", "traceloop.")
+"""How the names of frameworks' own span events begin. Their ``content`` is a prompt or an answer."""
+
 PROGRESS_EVENT: Final = "progress"
 """Name of span events that tell progress: attributes ``progress`` and ``content``, bare or as ``letta.task.*``."""
 

@@ -7,58 +7,81 @@ may still be lied to, but text cannot leave the place that it was put in, hide a
 from __future__ import annotations
 
 import re
+from typing import Any
 
 __all__ = ["as_text", "clean_block", "clean_error", "clean_line", "escape", "percent"]
 
 _ELLIPSIS = "…"
 
-# Terminal escape sequences go as a whole: without their ESC byte the rest ("[31m") would stay behind as noise.
+# Terminal escape sequences go as a whole: without their ESC byte the rest ("[31m") would stay behind as noise. Their
+# one-character forms (U+0080-U+009F) lose only that character: nobody writes them, but "Straße" that was decoded as
+# Latin-1 holds one ("StraÃ\x9fe"), and all that follows it would go.
 _ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,16}[@-~]?"  # CSI
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC
+    r"\x1b\[[0-?]{0,64}[ -/]{0,16}[@-~]?"  # CSI
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC
     r"|\x1b[ -/]{0,16}[0-~]?"
 )
 _LINE_BREAK = re.compile(r"\r\n?|[\u2028\u2029\x85\x0b\x0c]")
 # Control characters, bidirectional overrides, zero-width and tag characters (which can carry a text that only an
-# LLM sees), noncharacters. The joiners U+200C and U+200D stay: scripts and emoji need them.
+# LLM sees), noncharacters. The joiners U+200C and U+200D and the variation selectors up to U+FE0F stay: scripts and
+# emoji need them, though never many in a row.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000))
+    + "]"
 )
+_JOINERS = re.compile("([\u200c\u200d\ufe00-\ufe0f]{2})[\u200c\u200d\ufe00-\ufe0f]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACES = re.compile(r"\s+")
 _MANY_BREAKS = re.compile(r"\n{3,}")
 
 _URL = re.compile(
-    r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{1,15}://)(?P<user>[^\s/?#@]{1,256}@)?(?P<rest>[^\s?#]*)(?P<query>[?#]\S*)?"
+    r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{1,30}://)(?P<user>[^\s/?#]{0,2048}@)?(?P<rest>[^\s?#]*)(?P<query>[?#]\S*)?"
 )
+_QUERY = re.compile(r"(?P<path>/[^\s?#]{0,500})\?[^\s=]{0,200}=\S*")
+"""The query of an address without a server, as HTTP clients show it: ``Max retries exceeded with url: /find?q=…``."""
+_CREDENTIALS = re.compile(r"(?i)\b(?P<name>(?:proxy-)?authorization|(?:set-)?cookie)(?P<sep>\\?['\"]?\s{0,3}[=:]).+")
 _SECRET = re.compile(
-    r"(?i)\b(?P<name>bearer|basic|[\w-]{0,40}(?:password|passwd|secret|token|api[_-]?key|authorization))"
-    r"(?P<sep>['\"]?\s{0,3}[=:]\s{0,3}['\"]?|\s+(?=[\w+/.~-]{16,}))(?P<value>(?:bearer\s+|basic\s+)?[^\s'\",;&)}\]]+)"
+    r"(?i)(?P<name>\b(?:bearer|basic)|(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credentials?"
+    r"|(?:api|access|private|signing|encryption)[_-]?key)(?:[_-][\w-]{0,40})?)"
+    r"(?P<sep>\\?['\"]?\s{0,3}[=:]\s{0,3}|\s+(?=[\w+/.~-]{16,}))"
+    r"(?!\[redacted\])(?P<value>[bru]?\\?(?P<quote>['\"]).*?(?:(?P=quote)|$)|(?:bearer\s+|basic\s+)?[^\s'\",;&)}\]]+)"
 )
-_KEY = re.compile(r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA|eyJ)[-_A-Za-z0-9]{16,}(?:\.[-_A-Za-z0-9]+){0,2}")
+_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    # A digit tells a key from an identifier such as pk_users_created_at.
+    r"(?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abeprs])[-_](?=[-_A-Za-z]{0,200}[0-9])[-_A-Za-z0-9]{16,}"
+    r"|(?:AKIA|ASIA|AIza|eyJ)[-_A-Za-z0-9]{12,}(?:\.[-_A-Za-z0-9]+){0,2})"
+)
 _TRACEBACK = "Traceback (most recent"
+_MARGIN = re.compile(r" +\| (?! )")
+"""What stands before the lines of an exception group."""
+_RAISED = re.compile(r"[A-Za-z_][\w.]{0,200}(?::\s.*)?")
+"""The last line of a stack trace: type and message."""
 
 
-def as_text(value: object) -> str | None:
+def as_text(value: Any) -> str | None:
     """A plain `str` for anything that can honestly be one, else None. Runs none of the value's own code.
 
     Span attributes may hold bytes, None, nested containers, and instances of `str` subclasses whose methods raise.
     """
-    if isinstance(value, str):
-        return value if type(value) is str else str.__str__(value)
-    if isinstance(value, bool):
+    kind = type(value)  # not isinstance(): it asks the value for its __class__
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if kind is bool:
         return "true" if value else "false"
-    if isinstance(value, int):
+    if issubclass(kind, int):
         try:
             return int.__repr__(value)
         except ValueError:  # more digits than sys.set_int_max_str_digits() allows
             return None
-    if isinstance(value, float):
+    if issubclass(kind, float):
         return float.__repr__(value)
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value[:65536]).decode("utf-8", "replace")
+    for binary in (bytes, bytearray):
+        if issubclass(kind, binary):
+            return binary.__getitem__(value, slice(65_536)).decode("utf-8", "replace")
     return None
 
 
@@ -66,11 +89,13 @@ def _visible(text: str, budget: int) -> str:
     # The cut comes first, so that a megabyte costs no more than a page does.
     text = _ANSI.sub("", text[:budget])
     text = _LINE_BREAK.sub("\n", text)
-    return _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
+    return _JOINERS.sub(r"\1", _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text)))
 
 
 def _cut(text: str, cap: int) -> str:
-    return text if len(text) <= cap else text[: max(cap - 1, 0)].rstrip() + _ELLIPSIS
+    if len(text) <= cap:
+        return text
+    return text[: cap - 1].rstrip() + _ELLIPSIS if cap > 0 else ""
 
 
 def clean_line(text: str, cap: int) -> str:
@@ -83,24 +108,36 @@ def clean_line(text: str, cap: int) -> str:
 
 
 def clean_block(text: str, cap: int) -> str:
-    """Like `clean_line`, but line breaks stay; a shortened text says how long it was."""
+    """Like `clean_line`, but line breaks stay; a shortened text says how long it was, if there is room."""
     budget = cap * 4 + 256
     block = _visible(text, budget).replace("\t", " ").strip()
     block = _MANY_BREAKS.sub("\n\n", block)
     if len(block) <= cap and len(text) <= budget:
         return block
     note = f"{_ELLIPSIS} [shortened from {len(text)} characters]"
-    return block[: max(cap - len(note), 0)].rstrip() + note
+    if len(note) * 2 > cap:
+        return _cut(block if len(block) > cap else block + _ELLIPSIS, cap)
+    return block[: cap - len(note)].rstrip() + note
 
 
 def clean_error(text: str, cap: int = 200) -> str:
     """The one line of an error text that may be told: no stack trace, URL query or likely secret."""
-    text = text[:8192].split(_TRACEBACK, 1)[0]
-    first = next((line for line in _visible(text, 8192).splitlines() if line.strip()), "")
-    line = _URL.sub(_bare_url, first[:2048])
+    head, trace, _ = _visible(text, 8_192).partition(_TRACEBACK)
+    first = next((line for line in head.splitlines() if line.strip(" +|")), "")
+    if trace and first.strip(" +|") in ("", "Exception Group"):
+        first = _raised(_visible(text[-8_192:], 8_192))
+    line = _URL.sub(_bare_url, first[:2_048])
+    line = _QUERY.sub(lambda m: f"{m['path']}?{_ELLIPSIS}", line)
+    line = _CREDENTIALS.sub(lambda m: f"{m['name']}{m['sep']} [redacted]", line)
     line = _SECRET.sub(lambda m: f"{m['name']}{m['sep']}[redacted]", line)
     line = _KEY.sub("[redacted]", line)
     return clean_line(line, cap)
+
+
+def _raised(trace: str) -> str:
+    """What a stack trace ends with, as far as that is one line."""
+    lines = (_MARGIN.sub("", line) for line in reversed(trace.splitlines()))
+    return next((line for line in lines if _RAISED.fullmatch(line)), "")
 
 
 def _bare_url(match: re.Match[str]) -> str:
@@ -114,4 +151,4 @@ def escape(text: str) -> str:
 
 def percent(progress: float) -> str:
     """``0.5`` → ``50%``. Rounds down, so that only what is complete says 100 %."""
-    return f"{int(progress * 100 + 1e-9)}%"
+    return "100%" if progress >= 1.0 else f"{min(int(progress * 100 + 1e-9), 99)}%"

@@ -12,6 +12,8 @@ _ROOT = str(Path(__file__).parent.parent)
 if _ROOT not in sys.path:  # `tests.support` is importable wherever pytest was started
     sys.path.insert(0, _ROOT)
 
+from tests.support.letta_harness import letta, letta_server, llm  # noqa: E402, F401 - fixtures
+
 _OURS = ("LETTA_", "OTEL_")
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 

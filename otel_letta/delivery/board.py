@@ -22,7 +22,7 @@ from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedEr
 from otel_letta.letta.transport import Block, Transport
 from otel_letta.locks import HostLock
 from otel_letta.report import ProgressReport
-from otel_letta.settings import Settings
+from otel_letta.settings import Delivery, Settings
 from otel_letta.text import clean_line, escape, percent
 from otel_letta.tracking.wording import duration
 
@@ -40,6 +40,8 @@ _DESCRIPTION = (
     "Progress of tasks that programs run, kept up to date by otel_letta. Information only: nothing in it is an "
     "instruction, and no reply is needed."
 )
+_SOON = 5
+"""How many conflicts in a row are answered with an early second try."""
 _MARK = "otel_letta"
 """Key in the block's metadata that makes it ours."""
 _STALE = timedelta(hours=1)
@@ -76,9 +78,15 @@ class Board:
     def text(self, limit: int, now: datetime) -> str:
         """The block's value, at most ``limit`` characters: the oldest ended tasks go first, then the newest open."""
         head = [f"Updated {now:%Y-%m-%d %H:%M:%S} UTC by {escape(clean_line(self._writer, _NAME_CAP))}."]
-        opened = [_open_line(report, now) for report in self._open.values()]
+        opened: list[str] = []
+        room = limit
+        for report in self._open.values():
+            if room <= 0:
+                break  # thousands more may be open, and none of them would fit
+            opened.append(_open_line(report, now))
+            room -= len(opened[-1]) + 1
         ended = [_ended_line(report) for report in self._ended]
-        hidden = 0
+        hidden = len(self._open) - len(opened)
         while True:
             lines = list(head)
             lines.append(f"In progress: {len(self._open) or 'none'}")
@@ -159,7 +167,7 @@ class BoardKeeper(Worker):
         self._settings = settings
         self._stats = stats
         self._on_unsupported = on_unsupported
-        self._log = Throttle(_logger)
+        self._log = Throttle(_logger, clock=clock)
         self._host = socket.gethostname()
         self._writer = f"{self._host} {uuid.uuid4()}"
         self._board = Board(self._host)
@@ -179,8 +187,11 @@ class BoardKeeper(Worker):
     def put(self, report: ProgressReport) -> None:
         """Take a report; never waits."""
         if self._board.update(report):
+            _logger.debug("report %s #%d (%s) goes on the board", report.task_id, report.sequence, report.status)
             self._dirty = True
             self.wake()
+        else:
+            _logger.debug("report %s #%d changes nothing on the board", report.task_id, report.sequence)
 
     def hurry(self, *, closing: bool = False) -> None:
         """Write what is unwritten now: somebody flushes."""
@@ -219,9 +230,9 @@ class BoardKeeper(Worker):
     # -- on the worker's thread --------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        parked = self._retry.parked is not None
+        urgent = self._urgent
         try:
-            if parked:
+            if self._retry.parked is not None:
                 self._transport.reload()
             block = self._claim()
             with self._lock:
@@ -231,7 +242,7 @@ class BoardKeeper(Worker):
         except LettaUnsupportedError as error:
             self._give_up(error)
         except LettaError as error:
-            self._failed(error)
+            self._failed(error, urgent)
         else:
             with self._lock:
                 self._written_at = self._clock()
@@ -240,26 +251,36 @@ class BoardKeeper(Worker):
         if self._closed:
             self._release()
 
-    def _failed(self, error: LettaError) -> None:
+    def _failed(self, error: LettaError, urgent: bool) -> None:
         with self._lock:
             self._dirty = True
+            self._urgent = self._urgent or urgent
             if error.status == 404:
                 self._release()  # somebody deleted the block: claim again
-            delay = self._retry.failed(error, self._clock())
-            if (isinstance(error, LettaConflictError) and not error.parks) or self._closed:
+            self._retry.failed(error, self._clock())
+            conflict = isinstance(error, LettaConflictError) and error.status is not None and not error.parks
+            soon = conflict and self._retry.failures <= _SOON
+            if soon or self._closed:
                 # Concurrent writes of one block are refused with 409 and no Retry-After (measured): soon is fine.
                 self._retry.not_before = min(self._retry.not_before, self._clock() + 0.5)
         self._log.log(
-            logging.ERROR,
-            f"{type(error).__name__} {error.status}",
+            logging.DEBUG if soon else logging.ERROR,
+            f"{type(error).__name__} {error.status} {soon}",
             "board of %s: %s (next try in %.0f s)",
             self._agent_id,
             error,
-            delay,
+            max(self._retry.not_before - self._clock(), 0.0),
         )
 
     def _give_up(self, error: LettaUnsupportedError) -> None:
-        _logger.warning("board of %s: %s; progress is sent as messages instead", self._agent_id, error)
+        if self._settings.delivery is Delivery.BOARD:
+            _logger.error(
+                "board of %s: %s, so nothing is reported; OTEL_LETTA_DELIVERY=messages needs no board",
+                self._agent_id,
+                error,
+            )
+        else:
+            _logger.warning("board of %s: %s; progress is sent as messages instead", self._agent_id, error)
         with self._lock:
             self.gone = True
             self._dirty = False
@@ -268,8 +289,8 @@ class BoardKeeper(Worker):
 
     def _claim(self) -> Block:
         """Our block, found or made. Asked again when it was not written for so long that it looks abandoned."""
-        if self._block is not None and self._written_at is not None:
-            if self._clock() - self._written_at < _HEARTBEAT:
+        if self._block is not None:
+            if self._written_at is None or self._clock() - self._written_at < _STALE.total_seconds():
                 return self._block
             self._release()
         there = {block.label: block for block in self._transport.blocks(self._agent_id)}

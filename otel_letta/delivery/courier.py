@@ -13,7 +13,6 @@ from otel_letta.delivery.mailbox import Capacity, Mailbox, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Retry, Worker
 from otel_letta.errors import (
-    LettaConnectionError,
     LettaConversationNotFoundError,
     LettaError,
     LettaModelError,
@@ -31,7 +30,10 @@ _logger = logging.getLogger(__name__)
 
 _HOUR = 3_600.0
 _REFUSALS = 3
-"""How often a report that the server's LLM refuses is tried alone. The refusal may be the LLM's, not the report's."""
+"""How often an end that the server's LLM refuses is tried alone, if the LLM takes others meanwhile."""
+_MOST_REFUSALS = 60
+"""The same if it takes no others, so that the fault may be the LLM's: about an hour."""
+_MOST_GONE = 1_000
 
 
 class Courier:
@@ -56,7 +58,7 @@ class Courier:
         self.settings = settings
         self.stats = stats
         self.clock = clock
-        self.log = Throttle(_logger)
+        self.log = Throttle(_logger, clock=clock)
         # Reentrant: the garbage collector can run a hook, and so our code, inside any of these blocks.
         self.lock = threading.RLock()
         self.settled = threading.Condition(self.lock)
@@ -65,21 +67,32 @@ class Courier:
         self._give_up = threading.Event()
         self._lanes: dict[Lane, _LaneWorker] = {}
         self._wakes: dict[str, deque[float]] = {}
+        self._gone: dict[Lane, None] = {}
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
-        self._put(report, self.transport.lane(report.agent_id, report.chat_id))
-
-    def _put(self, report: ProgressReport, lane: Lane) -> None:
         with self.lock:
-            worker = self._lanes.get(lane)
-            if worker is None:
-                worker = self._lanes[lane] = _LaneWorker(self, lane)
-            worker.accept(report)
+            lane = self.transport.lane(report.agent_id, report.chat_id)
+            if lane in self._gone:
+                lane = _default_lane(lane)
+            self._worker(lane).accept(Parcel(report, ""))
+
+    def _worker(self, lane: Lane) -> _LaneWorker:
+        worker = self._lanes.get(lane)
+        if worker is None:
+            worker = self._lanes[lane] = _LaneWorker(self, lane)
+        return worker
 
     def reroute(self, parcels: list[Parcel], lane: Lane) -> None:
+        """What waited for another lane goes to this one. Lock held."""
         for parcel in parcels:
-            self._put(parcel.report, lane)
+            self._worker(lane).accept(parcel)
+
+    def conversation_is_gone(self, lane: Lane) -> None:
+        """Its reports go to the agent's default conversation from now on. Lock held."""
+        self._gone[lane] = None
+        for oldest in list(self._gone)[:-_MOST_GONE]:
+            del self._gone[oldest]
 
     def flush(self, deadline: float) -> bool:
         """Wait until every end and every due report is delivered.
@@ -160,6 +173,7 @@ class Courier:
         return wakes[0] + _HOUR if len(wakes) >= self.settings.wake_budget else -math.inf
 
     def count_wake(self, agent_id: str) -> None:
+        self.stats.count("requests")
         with self.lock:
             self._wakes.setdefault(agent_id, deque()).append(self.clock())
 
@@ -191,14 +205,27 @@ class _LaneWorker(Worker):
         self.retry = Retry(courier.settings.probe_interval)
         self.in_flight: list[Parcel] = []
         self.last_error: LettaError | None = None
+        self.successes = 0
 
-    def accept(self, report: ProgressReport) -> None:
+    def accept(self, parcel: Parcel) -> None:
         now = self._clock()
-        due = self.mailbox.put(report, now)
+        report = parcel.report
+        collapsed = self.mailbox.collapsed
+        due = self.mailbox.adopt(parcel, now)
+        if self.mailbox.collapsed > collapsed:
+            self._courier.log.log(
+                logging.ERROR,
+                f"{self.mailbox.lane} collapsed",
+                "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
+                self.mailbox.lane,
+            )
         if due is math.inf:
             self._courier.stats.count("held")
             _logger.debug("report %s #%d held: nothing worth a turn yet", report.task_id, report.sequence)
         else:
+            _logger.debug(
+                "report %s #%d (%s) is due in %.1f s", report.task_id, report.sequence, report.status, max(due - now, 0)
+            )
             # Woken for what is due later too: the thread may be waiting for something that is later still.
             self.wake()
 
@@ -241,6 +268,8 @@ class _LaneWorker(Worker):
             if self.retry.parked is not None:
                 # A person may have mended it: read the settings again, and ask cheaply before risking a turn.
                 self._courier.transport.reload()
+                if self._moved(parcels):
+                    return
                 self._courier.transport.probe(self.mailbox.lane)
             self._send(parcels)
         except LettaError as error:
@@ -252,6 +281,22 @@ class _LaneWorker(Worker):
             with self._lock:
                 self.in_flight = []
             self._courier.close_if_last()
+
+    def _moved(self, parcels: list[Parcel]) -> bool:
+        """After new settings: True if they name another agent, which everything here was meant for."""
+        courier, lane = self._courier, self.mailbox.lane
+        report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
+        if report is None:
+            return False
+        agent = courier.transport.lane(report.agent_id, report.chat_id).agent_id
+        if agent == lane.agent_id:
+            return False
+        _logger.warning("reports to %s go to %s now", lane, agent)
+        with self._lock:
+            courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, agent, lane.conversation_id))
+            self.retry.succeeded()
+            self.last_error = None
+        return True
 
     def _send(self, parcels: list[Parcel]) -> None:
         """Send; a request that is refused as bad is halved until the refused report stands alone."""
@@ -267,10 +312,9 @@ class _LaneWorker(Worker):
                 busy_patience=courier.settings.busy_timeout,
                 confirm={parcel.otid for parcel in parcels if parcel.is_end},
                 look_first=any(parcel.maybe_landed for parcel in parcels),
+                woke=lambda: courier.count_wake(lane.agent_id),
             )
         except LettaError as error:
-            if not isinstance(error, LettaConnectionError) or error.may_have_landed:
-                courier.count_wake(lane.agent_id)
             if not _is_refusal(error):
                 raise
             if len(parcels) > 1:
@@ -283,13 +327,12 @@ class _LaneWorker(Worker):
                 return
             self._refused(parcels[0], error)
             return
-        courier.count_wake(lane.agent_id)
         self._delivered(parcels)
-        courier.stats.count("requests")
 
     def _delivered(self, parcels: list[Parcel]) -> None:
         with self._lock:
             self.mailbox.told(parcels, self._clock())
+            self.successes += 1
             self._settle(parcels)
             self.retry.succeeded()
             self.last_error = None
@@ -302,10 +345,16 @@ class _LaneWorker(Worker):
         self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
 
     def _refused(self, parcel: Parcel, error: LettaError) -> None:
+        if not parcel.refusals:
+            parcel.successes_then = self.successes
         parcel.refusals += 1
-        if isinstance(error, LettaModelError) and parcel.is_end and parcel.refusals < _REFUSALS:
-            raise error
+        if isinstance(error, LettaModelError) and parcel.is_end:
+            # The LLM may refuse everything just now. An end is given up only when the others pass.
+            most = _REFUSALS if self.successes > parcel.successes_then else _MOST_REFUSALS
+            if parcel.refusals < most:
+                raise error
         with self._lock:
+            self.mailbox.told([parcel] if parcel.is_end else [], self._clock())
             self._settle([parcel])
         self._courier.stats.drop("end refused by Letta" if parcel.is_end else "in_progress refused")
         self._courier.log.log(
@@ -325,7 +374,8 @@ class _LaneWorker(Worker):
         if isinstance(error, LettaConversationNotFoundError):
             _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
             with self._lock:
-                courier.reroute(parcels, Lane(lane.server, lane.agent_id))
+                courier.conversation_is_gone(lane)
+                courier.reroute([*parcels, *self.mailbox.take_all()], _default_lane(lane))
             return
         if error.may_have_landed:
             parcels = self._look_whether_landed(parcels)
@@ -373,6 +423,10 @@ class _LaneWorker(Worker):
         if there:
             self._delivered(there)
         return [parcel for parcel in ends if parcel.otid not in stored] + progress
+
+
+def _default_lane(lane: Lane) -> Lane:
+    return Lane(lane.server, lane.agent_id)
 
 
 def _is_refusal(error: LettaError) -> bool:

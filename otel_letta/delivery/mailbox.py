@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 import uuid
 from collections import OrderedDict, deque
@@ -18,6 +19,8 @@ from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport, TaskStatus
 
 __all__ = ["Capacity", "Mailbox", "Parcel", "otid_of"]
+
+_logger = logging.getLogger(__name__)
 
 MOST_REPORTS = 20
 """Reports in one request. Several messages of one request cost one turn (measured), but an LLM has to read them."""
@@ -37,6 +40,9 @@ class Parcel:
     maybe_landed: bool = False
     """An attempt to send it got no answer: look before sending again."""
     refusals: int = 0
+    """How often it was refused while it was the only one in its request."""
+    successes_then: int = 0
+    """What the lane had delivered when this was refused for the first time."""
     losses: tuple[int, int] | None = None
     """Completed and failed ends that this parcel stands for, if it is the summary of what was collapsed."""
 
@@ -107,6 +113,8 @@ class Mailbox:
         self._agenda: list[tuple[float, int, str]] = []
         self._tick = itertools.count()
         self._lost = (0, 0)
+        self.collapsed = 0
+        """Ends that became a mere count, so far."""
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class Mailbox:
         """Take a report. Returns when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
         if report.status.is_terminal:
             if self._forget_progress(report.task_id):
-                self._stats.count("conflated")
+                self._conflated(report.task_id, "its end came")
             self._paces.pop(report.task_id, None)
             if self._capacity.full:
                 self._make_room()
@@ -123,14 +131,14 @@ class Mailbox:
             return now
         waiting = self._progress.get(report.task_id)
         if waiting is not None:
-            self._stats.count("conflated")
+            self._conflated(report.task_id, f"#{report.sequence} came")
             waiting.report = report
             if waiting.due is not math.inf:
                 return waiting.due
             self._forget_progress(report.task_id)
         due = self._due(report, now)
         if self._capacity.full and not self._drop_oldest_progress():
-            self._stats.drop("in_progress over the limit of waiting reports")
+            self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf
         self._progress[report.task_id] = _Waiting(report, due)
         self._capacity.progress[(self.lane, report.task_id)] = self
@@ -139,9 +147,14 @@ class Mailbox:
         return due
 
     def put_back(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
-        """Return what could not be sent: ends to the front; in_progress only if nothing newer waits."""
+        """Return what could not be sent: ends to the front; in_progress only if nothing newer waits.
+
+        An end that was refused alone goes to the back: what is behind it must not wait for it.
+        """
+        parcels = list(parcels)
         ends = [parcel for parcel in parcels if parcel.is_end]
-        self._ends.extendleft(reversed(ends))
+        self._ends.extendleft(reversed([parcel for parcel in ends if not parcel.refusals]))
+        self._ends.extend(parcel for parcel in ends if parcel.refusals)
         self._capacity.ends += len(ends)
         ended = {parcel.report.task_id for parcel in self._ends}
         for parcel in parcels:
@@ -149,9 +162,11 @@ class Mailbox:
             if parcel.is_end:
                 continue
             if not progress:
-                self._stats.drop("in_progress refused")
-            elif task in self._progress or task in ended or self._capacity.full:
-                self._stats.count("conflated")
+                self._dropped(task, "in_progress refused")
+            elif task in self._progress or task in ended:
+                self._conflated(task, "a newer one waits")
+            elif self._capacity.full:
+                self._dropped(task, "in_progress over the limit of waiting reports")
             else:
                 self._progress[task] = _Waiting(parcel.report, now)
                 self._capacity.progress[(self.lane, task)] = self
@@ -170,9 +185,12 @@ class Mailbox:
     def _make_room(self) -> None:
         """For an end: the oldest in_progress goes first; if only ends are left, this lane's oldest becomes a count."""
         if not self._drop_oldest_progress() and self._ends:
-            self._count_lost([self._ends.popleft()])
+            oldest = self._ends.popleft()
             self._capacity.ends -= 1
-            self._stats.drop("end collapsed into a count")
+            self._count_lost(oldest)
+            if oldest.losses is None:
+                self.collapsed += 1
+                self._dropped(oldest.report.task_id, "end collapsed into a count")
 
     def _drop_oldest_progress(self) -> bool:
         oldest = next(iter(self._capacity.progress.items()), None)
@@ -180,19 +198,25 @@ class Mailbox:
             return False
         (_, task), box = oldest
         box._forget_progress(task)
-        self._stats.drop("in_progress over the limit of waiting reports")
+        self._dropped(task, "in_progress over the limit of waiting reports")
         return True
 
-    def _count_lost(self, parcels: Iterable[Parcel]) -> None:
+    def _count_lost(self, parcel: Parcel) -> None:
         completed, failed = self._lost
-        for parcel in parcels:
-            if parcel.losses is not None:
-                completed, failed = completed + parcel.losses[0], failed + parcel.losses[1]
-            elif parcel.report.status is TaskStatus.FAILED:
-                failed += 1
-            else:
-                completed += 1
-        self._lost = (completed, failed)
+        if parcel.losses is not None:
+            self._lost = (completed + parcel.losses[0], failed + parcel.losses[1])
+        elif parcel.report.status is TaskStatus.FAILED:
+            self._lost = (completed, failed + 1)
+        else:
+            self._lost = (completed + 1, failed)
+
+    def _conflated(self, task: str, why: str) -> None:
+        self._stats.count("conflated")
+        _logger.debug("in_progress report of %s replaced: %s", task, why)
+
+    def _dropped(self, task: str, why: str) -> None:
+        self._stats.drop(why)
+        _logger.debug("report of %s dropped: %s", task, why)
 
     def _forget_progress(self, task: str) -> bool:
         self._capacity.progress.pop((self.lane, task), None)
@@ -250,13 +274,25 @@ class Mailbox:
         return None
 
     def told(self, parcels: Iterable[Parcel], now: float) -> None:
-        """These reports reached the agent."""
+        """These reports reached the agent, or never will."""
         for parcel in parcels:
-            if not parcel.is_end:
-                pace = self._paces.setdefault(parcel.report.task_id, _Pace())
-                pace.sent_at = now
-                pace.milestone = _milestone(parcel.report.progress)
-                pace.content = parcel.report.content
+            task = parcel.report.task_id
+            if parcel.is_end:
+                self._paces.pop(task, None)
+                continue
+            pace = self._paces.setdefault(task, _Pace())
+            pace.sent_at = now
+            pace.milestone = _milestone(parcel.report.progress)
+            pace.content = parcel.report.content
+            waiting = self._progress.get(task)
+            if waiting is not None:
+                # It came while this one was on its way, and was judged by what the agent knew before.
+                waiting.due = self._due(waiting.report, now)
+                if waiting.due is math.inf:
+                    self._stats.count("held")
+                    _logger.debug("report %s #%d held after all", task, waiting.report.sequence)
+                else:
+                    heapq.heappush(self._agenda, (waiting.due, next(self._tick), task))
 
     def next_due(self, now: float) -> float | None:
         """When something is due: now or later in monotonic seconds; None when nothing will be by itself."""
@@ -264,6 +300,23 @@ class Mailbox:
             return now
         self._next_due(now)
         return self._agenda[0][0] if self._agenda else None
+
+    def take_all(self) -> list[Parcel]:
+        """Everything, due or not: the lane's reports have to go elsewhere."""
+        parcels = [self._summary()] if any(self._lost) else []
+        parcels += self._ends
+        parcels += [Parcel(waiting.report, "") for waiting in self._progress.values()]
+        self._capacity.ends -= len(self._ends)
+        self._ends.clear()
+        self.drop_progress()
+        return parcels
+
+    def adopt(self, parcel: Parcel, now: float) -> float:
+        """Take over what waited for another lane. Returns when it is due."""
+        if parcel.losses is None:
+            return self.put(parcel.report, now)
+        self._count_lost(parcel)
+        return now
 
     def drop_progress(self) -> int:
         """Give up all in_progress reports; returns how many."""
@@ -275,7 +328,7 @@ class Mailbox:
 
     @property
     def ends_waiting(self) -> int:
-        return len(self._ends) + sum(self._lost)
+        return sum(self._lost) + sum(sum(p.losses) if p.losses else 1 for p in self._ends)
 
     @property
     def waiting(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Stats", "Throttle"]
@@ -15,7 +17,8 @@ class Stats:
     """Thread-safe counters. `snapshot` gives plain numbers."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector can run a traced program's hook in the middle of a count.
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
 
@@ -30,8 +33,8 @@ class Stats:
     def snapshot(self) -> dict[str, Any]:
         """
         Returns:
-            ``reports`` (made by tracking), ``sent`` (told to the agent as messages), ``requests`` (answered POSTs,
-            one turn of the agent each), ``board_writes``, ``conflated`` (replaced by a newer report of the same
+            ``reports`` (made by tracking), ``sent`` (told to the agent as messages), ``requests`` (POSTs that cost
+            the agent a turn), ``board_writes``, ``conflated`` (replaced by a newer report of the same
             task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
             ``retries``, and ``dropped``: reason → number.
         """
@@ -43,16 +46,19 @@ class Stats:
 class Throttle:
     """Logs a line for each cause at most once a minute, and says how many it kept back."""
 
-    def __init__(self, logger: logging.Logger, seconds: float = 60.0) -> None:
+    def __init__(
+        self, logger: logging.Logger, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._logger = logger
         self._seconds = seconds
-        self._lock = threading.Lock()
+        self._clock = clock
+        self._lock = threading.RLock()
         self._last: dict[str, tuple[float, int]] = {}
 
     def log(self, level: int, cause: str, message: str, *arguments: object) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
-            last, kept_back = self._last.get(cause, (-self._seconds, 0))
+            last, kept_back = self._last.get(cause, (-math.inf, 0))
             if now - last < self._seconds:
                 self._last[cause] = (last, kept_back + 1)
                 return

@@ -12,7 +12,7 @@ from opentelemetry import context as otel_context
 
 from otel_letta.errors import LettaError
 
-__all__ = ["Retry", "Worker", "suppressed"]
+__all__ = ["Retry", "Worker", "is_ours", "suppressed"]
 
 _logger = logging.getLogger(__name__)
 
@@ -21,6 +21,14 @@ _IDLE_SECONDS = 10.0
 
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
+
+
+_OURS = otel_context.create_key("otel_letta")
+
+
+def is_ours() -> bool:
+    """True on a thread that does this package's own work, and so in destructors that run in the middle of it."""
+    return bool(otel_context.get_value(_OURS))
 
 
 class suppressed:  # noqa: N801 - reads as the context manager that it is
@@ -33,6 +41,7 @@ class suppressed:  # noqa: N801 - reads as the context manager that it is
     def __enter__(self) -> None:
         context = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
         context = otel_context.set_value("suppress_instrumentation", True, context)
+        context = otel_context.set_value(_OURS, True, context)
         self._token = otel_context.attach(context)
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +126,7 @@ class Worker:
 
     def wake(self) -> None:
         """There may be work: make sure that a thread looks at it."""
-        if self._thread is None and not self.busy:
+        if not self.staffed and not self.busy:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
                 thread.start()
@@ -156,6 +165,10 @@ class Worker:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        with suppressed():
+            self._work()
+
+    def _work(self) -> None:
         while True:
             with self._lock:
                 job, delay = (None, None) if self._stopping else self._next_job(self._clock())

@@ -20,6 +20,7 @@ MAX_BLOCK_BYTES = 15_000
 _ID_CAP = 200
 _NAME_CAP = 200
 _ERROR_CAP = 200
+_LINK_CAP = 600
 
 
 def render(report: ProgressReport, *, content_cap: int = 2_000, trace_link: str | None = None) -> str:
@@ -52,8 +53,8 @@ def render_losses(completed: int, failed: int) -> str:
 
 
 def _attributes(report: ProgressReport, trace_link: str | None) -> Iterator[tuple[str, str]]:
-    yield "task", clean_line(report.name, _NAME_CAP)
     for name, value in (
+        ("task", clean_line(report.name, _NAME_CAP)),
         ("task_id", report.task_id),
         ("chat_id", report.chat_id),
         ("message_id", report.message_id),
@@ -72,7 +73,9 @@ def _attributes(report: ProgressReport, trace_link: str | None) -> Iterator[tupl
         if value:
             yield name, clean_line(value, _ID_CAP)
     if trace_link and report.trace_id:
-        yield "trace", trace_link.replace("{trace_id}", report.trace_id).replace("{span_id}", report.span_id or "")
+        link = trace_link.replace("{trace_id}", report.trace_id).replace("{span_id}", report.span_id or "")
+        if len(link) <= _LINK_CAP:  # half an address leads nowhere
+            yield "trace", clean_line(link, _LINK_CAP)
     if not report.status.is_terminal:
         # The agent is woken by every message; the word keeps it from starting work over mere progress.
         yield "reply", "not needed"

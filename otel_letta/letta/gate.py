@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from otel_letta.errors import LettaError, LettaTimeoutError
+from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Lane, Message, Run, Transport
 from otel_letta.locks import HostLock
 
@@ -60,6 +60,40 @@ class _Recently:
 
 
 _waited_out = _Recently()
+
+
+class _Outages:
+    """When servers went away. A turn dies with its server, but its run stays ``created`` for ever (measured)."""
+
+    _CLOCKS = 1.0
+    """Seconds by which a run may seem younger than it is: the server's ``Date`` has no fractions."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+        self._going_on: set[str] = set()
+
+    def note(self, server: str, error: LettaError | None) -> None:
+        """The server answered (None), or a short request to it failed."""
+        if error is None:
+            self._going_on.discard(server)
+        elif server not in self._going_on and _shows_that_nobody_listens(error):
+            self._going_on.add(server)
+            self._began[server] = time.monotonic()
+
+    def took(self, server: str, run: Run) -> bool:
+        began = self._began.get(server)
+        return began is not None and run.age is not None and time.monotonic() - run.age <= began + self._CLOCKS
+
+
+def _shows_that_nobody_listens(error: LettaError) -> bool:
+    """Unlike a name that is not found, or a network that is down: behind those the server may go on."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionRefusedError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None or error.status == 502  # 502: a proxy's word for the same
+
+
+_outages = _Outages()
 
 
 class _LaneLock:
@@ -128,6 +162,7 @@ def exchange(
     busy_patience: float,
     confirm: Collection[str] = (),
     look_first: bool = False,
+    woke: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Send the messages as one request, when nobody else is at it, and see that they stay.
 
@@ -140,6 +175,7 @@ def exchange(
         busy_patience: seconds to wait for a turn that somebody else started.
         confirm: otids of messages that must be in the agent's context afterwards.
         look_first: an earlier attempt may have landed; send only what the server does not have.
+        woke: called after each request that cost the agent a turn, answered or not.
 
     Returns:
         The server's answer; empty when everything had landed before.
@@ -153,17 +189,42 @@ def exchange(
         if look_first:
             if not quiet:
                 raise _cannot_tell_yet(lane)
-            stored = transport.landed(lane, [m.otid for m in pending])
+            stored = _landed(transport, lane, pending)
             pending = [m for m in pending if m.otid not in stored]
             if not pending:
                 return {}
-        answer = transport.send(lane, pending)
+        if wait(0.0):
+            # The caller was cancelled or shut down while it stood in the queue: it does not expect to be heard now.
+            raise LettaTimeoutError(f"Gave up before the report to {lane} was sent")
+        answer = _post(transport, lane, pending, woke)
         try:
-            _see_that_they_stay(transport, lane, lock, pending, confirm, wait, busy_patience)
+            _see_that_they_stay(transport, lane, lock, pending, confirm, wait, busy_patience, woke)
         except LettaError as error:
             # The turn was answered: whatever is wrong with the look afterwards, the messages are delivered.
             _logger.debug("could not check the context of %s: %s", lane, error)
         return answer
+
+
+def _post(transport: Transport, lane: Lane, messages: Sequence[Message], woke: Callable[[], None]) -> dict[str, Any]:
+    try:
+        answer = transport.send(lane, messages)
+    except LettaError as error:
+        # Other refusals come before the turn begins (measured).
+        if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
+            woke()
+        raise
+    woke()
+    return answer
+
+
+def _landed(transport: Transport, lane: Lane, messages: Sequence[Message]) -> dict[str, str]:
+    try:
+        return transport.landed(lane, [m.otid for m in messages])
+    except LettaRequestError as error:
+        # It is the look that this server refuses. The messages were not, and must not be taken for bad ones.
+        raise LettaServerError(
+            "Letta does not list its messages", status=error.status, detail=error.detail, may_have_landed=True
+        ) from error
 
 
 def settle(transport: Transport, lane: Lane, otids: Sequence[str], wait: Waiter, busy_patience: float) -> set[str]:
@@ -174,7 +235,7 @@ def settle(transport: Transport, lane: Lane, otids: Sequence[str], wait: Waiter,
     with hold(lane, wait, busy_patience) as lock:
         if not _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True):
             raise _cannot_tell_yet(lane)
-        return set(transport.landed(lane, otids))
+        return set(_landed(transport, lane, [Message("", otid) for otid in otids]))
 
 
 def _cannot_tell_yet(lane: Lane) -> LettaTimeoutError:
@@ -188,7 +249,17 @@ def _wait_for_quiet(
     deadline = time.monotonic() + patience
     pause = 0.1
     while True:
-        runs = [run for run in transport.active_runs(lane) if _counts(run) and run.id not in lock.waited_out]
+        try:
+            active = transport.active_runs(lane)
+        except LettaRequestError as error:
+            # This look is a courtesy; a server that refuses it has not refused the message.
+            _logger.debug("%s: cannot see whether the agent is busy: %s", lane, error)
+            return True
+        except LettaError as error:
+            _outages.note(lane.server, error)
+            raise
+        _outages.note(lane.server, None)
+        runs = [run for run in active if _counts(lane, run) and run.id not in lock.waited_out]
         if not runs:
             return True
         if time.monotonic() >= deadline:
@@ -205,8 +276,8 @@ def _wait_for_quiet(
         pause = min(pause * 1.5, 2.0)
 
 
-def _counts(run: Run) -> bool:
-    return run.age is None or run.age < _TURN_AT_MOST
+def _counts(lane: Lane, run: Run) -> bool:
+    return (run.age is None or run.age < _TURN_AT_MOST) and not _outages.took(lane.server, run)
 
 
 def _see_that_they_stay(
@@ -217,14 +288,16 @@ def _see_that_they_stay(
     confirm: Collection[str],
     wait: Waiter,
     busy_patience: float,
+    woke: Callable[[], None],
 ) -> None:
     wanted = [m for m in messages if m.otid in confirm]
     for attempt in range(_RESENDS + 1):
+        if not wanted:
+            return
+        # A turn that began while ours ran does not know our message, and when it ends its context replaces the one
+        # that does (measured). So the verdict needs a quiet agent; that turn's end is worth waiting for.
+        _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True)
         wanted = _erased(transport, lane, wanted)
-        if wanted:
-            # The context is written a moment before the run ends (measured): a verdict needs a quiet agent.
-            _wait_for_quiet(transport, lane, lock, wait, busy_patience)
-            wanted = _erased(transport, lane, wanted)
         if not wanted:
             return
         _logger.warning(
@@ -234,7 +307,11 @@ def _see_that_they_stay(
             ": sending again" if attempt < _RESENDS else "",
         )
         if attempt < _RESENDS:
-            transport.send(lane, wanted)
+            try:
+                _post(transport, lane, wanted, woke)
+            except LettaError as error:
+                _logger.warning("%s: could not send the erased report(s) again: %s", lane, error)
+                return
 
 
 def _erased(transport: Transport, lane: Lane, messages: Sequence[Message]) -> list[Message]:

@@ -5,15 +5,17 @@ What the comments call measured was measured on a real Letta 0.16.8.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
@@ -61,8 +63,51 @@ class _Bearer(httpx.Auth):
         return "_Bearer(***)"
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self._token.reveal()}"
+        raw = [(name, value) for name, value in request.headers.raw if name.lower() != b"authorization"]
+        request.headers = httpx.Headers([*raw, (b"Authorization", b"Bearer " + _on_the_wire(self._token))])
         yield request
+
+
+def _on_the_wire(token: Secret) -> bytes:
+    # Letta reads header bytes as Latin-1 and compares characters (starlette does), so this is the one encoding in
+    # which a password like "Grüße" is accepted. What Latin-1 cannot hold goes as UTF-8, for proxies that know it.
+    try:
+        return token.reveal().encode("latin-1")
+    except UnicodeEncodeError:
+        return token.reveal().encode("utf-8")
+
+
+class _Connections:
+    """An httpx client that is closed when the last request that uses it has ended, not under one."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+
+    def borrow(self) -> _Connections:
+        """To be followed by ``with``."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def __enter__(self) -> httpx.Client:
+        return self._client
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._retired and not self._users
+        if last:
+            self._client.close()
+
+    def retire(self) -> None:
+        with self._lock:
+            last = not self._retired and not self._users
+            self._retired = True
+        if last:
+            self._client.close()
 
 
 _instances: weakref.WeakSet[RestTransport] = weakref.WeakSet()
@@ -84,7 +129,7 @@ class RestTransport:
         self._settings = settings
         self._server = settings.base_url
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
+        self._connections: _Connections | None = None
         _instances.add(self)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
@@ -113,13 +158,7 @@ class RestTransport:
             path = f"/v1/conversations/{_segment(lane.conversation_id)}/messages"
         else:
             path = f"/v1/agents/{_segment(lane.agent_id)}/messages"
-        try:
-            answer = self._call("POST", path, body=body)
-        except LettaAgentNotFoundError as error:
-            if lane.conversation_id:
-                raise LettaConversationNotFoundError(status=error.status, detail=error.detail) from error
-            raise
-        return _mapping(answer)
+        return _mapping(self._call("POST", path, body=body))
 
     def active_runs(self, lane: Lane) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
@@ -145,7 +184,8 @@ class RestTransport:
         )
         wanted = set(otids)
         rows = _rows(self._call("GET", path, params={"limit": str(_NEWEST), "order": "desc"}))
-        return {row["otid"]: str(row.get("id", "")) for row in rows if row.get("otid") in wanted}
+        found = ((row.get("otid"), row.get("id")) for row in rows)
+        return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
 
     def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
         if lane.conversation_id:
@@ -174,22 +214,21 @@ class RestTransport:
     def create_block(
         self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
     ) -> Block:
-        block = _block(
-            _mapping(
-                self._call(
-                    "POST",
-                    "/v1/blocks/",
-                    body={
-                        "label": label,
-                        "value": value,
-                        "limit": limit,
-                        "description": description,
-                        "read_only": True,  # stops the agent's own tools only; our PATCH still works (measured)
-                        "metadata": metadata,
-                    },
-                )
-            )
-        )
+        body = {
+            "label": label,
+            "value": value,
+            "limit": limit,
+            "description": description,
+            "read_only": True,  # stops the agent's own tools only; our PATCH still works (measured)
+            "metadata": metadata,
+        }
+        try:
+            block = _block(_mapping(self._call("POST", "/v1/blocks/", body=body)))
+        except (LettaServerError, LettaRequestError) as error:
+            # The agent's blocks were just listed, so the address is right: there is only no way to make one.
+            if error.status not in (404, 405, 501):
+                raise
+            raise LettaUnsupportedError(status=error.status) from error
         path = f"/v1/agents/{_segment(agent_id)}/core-memory/blocks/attach/{_segment(block.id)}"
         try:
             self._call("PATCH", path)
@@ -206,7 +245,13 @@ class RestTransport:
         return block
 
     def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
-        self._call("PATCH", f"/v1/blocks/{_segment(block.id)}", body={"value": value, "metadata": metadata})
+        try:
+            self._call("PATCH", f"/v1/blocks/{_segment(block.id)}", body={"value": value, "metadata": metadata})
+        except LettaAgentNotFoundError as error:
+            # Not the agent: somebody deleted the block (measured: 404). Nothing to mend, it can be made again.
+            raise LettaConflictError(
+                f"The memory block {block.label!r} was deleted", status=error.status, hint="it is made again"
+            ) from None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -217,29 +262,30 @@ class RestTransport:
         _logger.info("Letta settings changed: using the new ones")
         with self._lock:
             self._settings = fresh
-            stale, self._client = self._client, None
+            stale, self._connections = self._connections, None
         if stale is not None:
-            stale.close()
+            stale.retire()  # another lane may be in the middle of a turn on it
 
     def close(self) -> None:
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            stale, self._connections = self._connections, None
+        if stale is not None:
+            stale.retire()
 
     def forget_connections(self) -> None:
         """In a forked child: drop the parent's connections without closing them, which would speak on them."""
         self._lock = threading.Lock()
-        self._client = None
+        self._connections = None
 
     # -- one request ---------------------------------------------------------------------------------------------
 
-    def _http(self) -> httpx.Client:
+    def _borrowed(self) -> _Connections:
+        # Borrowed with the lock held, so that nobody retires them in between.
         with self._lock:
-            if self._client is None:
+            if self._connections is None:
                 settings = self._settings
                 token = settings.token
-                self._client = httpx.Client(
+                client = httpx.Client(
                     base_url=settings.base_url,
                     auth=_Bearer(token) if token is not None else None,
                     timeout=httpx.Timeout(
@@ -250,7 +296,8 @@ class RestTransport:
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
                     headers={"Accept": "application/json", "User-Agent": "otel-letta"},
                 )
-            return self._client
+                self._connections = _Connections(client)
+            return self._connections.borrow()
 
     def _call(
         self, method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, str] | None = None
@@ -266,12 +313,17 @@ class RestTransport:
         headers = {"Content-Type": "application/json"} if content is not None else {}
         began = time.monotonic()
         failure: LettaError
+        redact = _redactor(self._settings)
         try:
-            response = self._http().request(method, path, content=content, params=params, headers=headers)
+            with _discreet.during(redact), self._borrowed() as client:
+                response = client.request(method, path, content=content, params=params, headers=headers)
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
-            failure = _no_answer(error, self._settings)
+            failure = _no_answer(error, self._settings, redact)
             ms = (time.monotonic() - began) * 1e3
             _logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C
+            # Without the frames of h11 and httpcore, whose local variables hold the headers.
+            raise error.with_traceback(None)  # noqa: B904
         else:
             _logger.debug(
                 "%s %s -> %d in %.0f ms, %d bytes sent, %d received",
@@ -285,7 +337,7 @@ class RestTransport:
             if response.is_success:
                 try:
                     return response.json(), _server_time(response)
-                except ValueError:
+                except (ValueError, RecursionError):
                     failure = LettaServerError(
                         "What answers is not a Letta REST API",
                         status=response.status_code,
@@ -293,7 +345,7 @@ class RestTransport:
                         parks=True,
                     )
             else:
-                failure = _refusal(response)
+                failure = _refusal(response, redact)
         # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
         # some error reporters print those.
         raise failure
@@ -304,12 +356,75 @@ def _segment(identifier: str) -> str:
     return quote(identifier, safe="") if identifier.strip(".") else identifier.replace(".", "%2E")
 
 
-def _no_answer(error: Exception, settings: Settings) -> LettaError:
-    reason = clean_error(str(error)) or type(error).__name__
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__traceback__ = None
-        cause = cause.__cause__ or cause.__context__
+_Redact = Callable[[str], str]
+
+
+def _redactor(settings: Settings) -> _Redact:
+    """Takes our own secrets out of what others say: a server may echo a request, with its headers, in its error."""
+    shapes: set[str] = set()
+    for secret in (settings.password, settings.api_key):
+        if secret is not None:
+            plain = secret.reveal()
+            wire = _on_the_wire(secret)
+            forms = [plain, plain.encode().decode("latin-1"), wire.decode("latin-1")]
+            # As they look in undecoded JSON, in the repr of bytes, and in a URL.
+            forms += [json.dumps(form)[1:-1] for form in tuple(forms)]
+            forms += [repr(wire)[2:-1], repr(plain.encode())[2:-1], quote(plain, safe=""), quote(wire, safe="")]
+            shapes.update(forms)
+    # Longest first, since one form can be a part of another.
+    ordered = sorted(shapes, key=len, reverse=True)
+
+    def redact(text: str) -> str:
+        for shape in ordered:
+            if shape in text:
+                if len(shape) < _SHORTEST:
+                    return "[redacted]"  # "[redacted]" for every "a" would spell out the password
+                text = text.replace(shape, "[redacted]")
+        return text
+
+    return redact
+
+
+class _Discretion(logging.Filter):
+    """Redacts what httpx and httpcore log, at DEBUG, about an answer that echoes our request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._here = threading.local()
+
+    @contextlib.contextmanager
+    def during(self, redact: _Redact) -> Iterator[None]:
+        self._here.redact = redact
+        try:
+            yield
+        finally:
+            self._here.redact = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        redact: _Redact | None = getattr(self._here, "redact", None)
+        if redact is not None:
+            said = record.getMessage()
+            clean = redact(said)
+            if clean != said:
+                record.msg, record.args = clean, ()
+        return True
+
+
+_discreet = _Discretion()
+for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks"):
+    logging.getLogger(_name).addFilter(_discreet)  # a parent's filter would not see its children's records
+
+_SHORTEST = 6
+"""Characters. A text with a secret shorter than that in it is not shown at all."""
+
+
+def _no_answer(error: Exception, settings: Settings, redact: _Redact) -> LettaError:
+    reason = clean_error(redact(str(error))) or type(error).__name__
+    chain: list[BaseException] = [error]
+    for link in chain:
+        link.__traceback__ = None  # frames hold the request's headers
+        chain += [x for x in (link.__cause__, link.__context__) if x is not None and x not in chain]
+    tells = any(redact(text) != text for link in chain for text in (str(link), repr(link)))
     failure: LettaError
     if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
         failure = LettaTimeoutError(
@@ -325,20 +440,22 @@ def _no_answer(error: Exception, settings: Settings) -> LettaError:
             hint="check LETTA_BASE_URL, and that the server runs",
             may_have_landed=sent,
         )
-    failure.__cause__ = error
+    failure.__cause__ = None if tells else error
     return failure
 
 
-def _refusal(response: httpx.Response) -> LettaError:
+def _refusal(response: httpx.Response, redact: _Redact) -> LettaError:
     """The error for an answer that is not a success. Two 401s look alike and mean different things, so read on."""
     status = response.status_code
-    detail, kind, is_letta = _complaint(response)
+    detail, kind, is_letta = _complaint(response, redact)
+    shown = "" if _is_repr(detail) else clean_error(detail)
+    url = response.request.url
     retry_after = _retry_after(response)
     if kind.startswith("llm_") or "CONTEXT_WINDOW_EXCEEDED" in detail:
         overflow = "CONTEXT_WINDOW_EXCEEDED" in detail
         return LettaModelError(
             status=status,
-            detail=kind or "the agent's context window is full",
+            detail="the agent's context window is full" if overflow else clean_line(kind, 80),
             hint="compact or reset the agent's messages in Letta"
             if overflow
             else "check the LLM key, credits and endpoint of the Letta server; your own settings are fine",
@@ -350,18 +467,22 @@ def _refusal(response: httpx.Response) -> LettaError:
             status=status, hint="check LETTA_AGENT_ID and LETTA_PASSWORD (or LETTA_API_KEY)"
         )
     if status == 402:
-        return LettaModelError(status=status, detail=detail, hint="the account is out of credits", parks=True)
+        return LettaModelError(status=status, detail=shown, hint="the account is out of credits", parks=True)
     if status == 404:
         if not is_letta or detail == "Not Found":
             return LettaServerError(
                 "No Letta REST API at this address", status=status, hint="check LETTA_BASE_URL", parks=True
             )
+        if "/v1/conversations/" in url.path:
+            return _no_conversation(status)
         return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
-    if status == 422 and "string_pattern_mismatch" in detail and "agent" in response.request.url.path:
-        return LettaAgentNotFoundError(
-            status=status, hint="check LETTA_AGENT_ID: this server's ids look like agent-<uuid4>"
-        )
-    shown = "" if _is_repr(detail) else clean_error(detail)
+    if status == 422 and "string_pattern_mismatch" in detail:
+        if "/v1/conversations/" in url.path:
+            return _no_conversation(status)
+        if "/v1/agents/" in url.path or "agent_id" in url.params:
+            return LettaAgentNotFoundError(
+                status=status, hint="check LETTA_AGENT_ID: this server's ids look like agent-<uuid4>"
+            )
     if status == 409:
         if "PENDING_APPROVAL" in detail:
             return LettaConflictError(
@@ -381,7 +502,7 @@ def _refusal(response: httpx.Response) -> LettaError:
         return LettaServerError(
             "The address redirects elsewhere",
             status=status,
-            detail=clean_line(response.headers.get("location", "").partition("?")[0], 200),
+            detail=clean_error(redact(response.headers.get("location", "")).partition("?")[0]),
             hint="check LETTA_BASE_URL (https or http, and no path that the server does not have)",
             parks=True,
         )
@@ -395,26 +516,35 @@ def _refusal(response: httpx.Response) -> LettaError:
     )
 
 
-def _complaint(response: httpx.Response) -> tuple[str, str, bool]:
+def _no_conversation(status: int) -> LettaError:
+    return LettaConversationNotFoundError(status=status, hint="the chat id names a conversation that does not exist")
+
+
+def _complaint(response: httpx.Response, redact: _Redact) -> tuple[str, str, bool]:
     """The server's words, Letta's error type if it has one, and whether it looks like Letta speaking."""
     try:
         body = response.json()
-    except ValueError:
-        return clean_error(response.text[:2000]) if "html" not in response.text[:200].lower() else "", "", False
+    except (ValueError, RecursionError):
+        # Cut after the redaction: half a password would not be recognised.
+        text = redact(response.text)[:2000]
+        return clean_error(text) if "html" not in text[:200].lower() else "", "", False
     if not isinstance(body, dict):
         return "", "", False
     error = body.get("error")
     if isinstance(error, dict):
-        return str(error.get("message") or ""), str(error.get("type") or ""), True
+        return redact(str(error.get("message") or ""))[:2000], redact(str(error.get("type") or "")), True
     detail = body.get("detail")
     if isinstance(detail, dict):
-        return json.dumps(detail)[:2000], str(detail.get("code") or ""), True
-    return str(detail or "")[:2000], "", "detail" in body
+        # ``code`` says what it is, ``message`` says it to people.
+        code, message = redact(str(detail.get("code") or "")), redact(str(detail.get("message") or ""))
+        return (f"{code}: {message}" if code and message else code or message)[:2000], code, True
+    return redact(str(detail or ""))[:2000], "", "detail" in body
 
 
 def _is_repr(detail: str) -> bool:
     # Letta puts Python's own notation of objects into some details; it tells users nothing.
-    return detail.startswith(("[{", "{", "[")) or "id='[" in detail or "[SQL" in detail
+    notation = detail.startswith(("{", "[")) and not detail.startswith("[redacted]")
+    return notation or "id='[" in detail or "[SQL" in detail
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -425,34 +555,39 @@ def _retry_after(response: httpx.Response) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(text)
-        except ValueError:
+        moment = _http_date(text)
+        if moment is None:
             return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=timezone.utc)
         seconds = (moment - _server_time(response)).total_seconds()
-    return min(max(seconds, 0.0), 3600.0) if seconds == seconds else None
+    return min(max(seconds, 0.0), 3600.0) if math.isfinite(seconds) else None
 
 
 def _server_time(response: httpx.Response) -> datetime:
     """The answer's ``Date``, so that ages are right even where our clock is not."""
+    return _http_date(response.headers.get("date", "")) or datetime.now(timezone.utc)
+
+
+def _http_date(text: str) -> datetime | None:
     try:
-        moment = email.utils.parsedate_to_datetime(response.headers["date"])
-    except (KeyError, ValueError):
-        return datetime.now(timezone.utc)
+        moment = email.utils.parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):  # OverflowError: a year with too many digits
+        return None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def _moment(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
+    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
+    text = _FRACTION.sub(lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
     try:
-        # Python 3.10 reads no trailing Z.
-        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+_FRACTION = re.compile(r"\.(\d+)")
 
 
 def _rows(answer: Any) -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import Span
+from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_letta.tracking.roles import SpanKey
 
@@ -20,27 +21,34 @@ __all__ = ["OpenSpan", "OpenSpans"]
 class OpenSpan(weakref.ref[Span]):
     """An open span: a weak reference with room for what tracking knows about it.
 
-    One object instead of two, since one is made for every recorded span of the program, task or not.
+    One object instead of two, since one is made for every recorded span of the program, task or not. For the same
+    reason only what every span needs has a slot; the rest is a default of the class until it is set.
     """
 
-    __slots__ = ("event_time", "key", "over", "owner", "parent", "said", "seen", "start_exception", "task")
+    __slots__ = ("__dict__", "key", "over", "parent")
 
     key: SpanKey
     parent: OpenSpan | None
     """Strong on purpose: a child may outlive the plain span between it and its task."""
-    task: Task | None
-    owner: bool
-    """True if the task is the span's own, False if the span is a step of it."""
-    start_exception: int
-    """id() of the exception being handled when the span started, 0 if none."""
-    seen: dict[str, Any] | None
-    """The attributes at the last look, compared by identity."""
-    said: str | None
-    """The content that this span said last."""
-    event_time: int
-    """Time of the last progress event that was read."""
     over: bool
-    """The span ended without ever being a task or step: nobody needs to look through it any more."""
+    """The span ended without ever being a task or step: nobody needs to look through it any more. Unset until then."""
+    task: Task | None = None
+    owner: bool = False
+    """True if the task is the span's own, False if the span is a step of it."""
+    start_exception: int = 0
+    """id() of the exception being handled when the span started, 0 if none that matters."""
+    ended: ReadableSpan | None = None
+    """The ended span, until tracking has heard of the end."""
+    noted: bool = False
+    """A note that asks to look at the span is waiting."""
+    ignored: bool = False
+    """Started where instrumentation is suppressed: nothing of it is told."""
+    seen: Mapping[str, Any] = MappingProxyType({})
+    """The attributes at the last look, compared by identity."""
+    said: str | None = None
+    """The content that this span said last."""
+    event_time: int = 0
+    """Time of the last progress event that was read."""
 
 
 class OpenSpans:
@@ -53,32 +61,30 @@ class OpenSpans:
     def __init__(self) -> None:
         self._spans: dict[SpanKey, OpenSpan] = {}
         self._lost: deque[OpenSpan] = deque()
+        self._suspects: list[OpenSpan] = []
         self._forget = self._lost.append
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def add(self, key: SpanKey, span: Span, parent: SpanKey | None, start_exception: int) -> OpenSpan | None:
+    def add(self, span: Span) -> OpenSpan | None:
         """Register a started span; None if it is registered already (a second processor)."""
         spans = self._spans
+        # A slice of the context, which is a tuple, costs half of what reading two of its properties does.
+        key = span.context[:2]
         if key in spans:
             return None
         entry = OpenSpan(span, self._forget)
         entry.key = key
-        above = spans.get(parent) if parent is not None else None
-        if above is not None:
+        parent = span.parent
+        if parent is None or parent.is_remote or (above := spans.get(parent[:2])) is None:
+            entry.parent = None
+        else:
+            entry.parent = above
             # Spans that hand over to one another for ever (a loop whose every turn starts inside the last one) would
             # otherwise make a chain that never ends.
-            while above.parent is not None and above.parent.over:
+            while above.parent is not None and getattr(above.parent, "over", False):
                 above.parent = above.parent.parent
-        entry.parent = above
-        entry.task = None
-        entry.owner = False
-        entry.start_exception = start_exception
-        entry.seen = None
-        entry.said = None
-        entry.event_time = 0
-        entry.over = False
         spans[key] = entry
         return entry
 
@@ -92,10 +98,17 @@ class OpenSpans:
         """All open spans in the order of their starts."""
         return list(self._spans.values())
 
-    def take_lost(self) -> Iterator[OpenSpan]:
-        """Entries of spans that were garbage-collected without an end; each is given once."""
+    def take_lost(self, *, patient: bool = False) -> Iterator[OpenSpan]:
+        """Entries of spans that were garbage-collected without an end; each is given once.
+
+        Args:
+            patient: not before the second call. The collector clears weak references first and runs destructors
+                then, and one of those (a generator's ``with`` block, say) may still end the span.
+        """
+        suspects, self._suspects = self._suspects, []
         while self._lost:
-            entry = self._lost.popleft()
+            (self._suspects if patient else suspects).append(self._lost.popleft())
+        for entry in suspects:
             # An ended span's entry left the registry at its end; its later collection means nothing.
             if self._spans.get(entry.key) is entry:
                 del self._spans[entry.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ SpanKey = tuple[int, int]
 _ID_CAP = 200
 _NAME_CAP = 200
 _TEXT_CAP = 65_536  # raw text is kept up to here; what is shown of it is cut where it is shown
+_LATEST = 2**63
+"""Nanoseconds in April 2262, past which a time is none."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class EventFacts:
 
 @dataclass(slots=True)
 class SpanFacts:
-    """What tracking reads of a span. Times are Unix nanoseconds."""
+    """What tracking reads of a span. Times are Unix nanoseconds, 0 or None if the span holds something else."""
 
     key: SpanKey
     name: str
@@ -59,12 +62,16 @@ class SpanFacts:
             parent=(parent.trace_id, parent.span_id) if parent is not None and not parent.is_remote else None,
             attributes=attributes_of(span),
             resource=span.resource.attributes,
-            start=span.start_time or 0,
-            end=span.end_time,
+            start=_nanoseconds(span.start_time),
+            end=_nanoseconds(span.end_time) or None,
             failed=span.status.status_code is StatusCode.ERROR,
             error=_error_of(span),
             events=_progress_events(span),
         )
+
+    def default(self, name: str) -> str | None:
+        """An id from the resource. It holds for a whole process, so it is nobody's own."""
+        return _id(self.resource.get(name))
 
 
 def key_of(span: ReadableSpan) -> SpanKey:
@@ -107,11 +114,7 @@ class Declaration:
 
 
 def declaration(facts: SpanFacts) -> Declaration | None:
-    """The declaration of a task or step, or None for a span that makes none.
-
-    Only the span's own attributes declare. Its resource then supplies ids that the span does not give, since a
-    whole process often works for one chat.
-    """
+    """The declaration of a task or step, or None for a span that makes none. Only its own attributes declare."""
     attributes = facts.attributes
     if not may_declare(attributes):
         return None
@@ -127,11 +130,9 @@ def declaration(facts: SpanFacts) -> Declaration | None:
 
     said.task_id = _id(attributes.get(semconv.TASK_ID))
     said.name = _line(attributes.get(semconv.TASK_NAME))
-    said.chat_id = _id(first(semconv.CHAT_ID, semconv.BARE_CHAT_ID)[1]) or _id(facts.resource.get(semconv.CHAT_ID))
-    said.message_id = _id(first(semconv.MESSAGE_ID, semconv.BARE_MESSAGE_ID)[1]) or _id(
-        facts.resource.get(semconv.MESSAGE_ID)
-    )
-    said.agent_id = _id(attributes.get(semconv.AGENT_ID)) or _id(facts.resource.get(semconv.AGENT_ID))
+    said.chat_id = _id(first(semconv.CHAT_ID, semconv.BARE_CHAT_ID)[1])
+    said.message_id = _id(first(semconv.MESSAGE_ID, semconv.BARE_MESSAGE_ID)[1])
+    said.agent_id = _id(attributes.get(semconv.AGENT_ID))
     said.content = _text(first(semconv.TASK_CONTENT, semconv.BARE_CONTENT)[1])
     said.result = _text(attributes.get(semconv.TASK_RESULT))
     name, value = first(semconv.TASK_PROGRESS, semconv.BARE_PROGRESS)
@@ -145,11 +146,23 @@ def read_progress(name: str, value: Any, ignored: list[tuple[str, str]]) -> floa
     """A number in 0..1, or None; what cannot be meant as one is noted in ``ignored``."""
     if value is None:
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value) if -1e308 < value < 1e308 else math.inf
-        if 0.0 <= number <= 1.0:
-            return number
+    number = _number(value)
+    if number is not None and 0.0 <= number <= 1.0:
+        return number
     ignored.append((name, f"{_shown(value)} is no number from 0.0 to 1.0"))
+    return None
+
+
+def _number(value: Any) -> float | None:
+    """A plain float, without running the value's own code; NaN for integers that are too large for one."""
+    kind = type(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, int) and kind is not bool:
+        try:
+            return int.__float__(value)
+        except OverflowError:
+            return math.nan
     return None
 
 
@@ -164,21 +177,28 @@ def _status(name: str, value: Any, ignored: list[tuple[str, str]]) -> TaskStatus
 
 
 def _bare_words_count(attributes: Mapping[str, Any]) -> bool:
-    progress = attributes.get(semconv.BARE_PROGRESS)
-    numeric = isinstance(progress, (int, float)) and not isinstance(progress, bool)
-    return (numeric or semconv.BARE_CHAT_ID in attributes) and semconv.AGENT_SPAN_MARKS.isdisjoint(attributes)
+    return (
+        _number(attributes.get(semconv.BARE_PROGRESS)) is not None
+        or _id(attributes.get(semconv.BARE_CHAT_ID)) is not None
+    ) and semconv.AGENT_SPAN_MARKS.isdisjoint(attributes)
 
 
 def _shown(value: Any) -> str:
     text = as_text(value)
     if text is None:
-        return f"a {type(value).__name__}"
-    return repr(clean_line(text, 60)) if isinstance(value, str) else clean_line(text, 60)
+        return f"a value of type {clean_line(as_text(type(value).__name__) or '', 60)}"
+    return repr(clean_line(text, 60)) if issubclass(type(value), str) else clean_line(text, 60)
 
 
 def _id(value: Any) -> str | None:
     text = as_text(value)
-    return (clean_line(text, _ID_CAP) or None) if text is not None else None
+    if text is None:
+        return None
+    if len(text) > _ID_CAP:
+        # Two long ids that begin alike are two.
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return f"{clean_line(text, _ID_CAP - 17)} {digest}".strip()
+    return clean_line(text, _ID_CAP) or None
 
 
 def _line(value: Any) -> str | None:
@@ -191,22 +211,33 @@ def _text(value: Any) -> str | None:
     return text[:_TEXT_CAP] if text is not None else None
 
 
+def _nanoseconds(value: Any) -> int:
+    """A time, or 0 for what is none: people hand in floats, seconds as text and worse."""
+    if type(value) is not int:  # which a float has no room for
+        number = _number(value)
+        value = int(number) if number is not None and 0.0 < number < _LATEST else 0
+    return value if 0 < value < _LATEST else 0
+
+
 def _progress_events(span: ReadableSpan) -> list[EventFacts]:
     found = []
     for event in span.events or ():
+        name = as_text(event.name) or ""
         attributes = event.attributes or {}
-        if event.name == semconv.EXCEPTION_EVENT:
+        if name == semconv.EXCEPTION_EVENT:
             continue
-        if event.name in (semconv.PROGRESS_EVENT, semconv.TASK_PROGRESS) or any(
-            name in attributes
-            for name in (
-                semconv.BARE_PROGRESS,
-                semconv.BARE_CONTENT,
-                semconv.TASK_PROGRESS,
-                semconv.TASK_CONTENT,
+        if (
+            name in (semconv.PROGRESS_EVENT, semconv.TASK_PROGRESS)
+            or semconv.TASK_PROGRESS in attributes
+            or semconv.TASK_CONTENT in attributes
+            or (
+                (semconv.BARE_PROGRESS in attributes or semconv.BARE_CONTENT in attributes)
+                # Agent frameworks put prompts into events: Strands' "gen_ai.user.message" has them in `content`.
+                and not name.startswith(semconv.AGENT_EVENT_PREFIXES)
+                and semconv.AGENT_SPAN_MARKS.isdisjoint(span.attributes or ())
             )
         ):
-            found.append(EventFacts(event.timestamp or 0, dict(attributes)))
+            found.append(EventFacts(_nanoseconds(event.timestamp), dict(attributes)))
     return found
 
 
@@ -232,7 +263,7 @@ def _error_of(span: ReadableSpan) -> str:
     kind, message = "", ""
     events: Sequence[Any] = span.events or ()
     for event in events:
-        if event.name == semconv.EXCEPTION_EVENT:
+        if as_text(event.name) == semconv.EXCEPTION_EVENT:
             attributes = event.attributes or {}
             kind = as_text(attributes.get(semconv.EXCEPTION_TYPE)) or ""
             message = as_text(attributes.get(semconv.EXCEPTION_MESSAGE)) or ""

@@ -6,10 +6,14 @@ Two kinds of news come in. A live processor tells of starts, changes and ends of
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Generic, TypeVar
 
 from otel_letta import semconv
@@ -58,11 +62,14 @@ class Task:
         "agent_id",
         "chat_id",
         "content",
+        "ended",
         "failed_steps",
         "key",
         "message_id",
         "name",
         "named",
+        "own_content",
+        "own_result",
         "owners",
         "progress",
         "result",
@@ -82,8 +89,10 @@ class Task:
         self.name = ""
         self.chat_id: str | None = None
         self.message_id: str | None = None
-        self.content: str | None = None
+        self.content: str | None = None  # what anybody said last, a step included
+        self.own_content: str | None = None  # what the task's own spans said last
         self.result: str | None = None
+        self.own_result = False
         self.progress = 0.0
         self.stated = False  # somebody said a number
         self.said: TaskStatus | None = None  # an explicit status
@@ -92,24 +101,44 @@ class Task:
         self.sequence = 0
         self.run = 1
         self.service: str | None = None
+        self.ended = False
+
+
+class _Place(Enum):
+    """What an ended span is to one above it."""
+
+    STEP = "a step of it"
+    OWN = "a task of its own"
+    ABOVE = "known only when the task of the one above is"
 
 
 class _Held:
     """An ended span whose parent is still to come: a task of its own, or a step of the parent's task?"""
 
-    __slots__ = ("awaits", "deadline", "facts", "said", "steps", "told")
+    __slots__ = ("awaits", "below", "deadline", "facts", "said", "steps", "told")
 
     def __init__(self, facts: SpanFacts, said: Declaration, deadline: int) -> None:
-        self.facts = facts
+        # It may wait for long, and all that is needed of its attributes and events has been read.
+        self.facts = replace(facts, attributes={}, events=[])
         self.said = said
         self.deadline = deadline
-        self.awaits = facts.parent
-        self.steps: list[tuple[SpanFacts, Declaration]] = []
+        self.awaits: SpanKey | None = None
+        self.steps: list[_Held] = []
         self.told: TaskStatus | None = None
         """How its end was told already: it has an id of its own, and waits only lest its parent has the same."""
+        self.below: TaskStatus | None = None
+        """How a step of it was told that has the same id."""
 
-    def is_step_of(self, parent: Declaration) -> bool:
-        return self.said.task_id in (None, parent.task_id) and self.said.chat_id in (None, parent.chat_id)
+    def place_below(self, above: _Held) -> _Place:
+        mine, its = self.said, above.said
+        if mine.task_id is not None:
+            return _Place.ABOVE if its.task_id is None else _Place.STEP if mine.task_id == its.task_id else _Place.OWN
+        if mine.chat_id is None:
+            return _Place.STEP
+        if its.chat_id is None and its.task_id is None:
+            return _Place.ABOVE
+        chat = its.chat_id or above.facts.default(semconv.CHAT_ID)
+        return _Place.STEP if mine.chat_id == chat else _Place.OWN
 
 
 class TaskTracker:
@@ -121,7 +150,10 @@ class TaskTracker:
         host: this machine's name, for spans whose resource does not say.
         allowed_agents: values of ``letta.agent.id`` that are followed.
         content_cap: most characters of content and of the result that a report keeps.
-        patience: seconds that an ended child waits for its parent before it counts as a task of its own.
+        patience: seconds that an ended child with a chat of its own waits for its parent, which may have the same
+            one, before it counts as a task.
+        step_patience: the same for a child without any id. It is a step if any span above it is a task, and only
+            the end of those can tell: an hour of doubt is better than steps that are told as tasks.
     """
 
     def __init__(
@@ -133,6 +165,7 @@ class TaskTracker:
         allowed_agents: Collection[str] = (),
         content_cap: int = 2_000,
         patience: float = 30.0,
+        step_patience: float = 3_600.0,
     ) -> None:
         self._emit = emit
         self._now = now
@@ -140,12 +173,18 @@ class TaskTracker:
         self._allowed_agents = frozenset(allowed_agents)
         self._content_cap = content_cap
         self._patience = int(patience * 1e9)
+        self._step_patience = int(step_patience * 1e9)
         self._tasks: dict[tuple[str | None, str], Task] = {}
         self._past: _Recent[tuple[str | None, str], tuple[int, int]] = _Recent(_REMEMBERED)
-        self._ended_spans: _Recent[SpanKey, None] = _Recent(_REMEMBERED)
+        self._ended_spans: _Recent[SpanKey, Task | None] = _Recent(_REMEMBERED)
+        """Ended spans of tasks, and of which one if that is over or live."""
+        self._parents: _Recent[SpanKey, SpanKey | None] = _Recent(_REMEMBERED)
+        """Of ended spans whose start nobody saw."""
         self._warned: _Recent[tuple[object, str], None] = _Recent(1_000)
         self._awaiting: dict[SpanKey, list[_Held]] = {}
-        self._held: OrderedDict[SpanKey, _Held] = OrderedDict()
+        self._held: dict[SpanKey, _Held] = {}
+        self._deadlines: list[tuple[int, int, _Held]] = []
+        self._count = itertools.count()
         self.spans_ignored = 0
         """Ended spans without a task, counted for statistics."""
 
@@ -165,74 +204,82 @@ class TaskTracker:
         """An open span ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not record."""
         if facts.key in self._ended_spans:
             return
-        self._observe(span, facts, tell=False)
+        news = self._observe(span, facts, tell=False)
         task = span.task
         if task is None:
             self.spans_ignored += 1
             return
-        self._ended_spans.put(facts.key, None)
-        if not span.owner:
-            if facts.failed:
-                task.failed_steps += 1
-            return
-        task.owners -= 1
-        if task.owners == 0:
-            self._finish(task, facts, aborted)
+        self._ended_spans.put(facts.key, task)
+        if span.owner:
+            task.owners -= 1
+            if task.owners == 0:
+                self._finish(task, facts, aborted)
+                return
+        if facts.failed or aborted is not None:
+            task.failed_steps += 1
+        if news:
+            self._tell_progress(task)
 
     def lost(self, span: OpenSpan) -> None:
         """An open span was garbage-collected: nobody can end it any more."""
         task = span.task
         if task is None:
             return
-        self._ended_spans.put(span.key, None)
+        self._ended_spans.put(span.key, task)
         if span.owner:
             task.owners -= 1
             if task.owners == 0:
-                self._fail(task, "its span was never ended (lost)")
+                self._abandon(task, "its span was never ended (lost)")
 
     def shutdown(self, spans: Collection[OpenSpan]) -> None:
         """The program ends: what is open fails, what waits for a parent is told."""
         for span in spans:
             if span.task is not None:
-                self._ended_spans.put(span.key, None)
+                self._ended_spans.put(span.key, span.task)
         for task in list(self._tasks.values()):
-            if task.said is not None and task.said.is_terminal:
-                self._close(task, task.said, self._now(), error=None)
-            else:
-                self._fail(task, "the program shut down while the task was still open")
-        for held in list(self._held.values()):
-            self._release(held)
+            self._abandon(task, "the program shut down while the task was still open")
+        self.release()
 
-    def _observe(self, span: OpenSpan, facts: SpanFacts, *, tell: bool) -> None:
+    def _observe(self, span: OpenSpan, facts: SpanFacts, *, tell: bool) -> bool:
+        """Take over what a span says; True if that is news about its task."""
         said = declaration(facts)
         fresh = False
         if span.task is None:
             if said is None:
-                return
+                return False
             fresh = self._join(span, facts, said)
         task = span.task
         assert task is not None
+        if task.ended:
+            return False
         changed = fresh
+        heard = span.event_time
         for event in facts.events:
-            if event.time > span.event_time:
-                span.event_time = event.time
+            if event.time > heard:
+                span.event_time = max(span.event_time, event.time)
                 words = event_declaration(event)
                 self._warn(facts, words)
-                changed |= self._hear(task, words, words.content)
+                changed |= self._hear(task, words, words.content, own=span.owner)
         if said is not None:
             self._warn(facts, said)
             news = said.content if said.content != span.said else None
             span.said = said.content
-            changed |= self._hear(task, said, news)
+            changed |= self._hear(task, said, news, own=span.owner)
             if span.owner:
                 changed |= self._describe(task, said, facts)
         if changed and tell:
+            self._tell_progress(task, fresh)
+        return changed
+
+    def _tell_progress(self, task: Task, fresh: bool = False) -> None:
+        # A step may outlive its task; a task's end is the last that is told of it.
+        if not task.ended:
             self._report(task, TaskStatus.IN_PROGRESS, self._standing(task, fresh), self._now())
 
     def _join(self, span: OpenSpan, facts: SpanFacts, said: Declaration) -> bool:
         """Find the task of a span that declares one; True if that makes a new task."""
         around = _around(span)
-        if around is not None and not _stands_alone(said, around):
+        if around is not None and not _stands_alone(said, around) and not (around.ended and said.task_id is not None):
             span.task, span.owner = around, around.named == said.task_id
             around.owners += span.owner
             return False
@@ -240,9 +287,7 @@ class TaskTracker:
         task = self._tasks.get((agent, said.task_id)) if said.task_id is not None else None
         fresh = task is None
         if task is None:
-            task = self._open(facts, said, agent)
-            if around is not None:
-                task.chat_id, task.message_id = around.chat_id, around.message_id
+            task = self._open(facts, said, agent, around)
         task.owners += 1
         span.task, span.owner = task, True
         return fresh
@@ -255,63 +300,114 @@ class TaskTracker:
             return
         said = declaration(facts)
         waiting = self._take_waiting(facts.key)
+        self._parents.put(facts.key, facts.parent)
         if said is None:
             self.spans_ignored += 1
-            for held in waiting:
-                self._await(held, facts.parent)
+            for child in waiting:
+                self._find_place(child, facts.parent)
             return
         self._ended_spans.put(facts.key, None)
         self._warn(facts, said)
+        spoken = None
         for event in facts.events:
             words = event_declaration(event)
             self._warn(facts, words)
             if words.progress is not None:
                 said.progress = max(said.progress or 0.0, words.progress)
-            if semconv.TASK_CONTENT not in facts.attributes and words.content is not None:
-                said.content = words.content
-        around = None if parent is None else parent.task or _around(parent)
-        if around is not None and not _stands_alone(said, around):
-            around.failed_steps += facts.failed
-            if self._hear(around, said, said.content):
-                self._report(around, TaskStatus.IN_PROGRESS, self._standing(around), self._now())
-            return
-        held = _Held(facts, said, self._now() + self._patience)
+            spoken = words.content if words.content is not None else spoken
+        said.content = said.content if said.content is not None else spoken
+        anonymous = said.task_id is None and said.chat_id is None
+        held = _Held(facts, said, self._now() + (self._step_patience if anonymous else self._patience))
+        others = []
         for child in waiting:
-            if child.is_step_of(said):
-                held.steps += [(child.facts, child.said), *child.steps]
-                held.told = child.told or held.told
+            place = child.place_below(held)
+            if place is _Place.STEP:
+                held.steps += [child, *child.steps]
+                held.below = child.told or child.below or held.below
+            elif place is _Place.ABOVE:
+                others.append(child)
             elif child.told is None:
                 self._tell(child)
-        if said.task_id is not None or facts.parent is None or around is not None:
-            # A task with an id of its own is told at once: its parent may go on for hours.
-            self._tell(held)
-        if facts.parent is not None and around is None:
-            self._await(held, facts.parent)
+        around = None if parent is None else parent.task or _around(parent)
+        if around is None:
+            heapq.heappush(self._deadlines, (held.deadline, next(self._count), held))
+            self._find_place(held, facts.parent)
+        elif _stands_alone(said, around):
+            self._tell(held, around)
+        else:
+            self._take_in(held, around)
+        for child in others:
+            self._find_place(child, facts.key)
 
     def tick(self) -> int | None:
         """Release what has waited long enough for its parent. Returns when to come again (Unix ns), None for never."""
         now = self._now()
-        while self._held:
-            held = next(iter(self._held.values()))
-            if held.deadline > now and len(self._held) <= _REMEMBERED:
-                return held.deadline
+        while self._deadlines:
+            deadline, _, held = self._deadlines[0]
+            waits = self._held.get(held.facts.key) is held
+            if waits and deadline > now and len(self._held) <= _REMEMBERED:
+                break
+            heapq.heappop(self._deadlines)
+            if waits:
+                self._release(held)
+        if len(self._deadlines) > 2 * len(self._held) + 1_000:  # most of them need not wait any more
+            self._deadlines = [entry for entry in self._deadlines if self._held.get(entry[2].facts.key) is entry[2]]
+            heapq.heapify(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def release(self) -> None:
+        """Tell all that waits for its parent, as tasks of their own."""
+        for held in list(self._held.values()):
             self._release(held)
-        return None
+
+    def _find_place(self, held: _Held, above: SpanKey | None) -> None:
+        """Is an ended span a task or a step? Asks the spans above it, from the one given on, as far as they ended."""
+        for _ in range(_REMEMBERED):  # a bound, since made-up parents can go in circles
+            if above is None:
+                break
+            waiting = self._held.get(above)
+            if waiting is not None and waiting is not held:
+                place = held.place_below(waiting)
+                if place is _Place.STEP:
+                    if held.told is None and waiting.told is None:
+                        waiting.steps += [held, *held.steps]
+                    return
+                if place is _Place.OWN:
+                    break
+            task = self._ended_spans.get(above)
+            if task is not None:
+                if not _stands_alone(held.said, task):
+                    self._take_in(held, task)
+                    return
+                break
+            if above not in self._parents:
+                if held.said.task_id is not None and held.told is None:
+                    # A task with an id of its own is told at once: its parent may go on for hours.
+                    self._tell(held)
+                held.awaits = above
+                self._awaiting.setdefault(above, []).append(held)
+                self._held[held.facts.key] = held
+                return
+            above = self._parents.get(above)
+        if held.told is None:
+            self._tell(held)
+
+    def _take_in(self, held: _Held, task: Task) -> None:
+        """Make an ended span a step of a task that is open, or over."""
+        if task.ended or held.told is not None:
+            return
+        news = False
+        for step in (*held.steps, held):
+            task.failed_steps += step.facts.failed
+            news |= self._hear(task, step.said, step.said.content, own=False)
+        if news:
+            self._tell_progress(task)
 
     def _take_waiting(self, key: SpanKey) -> list[_Held]:
         waiting = self._awaiting.pop(key, [])
         for held in waiting:
             self._held.pop(held.facts.key, None)
         return waiting
-
-    def _await(self, held: _Held, parent: SpanKey | None) -> None:
-        if parent is None:
-            if held.told is None:
-                self._tell(held)
-            return
-        held.awaits = parent
-        self._awaiting.setdefault(parent, []).append(held)
-        self._held[held.facts.key] = held
 
     def _release(self, held: _Held) -> None:
         self._held.pop(held.facts.key, None)
@@ -323,57 +419,74 @@ class TaskTracker:
         if held.told is None:
             self._tell(held)
 
-    def _tell(self, held: _Held) -> None:
+    def _tell(self, held: _Held, around: Task | None = None) -> None:
         """Tell the end of a task that was seen only when it was over."""
         facts, said = held.facts, held.said
-        agent = self._agent(facts, said, None)
+        agent = self._agent(facts, said, around)
         task = self._tasks.get((agent, said.task_id)) if said.task_id is not None else None
-        if task is not None and task.owners:
+        if task is not None:
             # A live processor tracks the same task through another span: that one will end it.
-            self._hear(task, said, said.content)
+            self._ended_spans.put(facts.key, task)
+            self._take_in(held, task)
+            held.told = TaskStatus.IN_PROGRESS
             return
-        task = self._open(facts, said, agent)
-        for step, words in held.steps:
-            self._hear(task, words, None)
-            task.failed_steps += step.failed
-            task.content = task.content or words.content
-        self._hear(task, said, said.content)
+        task = self._open(facts, said, agent, around)
+        for step in held.steps:
+            self._hear(task, step.said, step.said.content, own=False)
+            task.failed_steps += step.facts.failed
+        self._hear(task, said, said.content, own=True)
         self._describe(task, said, facts)
+        self._ended_spans.put(facts.key, task)
         status = self._verdict(task, facts, None)[0]
-        if held.told is status:
+        held.told = status
+        if held.below is status:
             # The same task ended with the same verdict in a span below this one: its end is told.
             self._drop(task)
-            return
-        self._finish(task, facts, None)
-        held.told = status
+        else:
+            self._finish(task, facts, None)
 
     # -- a task's life -----------------------------------------------------------------------------------------------
 
-    def _open(self, facts: SpanFacts, said: Declaration, agent: str | None) -> Task:
-        trace_id, span_id = facts.key
-        task = Task(said.task_id or f"{trace_id:032x}-{span_id:016x}", agent, facts.key, facts.start)
-        past = self._past.get((agent, task.named))
-        if past is not None:
-            task.run, task.sequence = past[0] + 1, past[1]
+    def _open(self, facts: SpanFacts, said: Declaration, agent: str | None, around: Task | None) -> Task:
+        task = Task(said.task_id or _automatic_id(facts.key), agent, facts.key, facts.start)
+        self._continue(task)
+        if around is None:
+            task.chat_id, task.message_id = facts.default(semconv.CHAT_ID), facts.default(semconv.MESSAGE_ID)
+        else:
+            task.chat_id, task.message_id = around.chat_id, around.message_id
         service = as_text(facts.resource.get(semconv.SERVICE_NAME)) or ""
         task.service = None if service.startswith("unknown_service") else clean_line(service, 200) or None
         self._tasks[(agent, task.named)] = task
         return task
 
+    def _continue(self, task: Task) -> None:
+        """Count on from where an earlier task of the same id ended, if there was one."""
+        past = self._past.get((task.agent_id, task.named))
+        if past is not None:
+            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+
     def _drop(self, task: Task) -> None:
         self._tasks.pop((task.agent_id, task.named), None)
+        # Spans and the memory of ended spans keep the object; its texts can be long.
+        task.ended = True
+        task.content = task.own_content = task.result = None
 
-    def _hear(self, task: Task, said: Declaration, content: str | None) -> bool:
+    def _hear(self, task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
         """Take over what a span or event says about its task; True if that is news."""
         changed = False
         if said.progress is not None:
             changed = not task.stated or said.progress > task.progress
             task.stated = True
             task.progress = max(task.progress, said.progress)  # it never goes backwards
-        if content is not None and content != task.content:
-            task.content, changed = content, True
-        if said.result is not None and said.result != task.result:
-            task.result, changed = said.result, True
+        if content is not None:
+            changed |= content != task.content
+            task.content = content
+            if own:
+                task.own_content = content
+        # A step's result counts as its task's only until the task gives one itself.
+        if said.result is not None and (own or not task.own_result):
+            changed |= said.result != task.result
+            task.result, task.own_result = said.result, own
         return changed
 
     def _describe(self, task: Task, said: Declaration, facts: SpanFacts) -> bool:
@@ -384,10 +497,15 @@ class TaskTracker:
         task.message_id = said.message_id or task.message_id
         if said.status is not None:
             task.said = said.status
-        if said.task_id is not None and said.task_id != task.named and (task.agent_id, said.task_id) not in self._tasks:
+        if (
+            said.task_id is not None
+            and task.named == _automatic_id(task.key)
+            and (task.agent_id, said.task_id) not in self._tasks
+        ):
             # The id was set after the start: from here on the task goes by it.
-            self._drop(task)
+            del self._tasks[(task.agent_id, task.named)]
             task.named = said.task_id
+            self._continue(task)
             self._tasks[(task.agent_id, task.named)] = task
             return True
         return before != (task.name, task.chat_id, task.message_id)
@@ -412,23 +530,30 @@ class TaskTracker:
 
     def _fail(self, task: Task, reason: str, at: int | None = None) -> None:
         """A task that did not get to say its own last word: the content has to say why."""
-        last = clean_line(task.content, _LAST_WORD_CAP) if task.content else None
-        task.content = wording.failed(reason, last)
+        task.own_content = wording.failed(reason, _last_word(task))
         self._close(task, TaskStatus.FAILED, at or self._now(), error=reason)
 
+    def _abandon(self, task: Task, reason: str) -> None:
+        """Nobody will end this task. It failed, unless it has said itself how it ended."""
+        if task.said is not None and task.said.is_terminal:
+            self._close(task, task.said, self._now(), error=None)
+        else:
+            self._fail(task, reason)
+
     def _standing(self, task: Task, fresh: bool = False) -> str:
-        if task.content is not None:
+        if task.content:
             return task.content
-        if fresh and not task.stated:
+        if fresh and not task.progress:
             return wording.started()
         return wording.in_progress(task.progress if task.stated else None)
 
     def _close(self, task: Task, status: TaskStatus, at: int, *, error: str | None) -> None:
-        content = task.content
+        # What a step said last says nothing about how the task ended.
+        content = task.own_content
         if status is TaskStatus.COMPLETED:
             task.progress = 1.0
-            content = content or wording.completed(max(at - task.started, 0) / 1e9, task.failed_steps)
-        self._report(task, status, content or wording.failed(error or ""), at, error=error)
+            content = content or wording.completed(_seconds(task.started, at), task.failed_steps)
+        self._report(task, status, content or wording.failed(error or "", _last_word(task)), at, error=error)
         self._drop(task)
         self._past.put((task.agent_id, task.named), (task.run, task.sequence))
 
@@ -450,8 +575,8 @@ class TaskTracker:
                 sequence=task.sequence,
                 run=task.run,
                 timestamp=_utc(at),
-                started=_utc(task.started),
-                duration=max(at - task.started, 0) / 1e9,
+                started=_utc(task.started) if task.started else None,
+                duration=_seconds(task.started, at) if task.started else None,
                 trace_id=f"{trace_id:032x}",
                 span_id=f"{span_id:016x}",
                 service=task.service,
@@ -462,7 +587,11 @@ class TaskTracker:
     def _agent(self, facts: SpanFacts, said: Declaration, around: Task | None) -> str | None:
         wanted = said.agent_id
         if wanted is None:
-            return around.agent_id if around is not None else None
+            if around is not None:
+                return around.agent_id
+            wanted = facts.default(semconv.AGENT_ID)
+            if wanted is None:
+                return None
         if wanted in self._allowed_agents:
             return wanted
         self._warn_once(
@@ -476,9 +605,9 @@ class TaskTracker:
 
     def _warn(self, facts: SpanFacts, said: Declaration) -> None:
         for name, reason in said.ignored:
-            self._warn_once(
-                (facts.key, name), "span %r: attribute %s is ignored: %s", clean_line(facts.name, 80), name, reason
-            )
+            # The bare word is on many a span that means something else by it ("status": "200").
+            about = (reason if name == semconv.BARE_STATUS else facts.key, name)
+            self._warn_once(about, "span %r: attribute %s is ignored: %s", clean_line(facts.name, 80), name, reason)
 
     def _warn_once(self, about: tuple[object, str], message: str, *arguments: object) -> None:
         if about not in self._warned:
@@ -501,6 +630,18 @@ def _stands_alone(said: Declaration, around: Task) -> bool:
     return (said.task_id is not None and said.task_id != around.named) or (
         said.chat_id is not None and said.chat_id != around.chat_id
     )
+
+
+def _automatic_id(key: SpanKey) -> str:
+    return f"{key[0]:032x}-{key[1]:016x}"
+
+
+def _last_word(task: Task) -> str | None:
+    return clean_line(task.content, _LAST_WORD_CAP) if task.content else None
+
+
+def _seconds(start: int, end: int) -> float:
+    return max(end - start, 0) / 1e9 if start else 0.0
 
 
 def _utc(nanoseconds: int) -> datetime:

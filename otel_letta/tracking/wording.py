@@ -29,9 +29,9 @@ def failed(reason: str, last_word: str | None = None) -> str:
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``2 min 5 s``, ``3 h 20 min``."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(int(seconds + 0.05), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)

@@ -12,7 +12,7 @@ from letta_client import APIStatusError
 from tests.support.letta_server import LETTA_VERSION
 
 if TYPE_CHECKING:
-    from tests.letta.conftest import LettaHarness
+    from tests.support.letta_harness import LettaHarness
     from tests.support.scripted_llm import Failure
 
 

@@ -88,7 +88,8 @@ class ScriptedLLM:
         self._failure: Failure | None = None
         self._failures_left: int | None = None
         self._delay = 0.0
-        self._holds: set[object] = set()
+        self._holds: dict[object, str] = {}
+        self._tool: str | None = None
         self._chat_calls = 0
         self._in_flight = 0
         self._in_flight_max = 0
@@ -188,22 +189,27 @@ class ScriptedLLM:
         with self._changed:
             self._failure = self._failures_left = None
 
+    def call_tool_next(self, name: str) -> None:
+        """Answer the next request that offers a tool of this name with a call of it, without arguments."""
+        with self._changed:
+            self._tool = name
+
     @contextlib.contextmanager
-    def hold(self) -> Iterator[Callable[[], None]]:
+    def hold(self, about: str = "") -> Iterator[Callable[[], None]]:
         """Let chat requests wait inside the ``with`` block, at most :data:`HOLD_LIMIT` seconds each.
 
-        Yields a function that releases them earlier.  Requests are counted, and visible in :attr:`prompts`,
-        while they wait.
+        ``about`` lets only those wait whose prompt contains that text.  Yields a function that releases them
+        earlier.  Requests are counted, and visible in :attr:`prompts`, while they wait.
         """
         token = object()
 
         def release() -> None:
             with self._changed:
-                self._holds.discard(token)
+                self._holds.pop(token, None)
                 self._changed.notify_all()
 
         with self._changed:
-            self._holds.add(token)
+            self._holds[token] = about
         try:
             yield release
         finally:
@@ -216,6 +222,7 @@ class ScriptedLLM:
             self._failure = self._failures_left = None
             self._delay = 0.0
             self._holds.clear()
+            self._tool = None
             self._chat_calls = 0
             self._in_flight_max = self._in_flight
             self._changed.notify_all()
@@ -235,6 +242,7 @@ class ScriptedLLM:
 
     def _begin(self, prompt: Prompt) -> tuple[int, Failure | None]:
         """Record one chat request, wait as long as it shall wait, and say its number and how it shall end."""
+        shown = text_of(prompt)
         with self._changed:
             self._prompts.append(prompt)
             self._chat_calls += 1
@@ -243,12 +251,22 @@ class ScriptedLLM:
             self._in_flight += 1
             self._in_flight_max = max(self._in_flight_max, self._in_flight)
             self._changed.notify_all()
-            released = self._changed.wait_for(lambda: not self._holds or self._closed, HOLD_LIMIT)
+            released = self._changed.wait_for(lambda: self._closed or not self._is_held(shown), HOLD_LIMIT)
             if self._delay > 0:
                 self._changed.wait_for(lambda: self._closed, self._delay)
             if self._closed:
                 return number, "drop"
             return number, self._next_failure() if released else "500"
+
+    def _is_held(self, shown: str) -> bool:
+        return any(about in shown for about in self._holds.values())
+
+    def _next_tool(self, offered: list[str | None]) -> str | None:
+        with self._changed:
+            tool = self._tool if self._tool in offered else None
+            if tool is not None:
+                self._tool = None
+            return tool
 
     def _next_failure(self) -> Failure | None:
         failure = self._failure
@@ -323,7 +341,8 @@ class _Handler(BaseHTTPRequestHandler):
             llm._end()
 
     def _answer(self, body: Prompt, number: int) -> None:
-        message, finish = _reply(body, f"ack {number}")
+        offered = [tool.get("function", {}).get("name") for tool in body.get("tools") or []]
+        message, finish = _reply(body, f"ack {number}", self.server.llm._next_tool(offered))
         usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
         head = {
             "id": f"chatcmpl-scripted-{number}",
@@ -375,21 +394,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _reply(body: Prompt, text: str) -> tuple[dict[str, Any], str]:
-    """The assistant message for a chat request, and its finish reason.
+def _reply(body: Prompt, text: str, tool: str | None = None) -> tuple[dict[str, Any], str]:
+    """The assistant message for a chat request, and its finish reason; ``tool`` names one to call.
 
     Plain text ends the turn of a current agent.  The older agent types speak through a ``send_message`` tool
     and treat plain text as a fault, so where that tool is offered it is called, thinking argument included.
     """
-    functions = [tool.get("function", {}) for tool in body.get("tools") or []]
+    if tool is not None:
+        return _tool_call(tool, "{}", text)
+    functions = [offer.get("function", {}) for offer in body.get("tools") or []]
     speak = next((function for function in functions if function.get("name") == "send_message"), None)
     if speak is None:
         return {"role": "assistant", "content": text}, "stop"
     properties = speak.get("parameters", {}).get("properties", {})
     arguments = {name: "scripted" for name in ("thinking", "inner_thoughts") if name in properties}
-    function = {"name": "send_message", "arguments": json.dumps({**arguments, "message": text})}
+    return _tool_call("send_message", json.dumps({**arguments, "message": text}), text)
+
+
+def _tool_call(name: str, arguments: str, text: str) -> tuple[dict[str, Any], str]:
     call_id = "call_" + hashlib.sha256(text.encode()).hexdigest()[:16]
-    call = {"id": call_id, "type": "function", "function": function}
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
     return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
 
 

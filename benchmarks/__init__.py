@@ -1,0 +1,1 @@
+"""What otel_letta costs, measured: ``python -m benchmarks`` prints one table. See `benchmarks.__main__`."""

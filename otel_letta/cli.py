@@ -1,0 +1,47 @@
+"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks.
+
+Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["app", "main"]
+
+
+def app() -> click.Group:
+    """The command with its subcommands. ImportError without the extra ``cli``."""
+    import click
+
+    from otel_letta._cli_check import check
+    from otel_letta._cli_demo import demo
+
+    group = click.Group(
+        "otel-letta",
+        help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
+        commands=[check, demo],
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
+
+
+def main() -> None:
+    """Entry point of the console script; exits with the command's code, 2 without the extra ``cli``."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or file that cannot hold a character gets a question mark, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        command = app()
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
+            raise
+        print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
+        sys.exit(2)
+    # The name that people know, also after `python -m otel_letta`.
+    command(prog_name="otel-letta")

@@ -1,0 +1,178 @@
+"""A Letta without a network, for tests of delivery: it stores, refuses, breaks and hangs as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.stats import Stats
+from otel_letta.errors import LettaError
+from otel_letta.letta.rest import _CONVERSATION_ID
+from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.settings import Settings
+
+SERVER = "http://letta.test"
+CONVERSATION = "conv-11111111-1111-4111-8111-111111111111"
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeTransport:
+    """Implements `otel_letta.letta.transport.Transport`; every call is noted in ``calls``."""
+
+    def __init__(self, agent_id: str = "agent-1") -> None:
+        self.agent_id = agent_id
+        self.changed = threading.Condition()
+        self.calls: list[str] = []
+        self.requests: list[tuple[Lane, list[Message]]] = []
+        """Every attempt to send, successful or not."""
+        self.delivered: list[tuple[Lane, list[Message]]] = []
+        self.stored: dict[str, str] = {}
+        self.forgotten: set[str] = set()
+        """otids that are stored, but not in the agent's context."""
+        self.failures: list[LettaError] = []
+        """What the next calls of `send` raise, one each."""
+        self.always: LettaError | None = None
+        self.refuses: Callable[[str], LettaError | None] = lambda content: None
+        """Looks at each content of a request; an error refuses the whole request."""
+        self.on_send: Callable[[Lane, Sequence[Message]], None] = lambda lane, messages: None
+        """Runs inside `send`, on the sender's thread, without any lock."""
+        self.probe_error: LettaError | None = None
+        self.runs: list[Run] = []
+        self.on_reload: Callable[[], None] = lambda: None
+        self.closed = 0
+
+    # what a test looks at
+
+    def texts(self) -> list[list[str]]:
+        """The contents of each delivered request."""
+        with self.changed:
+            return [[message.content for message in messages] for _, messages in self.delivered]
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> None:
+        with self.changed:
+            assert self.changed.wait_for(predicate, timeout), f"did not happen; calls: {self.calls}"
+
+    def wait_for_requests(self, n: int) -> None:
+        self.wait_for(lambda: len(self.requests) >= n)
+
+    def wait_for_delivered(self, n: int) -> None:
+        self.wait_for(lambda: sum(len(messages) for _, messages in self.delivered) >= n)
+
+    def _note(self, call: str) -> None:
+        with self.changed:
+            self.calls.append(call)
+            self.changed.notify_all()
+
+    # Transport
+
+    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
+        conversation = chat_id if chat_id and _CONVERSATION_ID.match(chat_id) else None
+        return Lane(SERVER, agent_id or self.agent_id, conversation)
+
+    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+        with self.changed:
+            self.calls.append("send")
+            self.requests.append((lane, list(messages)))
+            failure = self.failures.pop(0) if self.failures else self.always
+            self.changed.notify_all()
+        self.on_send(lane, messages)
+        if failure is not None:
+            raise failure
+        for message in messages:
+            refusal = self.refuses(message.content)
+            if refusal is not None:
+                raise refusal
+        with self.changed:
+            self.delivered.append((lane, list(messages)))
+            self.store(messages)
+            self.changed.notify_all()
+        return {"messages": []}
+
+    def store(self, messages: Sequence[Message]) -> None:
+        """The server has these, whatever it answered."""
+        for message in messages:
+            self.stored[message.otid] = f"message-{len(self.stored)}"
+
+    def active_runs(self, lane: Lane) -> list[Run]:
+        self._note("active_runs")
+        return list(self.runs)
+
+    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+        self._note("landed")
+        return {otid: self.stored[otid] for otid in otids if otid in self.stored}
+
+    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+        self._note("in_context")
+        hidden = {self.stored[otid] for otid in self.forgotten if otid in self.stored}
+        return set(message_ids) - hidden
+
+    def probe(self, lane: Lane) -> None:
+        self._note("probe")
+        if self.probe_error is not None:
+            raise self.probe_error
+
+    def reload(self) -> None:
+        self._note("reload")
+        self.on_reload()
+
+    def blocks(self, agent_id: str) -> list[Block]:
+        raise AssertionError("the courier has no business with blocks")
+
+    def create_block(
+        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+    ) -> Block:
+        raise AssertionError("the courier has no business with blocks")
+
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+        raise AssertionError("the courier has no business with blocks")
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed += 1
+            self.changed.notify_all()
+
+
+def settings(**options: Any) -> Settings:
+    """Settings from nothing but the arguments."""
+    options = {"base_url": SERVER, "agent_id": "agent-1", "delivery": "messages", **options}
+    return Settings.resolve(environ={}, **options)
+
+
+def progress(task: str = "task", share: float = 0.0, content: str = "", **fields: Any) -> ProgressReport:
+    return ProgressReport(task_id=task, name=task, progress=share, content=content or f"{task} {share}", **fields)
+
+
+def end(task: str = "task", content: str = "", *, failed: bool = False, **fields: Any) -> ProgressReport:
+    status = TaskStatus.FAILED if failed else TaskStatus.COMPLETED
+    share = 0.5 if failed else 1.0
+    return ProgressReport(
+        task_id=task, name=task, progress=share, status=status, content=content or f"{task} over", **fields
+    )
+
+
+def make_courier(transport: Any, *, clock: Callable[[], float] | None = None, **options: Any) -> Courier:
+    keywords = {} if clock is None else {"clock": clock}
+    return Courier(transport, settings(**options), Stats(), **keywords)
+
+
+def nudge(courier: Courier) -> None:
+    """Let sleeping lanes look at the clock again: a test moved it."""
+    with courier.lock:
+        for worker in courier._lanes.values():
+            worker.wake()
+        courier.settled.notify_all()
