@@ -278,8 +278,9 @@ class Pipeline:
                 self._drain()
                 if wait:
                     self._poll()
-                    # Somebody flushes, and may not be here when the parents that spans wait for have ended.
-                    self._guarded(self._tracker.release)
+                    # Somebody flushes, and may not be here when the parents that spans wait for have ended. A span
+                    # without a chat of its own is more likely a step of what is still open.
+                    self._guarded(lambda: self._tracker.release(anonymous=False))
                 self._tend()
             finally:
                 self._tracker_lock.release()

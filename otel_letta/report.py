@@ -76,6 +76,11 @@ class ProgressReport:
     """``service.name`` of the resource that produced the span."""
     host: str | None = None
 
+    @property
+    def key(self) -> str:
+        """What stays the same from a task's first report to its last, even if its id was set in between."""
+        return f"{self.trace_id}-{self.span_id}" if self.trace_id and self.span_id else self.task_id
+
     def to_dict(self) -> dict[str, Any]:
         """All fields by name; the status as its word, times as ISO 8601 in UTC, unknown fields as None."""
         out: dict[str, Any] = {}

@@ -208,6 +208,7 @@ class _Run:
     agent_id: str
     conversation_id: str | None
     status: str = "created"
+    run_type: str = "send_message"
     stop_reason: str | None = None
     id: str = field(default_factory=lambda: _new_id("run"))
     created: datetime = field(default_factory=_now)
@@ -222,7 +223,7 @@ class _Run:
             "created_at": _iso(self.created),
             "completed_at": _iso(self.completed) if self.completed else None,
             "background": None,
-            "metadata": {"run_type": "send_message"},
+            "metadata": {"run_type": self.run_type},
             "stop_reason": self.stop_reason,
         }
 
@@ -683,6 +684,8 @@ class _Api:
         # Measured: such a run never learns that it ended, nor which conversation it belongs to.
         forgotten = context.conversation_id is not None and not streaming
         run = self._world.new_run(agent, None if forgotten else context.conversation_id)
+        if context.conversation_id is not None:
+            run.run_type = "send_conversation_message"  # the only thing that tells such a run apart (measured)
         outcome = self._take_turn(agent, context, messages, run)
         if not forgotten:
             run.status = "completed" if isinstance(outcome, _Message) else "failed"

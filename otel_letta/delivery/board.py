@@ -65,11 +65,11 @@ class Board:
     def update(self, report: ProgressReport) -> bool:
         """Take a report; True if the board has to be written again."""
         if report.status.is_terminal:
-            self._open.pop(report.task_id, None)
+            self._open.pop(report.key, None)
             self._ended.appendleft(report)
             return True
-        before = self._open.get(report.task_id)
-        self._open[report.task_id] = report
+        before = self._open.get(report.key)
+        self._open[report.key] = report
         return before is None or _signature(before) != _signature(report)
 
     def open_reports(self) -> list[ProgressReport]:

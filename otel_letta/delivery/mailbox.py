@@ -121,29 +121,29 @@ class Mailbox:
     def put(self, report: ProgressReport, now: float) -> float:
         """Take a report. Returns when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
         if report.status.is_terminal:
-            if self._forget_progress(report.task_id):
+            if self._forget_progress(report.key):
                 self._conflated(report.task_id, "its end came")
-            self._paces.pop(report.task_id, None)
+            self._paces.pop(report.key, None)
             if self._capacity.full:
                 self._make_room()
             self._ends.append(Parcel(report, otid_of(report, self.lane)))
             self._capacity.ends += 1
             return now
-        waiting = self._progress.get(report.task_id)
+        waiting = self._progress.get(report.key)
         if waiting is not None:
             self._conflated(report.task_id, f"#{report.sequence} came")
             waiting.report = report
             if waiting.due is not math.inf:
                 return waiting.due
-            self._forget_progress(report.task_id)
+            self._forget_progress(report.key)
         due = self._due(report, now)
         if self._capacity.full and not self._drop_oldest_progress():
             self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf
-        self._progress[report.task_id] = _Waiting(report, due)
-        self._capacity.progress[(self.lane, report.task_id)] = self
+        self._progress[report.key] = _Waiting(report, due)
+        self._capacity.progress[(self.lane, report.key)] = self
         if due is not math.inf:
-            heapq.heappush(self._agenda, (due, next(self._tick), report.task_id))
+            heapq.heappush(self._agenda, (due, next(self._tick), report.key))
         return due
 
     def put_back(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
@@ -156,9 +156,9 @@ class Mailbox:
         self._ends.extendleft(reversed([parcel for parcel in ends if not parcel.refusals]))
         self._ends.extend(parcel for parcel in ends if parcel.refusals)
         self._capacity.ends += len(ends)
-        ended = {parcel.report.task_id for parcel in self._ends}
+        ended = {parcel.report.key for parcel in self._ends}
         for parcel in parcels:
-            task = parcel.report.task_id
+            task = parcel.report.key
             if parcel.is_end:
                 continue
             if not progress:
@@ -175,7 +175,7 @@ class Mailbox:
     def _due(self, report: ProgressReport, now: float) -> float:
         """An in_progress message is worth an LLM turn at the start, at each quarter, and never more often than the
         interval; a task that gives no number is told by its content instead."""
-        pace = self._paces.get(report.task_id)
+        pace = self._paces.get(report.key)
         if pace is None:
             return now
         if _milestone(report.progress) > pace.milestone or (report.progress == 0.0 and report.content != pace.content):
@@ -276,7 +276,7 @@ class Mailbox:
     def told(self, parcels: Iterable[Parcel], now: float) -> None:
         """These reports reached the agent, or never will."""
         for parcel in parcels:
-            task = parcel.report.task_id
+            task = parcel.report.key
             if parcel.is_end:
                 self._paces.pop(task, None)
                 continue

@@ -355,10 +355,11 @@ class TaskTracker:
             heapq.heapify(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def release(self) -> None:
-        """Tell all that waits for its parent, as tasks of their own."""
+    def release(self, *, anonymous: bool = True) -> None:
+        """Tell what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat."""
         for held in list(self._held.values()):
-            self._release(held)
+            if anonymous or held.said.chat_id is not None:
+                self._release(held)
 
     def _find_place(self, held: _Held, above: SpanKey | None) -> None:
         """Is an ended span a task or a step? Asks the spans above it, from the one given on, as far as they ended."""
