@@ -46,7 +46,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.delivery.stats import Stats
 from otel_letta.errors import LettaConfigurationError, LettaError
-from otel_letta.tracking.roles import SpanFacts, attributes_of, declaration, may_declare
+from otel_letta.tracking.roles import SpanFacts, declaration, may_declare
 
 if TYPE_CHECKING:
     from otel_letta.letta.transport import Transport
@@ -118,9 +118,11 @@ class SelfMetrics:
 
     def processed(self, span: ReadableSpan, error: str | None) -> None:
         """A processor saw the end of this span, or could make nothing of it because of ``error``."""
-        with _quietly():
+        try:  # not `_quietly`: every span of the program passes here
             if _counts(span):
                 self._processed.add(1, _with_error(self._component, error or self._error))
+        except Exception:
+            _logger.debug("a metric was not recorded", exc_info=True)
 
     # -- delivery, which a pipeline does for all of its components --------------------------------------------------
 
@@ -212,7 +214,7 @@ class _Timed:
 
 def _counts(span: ReadableSpan) -> bool:
     """True for a span that tells of a task; also a span of another kind may carry a ``status``."""
-    return may_declare(attributes_of(span)) and declaration(SpanFacts.read(span)) is not None
+    return may_declare(span.attributes or {}) and declaration(SpanFacts.read(span)) is not None
 
 
 def _server(url: str) -> dict[str, Any]:
