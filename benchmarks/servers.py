@@ -29,12 +29,20 @@ class StandIn:
     def __init__(self, turn_seconds: float = 0.0) -> None:
         self._letta = InMemoryLetta(password=PASSWORD, turn_seconds=turn_seconds)
         self._letta.start()
+        self._turns = contextlib.ExitStack()
 
     def base_url(self) -> str:
         return self._letta.base_url
 
     def create_agent(self) -> str:
         return self._letta.create_agent()
+
+    def begin_long_turns(self) -> None:
+        """Turns that start from now on last until `end_long_turns`."""
+        self._turns.enter_context(self._letta.hold())
+
+    def end_long_turns(self) -> None:
+        self._turns.close()
 
     def wait_for_request(self, method: str, needle: str, timeout: float = 10.0) -> float:
         """When (`time.monotonic`, one clock for all processes of a machine) such a request arrived; waits for it.

@@ -49,6 +49,14 @@ def test_a_provider_of_the_readme_reports_the_instrumented_task(name: str, tmp_p
     ]
 
 
+def test_the_helpers_of_the_readme_report_two_tasks(tmp_path: Path) -> None:
+    reports = run_snippet(BLOCKS["live"] + "\n" + BLOCKS["helpers"] + "\nprovider.shutdown()\n", tmp_path)
+    assert sorted((r["task"], r["status"], r["chat_id"]) for r in reports) == [
+        ("Import sales", "completed", "chat-124"),
+        ("Refactor module", "completed", "chat-123"),
+    ]
+
+
 def run_snippet(code: str, folder: Path) -> list[dict[str, object]]:
     """Run the code as a program of its own, with a stand-in server in its environment; returns what was received."""
     with InMemoryLetta(password="secret") as letta, InMemoryLetta() as no_backend:
