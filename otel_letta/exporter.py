@@ -31,7 +31,8 @@ class LettaSpanExporter(Component, SpanExporter):
 
     Spans that declare no task are ignored (see `LettaSpanProcessor`). An ended task is ``completed``, or ``failed``
     if its span's status is ERROR or ``letta.task.status`` says so. For starts and live progress add a
-    `LettaSpanProcessor`, instead or beside it.
+    `LettaSpanProcessor`, instead or beside it. The setting ``baggage`` has no effect here: an ended span does not know
+    the context that it started in.
 
     Args:
         transport: instead of Letta's REST API; for tests.

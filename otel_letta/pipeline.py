@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
+from opentelemetry.baggage import get_baggage
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_value
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode
 
@@ -105,6 +106,7 @@ class Pipeline:
         self._closed = False
         self._next_poll = 0.0
         self._poll_interval = settings.poll_interval
+        self._reads_baggage = settings.baggage
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self._courier.lanes())
         self._tracker_due: int | None = None
         self._tracker = TaskTracker(
@@ -121,11 +123,17 @@ class Pipeline:
 
     # Every recorded span of the program passes through the next two, and most are no tasks: each line is measured.
 
-    def on_start(self, span: Span) -> None:
-        """A recorded span started."""
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """A recorded span started. ``parent_context``: None is the current one."""
         entry = self._open.add(span)
         if entry is None:
             return
+        if self._reads_baggage:
+            # Now, and of every span: it may become a task later, when its context is somewhere else.
+            chat_id = get_baggage(semconv.CHAT_ID, parent_context)
+            message_id = get_baggage(semconv.MESSAGE_ID, parent_context)
+            if chat_id is not None or message_id is not None:
+                entry.inbound = chat_id, message_id
         exception = _handled()
         if exception is not None and not isinstance(exception, Exception):
             entry.start_exception = id(exception)

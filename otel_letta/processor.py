@@ -32,6 +32,11 @@ class LettaSpanProcessor(Component, SpanProcessor):
         with tracer.start_as_current_span("Refactor module", attributes={"letta.chat.id": "chat-123"}) as span:
             span.set_attribute("letta.task.progress", 0.5)
 
+    With ``baggage=True`` a task without chat or message id takes them from the W3C baggage of the context that its
+    span starts in (``letta.chat.id``, ``letta.message.id``): a caller in another service names its chat once. What
+    the span, or a task around it, says comes first, the resource last. Nothing is ever put into baggage. Off by
+    default, since anybody who can send a request can send baggage.
+
     Hooks neither raise nor wait. Spans that are recorded but not sampled are reported; spans that a sampler drops
     never come here. Exporter and processor on one provider report a task once.
 
@@ -59,7 +64,7 @@ class LettaSpanProcessor(Component, SpanProcessor):
         try:
             pipeline = self._hooked
             if pipeline is not None:
-                pipeline.on_start(span)
+                pipeline.on_start(span, parent_context)
         except Exception as error:  # noqa: BLE001
             self._swallow("on_start", error)
 

@@ -212,6 +212,19 @@ class _Pattern:
 
 
 @dataclass(frozen=True, slots=True)
+class _Switch:
+    allowed: str = "true, false"
+
+    def __call__(self, value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        text = _text(value).lower()
+        if text not in {"true", "false"}:
+            raise _RefusedError
+        return text == "true"
+
+
+@dataclass(frozen=True, slots=True)
 class _AgentId:
     allowed: str = "any text of 1 to 200 characters without control characters"
 
@@ -421,6 +434,8 @@ class Variable:
     @property
     def default_text(self) -> str:
         """The default as it would be written in the environment; empty when there is none."""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
         return "" if self.default in (None, (), "") else str(self.default)
 
 
@@ -529,6 +544,15 @@ VARIABLES: tuple[Variable, ...] = (
         "Other agents that a span may name in letta.agent.id.",
         _AgentIds(),
     ),
+    Variable(
+        "baggage",
+        "OTEL_LETTA_BAGGAGE",
+        False,
+        "",
+        # Whoever can send a request can send baggage, so it may choose the chat only where that is wanted.
+        "Take letta.chat.id and letta.message.id from inbound baggage, where a span has none (live only).",
+        _Switch(),
+    ),
 )
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
@@ -580,6 +604,8 @@ class Settings:
     trace_link: str | None
     """Template with ``{trace_id}`` and perhaps ``{span_id}``, no other braces."""
     agent_allow_list: tuple[str, ...]
+    baggage: bool
+    """True: ids may come from the baggage of the context that a span starts in."""
 
     _sources: tuple[tuple[str, str], ...] = field(repr=False)
     _disabled: bool = field(repr=False)
@@ -959,3 +985,4 @@ class SettingsOptions(TypedDict, total=False):
     max_steps: int | None
     trace_link: str | None
     agent_allow_list: Iterable[str] | str | None
+    baggage: bool | str | None

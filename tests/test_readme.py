@@ -20,7 +20,8 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for variable in VARIABLES:
         default = variable.default
-        shown = f"{default:g} {variable.unit}" if isinstance(default, (int, float)) else variable.default_text
+        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
+        shown = f"{default:g} {variable.unit}" if numeric else variable.default_text
         rows.append(f"| `{variable.env}` | {shown} | {variable.help} |")
     return "\n".join(rows)
 

@@ -37,6 +37,8 @@ class OpenSpan(weakref.ref[Span]):
     """True if the task is the span's own, False if the span is a step of it."""
     start_exception: int = 0
     """id() of the exception being handled when the span started, 0 if none that matters."""
+    inbound: tuple[object, object] = (None, None)
+    """Chat and message id as the baggage of the span's context had them, if the settings want that."""
     ended: ReadableSpan | None = None
     """The ended span, until tracking has heard of the end."""
     noted: bool = False

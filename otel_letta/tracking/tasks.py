@@ -21,7 +21,7 @@ from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import as_text, clean_block, clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.open_spans import OpenSpan
-from otel_letta.tracking.roles import Declaration, SpanFacts, SpanKey, declaration, event_declaration
+from otel_letta.tracking.roles import Declaration, SpanFacts, SpanKey, _id, declaration, event_declaration
 
 __all__ = ["Task", "TaskTracker"]
 
@@ -287,7 +287,7 @@ class TaskTracker:
         task = self._tasks.get((agent, said.task_id)) if said.task_id is not None else None
         fresh = task is None
         if task is None:
-            task = self._open(facts, said, agent, around)
+            task = self._open(facts, said, agent, around, span.inbound)
         task.owners += 1
         span.task, span.owner = task, True
         return fresh
@@ -448,13 +448,26 @@ class TaskTracker:
 
     # -- a task's life -----------------------------------------------------------------------------------------------
 
-    def _open(self, facts: SpanFacts, said: Declaration, agent: str | None, around: Task | None) -> Task:
+    def _open(
+        self,
+        facts: SpanFacts,
+        said: Declaration,
+        agent: str | None,
+        around: Task | None,
+        inbound: tuple[object, object] = (None, None),
+    ) -> Task:
         task = Task(said.task_id or _automatic_id(facts.key), agent, facts.key, facts.start)
         self._continue(task)
+        # Later ones fill in what earlier ones leave open.
+        task.chat_id, task.message_id = (None, None) if around is None else (around.chat_id, around.message_id)
+        own_chat = said.chat_id or task.chat_id
+        chat, message = _id(inbound[0]), _id(inbound[1])
+        if chat is None or own_chat in (None, chat):  # a message of another chat is not the one that asked
+            task.chat_id, task.message_id = task.chat_id or chat, task.message_id or message
         if around is None:
-            task.chat_id, task.message_id = facts.default(semconv.CHAT_ID), facts.default(semconv.MESSAGE_ID)
-        else:
-            task.chat_id, task.message_id = around.chat_id, around.message_id
+            if chat is None:
+                task.message_id = task.message_id or facts.default(semconv.MESSAGE_ID)
+            task.chat_id = task.chat_id or facts.default(semconv.CHAT_ID)
         service = as_text(facts.resource.get(semconv.SERVICE_NAME)) or ""
         task.service = None if service.startswith("unknown_service") else clean_line(service, 200) or None
         self._tasks[(agent, task.named)] = task
