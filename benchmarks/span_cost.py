@@ -158,8 +158,8 @@ def _figures(providers: dict[str, TracerProvider], letta: Any, run: Run) -> Iter
     yield Figure(what, f"{r.live:.2f}×{r.beside()}", note=r.note(), numbers=vars(r))
     run.say("task spans")
     for pace, work, rounds, spans in (
-        ("paced", paced_task, run.pick(30, 8), 100),
-        ("back to back", task, run.pick(10, 3), 1_000),
+        ("paced", paced_task, run.pick(20, 8), 100),
+        ("back to back", task, run.pick(8, 3), 600),
     ):
         r = compare(work, rounds, spans)
         what = f"task span with 3 set_attribute, {pace}, live"

@@ -80,7 +80,8 @@ class LettaSpanExporter(Component, SpanExporter):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Wait until everything that was exported reached Letta, at most so long.
 
-        A task that waits for its parent span to end, since it may be only a step of that one, waits no longer.
+        A task that names a chat and waits for its parent span to end, since it may be a step of that one, waits no
+        longer. One that names neither id nor chat waits on, up to an hour, and is not counted here.
         The SDK's `BatchSpanProcessor` does not call this from its own ``force_flush``: call both.
 
         Returns:

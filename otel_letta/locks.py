@@ -79,6 +79,12 @@ class HostLock:
         self._fd = fd
         return True
 
+    def touch(self) -> None:
+        """Keep a held lock's file from cleaners of temporary folders, which remove what was not touched for days."""
+        if self._fd is not None and os.utime in os.supports_fd:
+            with contextlib.suppress(OSError):
+                os.utime(self._fd)
+
     def release(self) -> None:
         """Give the lock back; quiet if it is not held."""
         fd, self._fd = self._fd, None
@@ -105,6 +111,16 @@ def _folder() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(f"{folder} is not our own folder")
     return folder
+
+
+def scope() -> str | None:
+    """Tells apart processes that cannot see each other's locks although their host has one name: containers with
+    the host's network, services with a private /tmp, other users. None where nothing can be locked."""
+    try:
+        found = _folder().stat()
+    except OSError:
+        return None
+    return f"{found.st_dev}-{found.st_ino}"
 
 
 _warned = False

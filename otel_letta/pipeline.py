@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import queue
 import socket
@@ -59,6 +60,9 @@ _POLL_SHARE = 20
 _THREAD_RETRY = 1.0
 """Seconds until a hook tries again to start a thread."""
 
+_ONE_EXIT = 30.0
+"""Seconds. Components that shut down within so long of one another share the time allowed."""
+
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
@@ -85,6 +89,7 @@ class Pipeline:
         self._forked_at = 0
         self._errors = Throttle(_logger)
         self._budget_used = 0.0
+        self._left_at = -math.inf
         self._begin()
 
     def _begin(self) -> None:
@@ -99,6 +104,8 @@ class Pipeline:
         self._open = OpenSpans()
         self._watching = False
         self._alone_waiting = False
+        self._passed: deque[tuple[SpanKey, SpanKey | None]] = deque(maxlen=_BACKLOG)
+        """Plain spans from an exporter that ended while no task waited: who was above them."""
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.RLock()
         self._no_thread_before = 0.0
@@ -113,7 +120,8 @@ class Pipeline:
             emit=self._deliver,
             now=time.time_ns,
             host=socket.gethostname(),
-            allowed_agents=(*settings.agent_allow_list, settings.agent_id),
+            allowed_agents=settings.agent_allow_list,
+            default_agent=settings.agent_id,
             content_cap=settings.content_cap,
         )
         self._courier = Courier(self._transport, settings, self._stats)
@@ -172,6 +180,11 @@ class Pipeline:
         else:
             entry.over = True
 
+    def on_end_after_leaving(self, span: ReadableSpan) -> None:
+        """A span ended whose processor was shut down, while others of this pipeline go on."""
+        if self._open.get(span.context[:2]) is not None:
+            self.on_end(span)
+
     def look_soon(self, span: object) -> None:
         """A helper has written on an open span: look at it now, not at the next poll."""
         if isinstance(span, Span):
@@ -185,9 +198,13 @@ class Pipeline:
         """Ended spans from an exporter."""
         for span in spans:
             declares = may_declare(attributes_of(span))
-            if not (declares or self._alone_waiting):
-                continue
             key = key_of(span)
+            if not (declares or self._alone_waiting):
+                # A task may outlive the plain span that it was started in, and shall not wait for its end then.
+                parent = span.parent
+                above = None if parent is None or parent.is_remote else (parent.trace_id, parent.span_id)
+                self._passed.append((key, above))
+                continue
             # A live processor that watches this span will tell its end, and knows more about it.
             if self._open.get(key) is not None or self._is_foreign(span):
                 continue
@@ -326,6 +343,8 @@ class Pipeline:
             if what.task is not None:
                 what.parent = None  # whoever looks up from a child stops at this span's task
         elif kind == _ALONE:
+            while self._passed:
+                tracker.passed(*self._passed.popleft())
             facts = SpanFacts.read(what)
             parent = self._open.get(facts.parent) if facts.parent is not None else None
             if parent is not None:
@@ -494,7 +513,10 @@ class Pipeline:
             last = not self._handles
             if last:
                 _forget(self)
-        # Two components of one provider must not take the time allowed for one each.
+        # Two components of one provider must not take the time allowed for one each. Another provider's end, long
+        # ago, is no reason to cut this one short.
+        if time.monotonic() - self._left_at > _ONE_EXIT:
+            self._budget_used = 0.0
         budget = max(min(timeout, self.settings.shutdown_timeout - self._budget_used), 0.05)
         began = time.monotonic()
         deadline = began + budget
@@ -515,7 +537,8 @@ class Pipeline:
                         keeper.stop()
                 return delivered
         finally:
-            self._budget_used += time.monotonic() - began
+            self._left_at = time.monotonic()
+            self._budget_used += self._left_at - began
 
     def _end_open_tasks(self, timeout: float) -> None:
         if not self._tracker_lock.acquire(timeout=timeout):

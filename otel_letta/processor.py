@@ -74,6 +74,8 @@ class LettaSpanProcessor(Component, SpanProcessor):
             pipeline = self._hooked
             if pipeline is not None:
                 pipeline.on_end(span)
+            elif self._handle is not None:
+                self._handle.pipeline.on_end_after_leaving(span)
             if self._metrics is not None:
                 self._metrics.processed(span, "already_shutdown" if pipeline is None else None)
         except Exception as error:  # noqa: BLE001

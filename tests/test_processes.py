@@ -550,7 +550,7 @@ def test_exit_does_not_wait_for_a_server_that_is_gone(programs: Programs, delive
         reserved.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         began = time.monotonic()
-        errors = programs.run(WORK, LETTA_BASE_URL=url, OTEL_LETTA_SHUTDOWN_TIMEOUT="1", OTEL_LETTA_DELIVERY=delivery)
+        errors = programs.run(WORK, LETTA_BASE_URL=url, OTEL_LETTA_SHUTDOWN_TIMEOUT="0.5", OTEL_LETTA_DELIVERY=delivery)
     assert time.monotonic() - began < 15
     assert "Could not connect to Letta API" in errors
 
@@ -560,12 +560,29 @@ def test_exit_does_not_wait_for_a_server_that_hangs(programs: Programs, delivery
     with socket.create_server(("127.0.0.1", 0)) as hole:  # accepts and never answers
         url = f"http://127.0.0.1:{hole.getsockname()[1]}"
         began = time.monotonic()
-        programs.run(WORK, LETTA_BASE_URL=url, OTEL_LETTA_SHUTDOWN_TIMEOUT="1", OTEL_LETTA_DELIVERY=delivery)
+        programs.run(WORK, LETTA_BASE_URL=url, OTEL_LETTA_SHUTDOWN_TIMEOUT="0.5", OTEL_LETTA_DELIVERY=delivery)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("delivery", ["auto", "messages", "board"])
+def test_exit_does_not_wait_for_a_server_that_hangs_even_if_no_thread_can_start(
+    programs: Programs, delivery: str
+) -> None:
+    """Then the requests go out on the program's own thread, which would hang with them."""
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        url = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        began = time.monotonic()
+        programs.run(
+            NO_THREADS_AT_EXIT + "\nno_more_threads()\n" + WORK,
+            LETTA_BASE_URL=url,
+            OTEL_LETTA_SHUTDOWN_TIMEOUT="0.5",
+            OTEL_LETTA_DELIVERY=delivery,
+        )
     assert time.monotonic() - began < 15
 
 
 def test_exit_does_not_wait_for_a_turn_that_takes_minutes(programs: Programs) -> None:
     with programs.letta.hold(programs.agent):
         began = time.monotonic()
-        programs.run(WORK, OTEL_LETTA_SHUTDOWN_TIMEOUT="1")
+        programs.run(WORK, OTEL_LETTA_SHUTDOWN_TIMEOUT="0.5")
         assert time.monotonic() - began < 15

@@ -125,6 +125,7 @@ def test_on_start_takes_parent_context_by_name(live: Bench) -> None:
     assert live.ends() == ["task"]
 
 
+@pytest.mark.skipif(not hasattr(SpanProcessor, "_on_ending"), reason="this SDK does not have it yet")
 def test_on_ending_which_we_do_not_need_is_there(live: Bench) -> None:
     live.provider.add_span_processor(live.processor)
     span = live.tracer.start_span("task")
@@ -306,7 +307,15 @@ def test_a_flush_that_comes_too_late_fails_the_providers(live: Bench) -> None:
 # -- memory and fork ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["processor", "batch", "simple"])
+_FORGETFUL_BATCH = pytest.param(
+    "batch",
+    marks=pytest.mark.skipif(
+        not hasattr(SpanProcessor, "_on_ending"), reason="this SDK's batch processor holds itself for the next fork"
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", ["processor", _FORGETFUL_BATCH, "simple"])
 def test_a_component_is_garbage_collected_after_shutdown(letta: InMemoryLetta, kind: str) -> None:
     bench = Bench(letta, kind)
     bench.provider.add_span_processor(bench.processor)

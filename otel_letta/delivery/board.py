@@ -20,7 +20,7 @@ from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Retry, Worker
 from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
 from otel_letta.letta.transport import Block, Transport
-from otel_letta.locks import HostLock
+from otel_letta.locks import HostLock, scope
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Delivery, Settings
 from otel_letta.text import clean_line, escape, percent
@@ -163,6 +163,7 @@ class BoardKeeper(Worker):
     ) -> None:
         super().__init__(f"otel_letta board {agent_id}", lock, settled, clock)
         self._agent_id = agent_id
+        self._is_default = agent_id == settings.agent_id
         self._transport = transport
         self._settings = settings
         self._stats = stats
@@ -234,6 +235,7 @@ class BoardKeeper(Worker):
         try:
             if self._retry.parked is not None:
                 self._transport.reload()
+                self._follow()
             block = self._claim()
             with self._lock:
                 self._dirty = self._urgent = False
@@ -246,10 +248,21 @@ class BoardKeeper(Worker):
         else:
             with self._lock:
                 self._written_at = self._clock()
+                if self._slot is not None:
+                    self._slot.touch()
                 self._retry.succeeded()
             self._stats.count("board_writes")
         if self._closed:
             self._release()
+
+    def _follow(self) -> None:
+        """The settings may name another agent now, and its messages go there."""
+        agent = self._transport.lane(None if self._is_default else self._agent_id, None).agent_id
+        if agent != self._agent_id:
+            _logger.warning("board of %s is that of %s now", self._agent_id, agent)
+            with self._lock:
+                self._release()
+                self._agent_id = agent
 
     def _failed(self, error: LettaError, urgent: bool) -> None:
         with self._lock:
@@ -334,7 +347,8 @@ class BoardKeeper(Worker):
                     block.label,
                 )
             return False
-        if mark.get("closed") is True or mark.get("host") == self._host:
+        seen = scope()
+        if mark.get("closed") is True or (mark.get("host") == self._host and mark.get("locks", seen) == seen):
             return True  # on this host the lock of the operating system knows better
         try:
             touched = datetime.fromisoformat(str(mark.get("updated")))
@@ -346,6 +360,7 @@ class BoardKeeper(Worker):
         return {
             _MARK: {
                 "host": self._host,
+                "locks": scope(),
                 "writer": self._writer,
                 "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "closed": self._closed,

@@ -68,6 +68,8 @@ class Courier:
         self._lanes: dict[Lane, _LaneWorker] = {}
         self._wakes: dict[str, deque[float]] = {}
         self._gone: dict[Lane, None] = {}
+        self._last_lane: dict[str, Lane] = {}
+        """Of the open tasks."""
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
@@ -75,6 +77,12 @@ class Courier:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
                 lane = _default_lane(lane)
+            before = self._last_lane.pop(report.key, lane)
+            if before != lane and before in self._lanes:
+                # The chat was named late: what waits for the other conversation would be told after the end.
+                self._lanes[before].mailbox.forget(report.key)
+            if not report.status.is_terminal:
+                self._last_lane[report.key] = lane
             self._worker(lane).accept(Parcel(report, ""))
 
     def _worker(self, lane: Lane) -> _LaneWorker:
@@ -228,6 +236,12 @@ class _LaneWorker(Worker):
             )
             # Woken for what is due later too: the thread may be waiting for something that is later still.
             self.wake()
+
+    def _rest(self) -> None:
+        # A program that talks in ever new conversations would otherwise remember each of them for ever.
+        lanes, lane = self._courier._lanes, self.mailbox.lane
+        if lane.conversation_id and self.mailbox.idle and not self._stopping and lanes.get(lane) is self:
+            del lanes[lane]
 
     def next_try(self, now: float) -> float:
         return -math.inf if self.busy else max(self.retry.not_before, self._budget(now))

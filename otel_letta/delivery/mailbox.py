@@ -56,6 +56,10 @@ def otid_of(report: ProgressReport, lane: Lane) -> str:
     if not report.status.is_terminal:
         return str(uuid.uuid4())
     parts = [lane.server, lane.agent_id, report.task_id, "terminal"]
+    if report.key != report.task_id:
+        # An explicit id may come again in another process or after a restart, where runs are counted from 1 again:
+        # that end must not be taken for the first run's.
+        parts.append(report.key)
     if report.run > 1:
         # A task that ran again under its explicit id ends again: that is another message.
         parts.append(str(report.run))
@@ -317,6 +321,17 @@ class Mailbox:
             return self.put(parcel.report, now)
         self._count_lost(parcel)
         return now
+
+    def forget(self, task: str) -> None:
+        """The task is told in another lane from now on."""
+        self._paces.pop(task, None)
+        if self._forget_progress(task):
+            self._conflated(task, "its chat changed")
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, and no task under way was told here."""
+        return not self.waiting and not self._paces
 
     def drop_progress(self) -> int:
         """Give up all in_progress reports; returns how many."""

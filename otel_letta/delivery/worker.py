@@ -122,6 +122,9 @@ class Worker:
         """Monotonic seconds before which nothing will be tried."""
         raise NotImplementedError
 
+    def _rest(self) -> None:
+        """The thread ends for want of work. Lock held."""
+
     # -- for the owner, with the lock held ---------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -177,6 +180,7 @@ class Worker:
                         not self._wake.wait(_IDLE_SECONDS if delay is None else delay) and delay is None
                     ):
                         self._thread = None
+                        self._rest()
                         self._settled.notify_all()
                         return
                     continue

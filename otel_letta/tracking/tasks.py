@@ -149,6 +149,7 @@ class TaskTracker:
         now: the wall clock, Unix nanoseconds.
         host: this machine's name, for spans whose resource does not say.
         allowed_agents: values of ``letta.agent.id`` that are followed.
+        default_agent: the configured agent; naming it is the same as naming none.
         content_cap: most characters of content and of the result that a report keeps.
         patience: seconds that an ended child with a chat of its own waits for its parent, which may have the same
             one, before it counts as a task.
@@ -163,6 +164,7 @@ class TaskTracker:
         now: Callable[[], int],
         host: str | None = None,
         allowed_agents: Collection[str] = (),
+        default_agent: str | None = None,
         content_cap: int = 2_000,
         patience: float = 30.0,
         step_patience: float = 3_600.0,
@@ -171,6 +173,7 @@ class TaskTracker:
         self._now = now
         self._host = host
         self._allowed_agents = frozenset(allowed_agents)
+        self._default_agent = default_agent
         self._content_cap = content_cap
         self._patience = int(patience * 1e9)
         self._step_patience = int(step_patience * 1e9)
@@ -338,6 +341,11 @@ class TaskTracker:
             self._take_in(held, around)
         for child in others:
             self._find_place(child, facts.key)
+
+    def passed(self, key: SpanKey, parent: SpanKey | None) -> None:
+        """A span that declares nothing ended before any task asked for it."""
+        if key not in self._ended_spans:
+            self._parents.put(key, parent)
 
     def tick(self) -> int | None:
         """Release what has waited long enough for its parent. Returns when to come again (Unix ns), None for never."""
@@ -606,6 +614,8 @@ class TaskTracker:
             wanted = facts.default(semconv.AGENT_ID)
             if wanted is None:
                 return None
+        if wanted == self._default_agent:
+            return None
         if wanted in self._allowed_agents:
             return wanted
         self._warn_once(
