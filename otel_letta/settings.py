@@ -479,7 +479,7 @@ VARIABLES: tuple[Variable, ...] = (
         "OTEL_LETTA_WAKE_BUDGET",
         60,
         "turns per hour",
-        "Turns that reports may cost an agent; past it, ends wait and go together.",
+        "Turns that reports of one process may cost an agent; past it, ends wait and go together.",
         _count(1, "agent turns"),
     ),
     Variable("connect_timeout", "OTEL_LETTA_CONNECT_TIMEOUT", 5.0, "s", "Longest wait for a connection.", _timeout()),

@@ -5,6 +5,7 @@ The programs run as processes of their own, with a time limit, and report to an 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -101,10 +102,14 @@ class Programs:
         return errors
 
     def kill(self) -> None:
+        """End whatever is left, children of a program that hangs included."""
         for process in self._started:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
     def ends(self) -> Counter[tuple[str, str]]:
         reports = self.letta.reports(self.agent)
