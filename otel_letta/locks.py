@@ -34,6 +34,9 @@ if sys.platform == "win32":
             return False
         return True
 
+    def _unlock(fd: int) -> None:
+        """Closing does it."""
+
 else:
     import fcntl
 
@@ -43,6 +46,11 @@ else:
         except BlockingIOError:
             return False
         return True
+
+    def _unlock(fd: int) -> None:
+        # Closing alone is not enough: a process that was forked between our opening and our noting the file has it
+        # open too, and the lock would stay with that one.
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class HostLock:
@@ -95,6 +103,8 @@ class HostLock:
             _open_files.discard(fd)
         # After a fork the number may already belong to another file: the child closed it below.
         if mine:
+            with contextlib.suppress(OSError):
+                _unlock(fd)
             os.close(fd)
 
 

@@ -6,11 +6,13 @@ import logging
 import math
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from opentelemetry import context as otel_context
 
 from otel_letta.errors import LettaError
+from otel_letta.letta.transport import call_deadline
 
 __all__ = ["Retry", "Worker", "is_ours", "suppressed"]
 
@@ -163,7 +165,12 @@ class Worker:
                     self._wake.wait(min(delay, max(deadline - self._clock(), 0.0)))
                     continue
                 self.busy = True
-            self._do(job)
+            # Nobody else could end a call that hangs.
+            token = call_deadline.set(time.monotonic() + deadline - self._clock())
+            try:
+                self._do(job)
+            finally:
+                call_deadline.reset(token)
 
     # -- the thread --------------------------------------------------------------------------------------------------
 

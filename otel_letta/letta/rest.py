@@ -36,7 +36,7 @@ from otel_letta.errors import (
     LettaTimeoutError,
     LettaUnsupportedError,
 )
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Block, Lane, Message, Run, call_deadline
 from otel_letta.settings import Secret, Settings
 from otel_letta.text import clean_error, clean_line
 
@@ -113,13 +113,30 @@ class _Connections:
 _instances: weakref.WeakSet[RestTransport] = weakref.WeakSet()
 
 
+_held_over_fork: list[threading.Lock] = []
+
+
+def _before_fork() -> None:
+    # A thread in the middle of making a client is in the middle of OpenSSL, whose locks the child could never take.
+    for transport in list(_instances):
+        lock = transport._lock
+        if lock.acquire(timeout=1.0):
+            _held_over_fork.append(lock)
+
+
+def _after_fork_in_parent() -> None:
+    while _held_over_fork:
+        _held_over_fork.pop().release()
+
+
 def _after_fork_in_child() -> None:
+    _held_over_fork.clear()
     for transport in list(_instances):
         transport.forget_connections()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class RestTransport:
@@ -288,9 +305,7 @@ class RestTransport:
                 client = httpx.Client(
                     base_url=settings.base_url,
                     auth=_Bearer(token) if token is not None else None,
-                    timeout=httpx.Timeout(
-                        settings.read_timeout, connect=settings.connect_timeout, write=30.0, pool=None
-                    ),
+                    timeout=_timeout(settings),
                     # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
                     # a closing connection fails as if it might have landed. So ours are given up earlier.
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
@@ -316,7 +331,9 @@ class RestTransport:
         redact = _redactor(self._settings)
         try:
             with _discreet.during(redact), self._borrowed() as client:
-                response = client.request(method, path, content=content, params=params, headers=headers)
+                response = client.request(
+                    method, path, content=content, params=params, headers=headers, timeout=_timeout(self._settings)
+                )
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
             failure = _no_answer(error, self._settings, redact)
             ms = (time.monotonic() - began) * 1e3
@@ -349,6 +366,14 @@ class RestTransport:
         # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
         # some error reporters print those.
         raise failure
+
+
+def _timeout(settings: Settings) -> httpx.Timeout:
+    deadline = call_deadline.get()
+    left = math.inf if deadline is None else max(deadline - time.monotonic(), 0.01)
+    return httpx.Timeout(
+        min(settings.read_timeout, left), connect=min(settings.connect_timeout, left), write=min(30.0, left), pool=None
+    )
 
 
 def _segment(identifier: str) -> str:

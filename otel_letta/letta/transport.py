@@ -7,10 +7,14 @@ threads; whoever calls `send` holds the lane's gate (`letta.gate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Block", "Lane", "Message", "Run", "Transport"]
+__all__ = ["Block", "Lane", "Message", "Run", "Transport", "call_deadline"]
+
+call_deadline: ContextVar[float | None] = ContextVar("otel_letta_call_deadline", default=None)
+"""Seconds of `time.monotonic` after which a call has to give up, whatever the settings allow: somebody waits."""
 
 
 @dataclass(frozen=True, slots=True)
