@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from otel_letta.exporter import LettaSpanExporter
     from otel_letta.instrument import report_progress, task, track
+    from otel_letta.logs import LettaLogRecordProcessor
     from otel_letta.processor import LettaSpanProcessor
     from otel_letta.report import ProgressReport, TaskStatus
     from otel_letta.reporter import LettaReporter
@@ -41,6 +42,7 @@ __all__ = [
     "LettaConnectionError",
     "LettaConversationNotFoundError",
     "LettaError",
+    "LettaLogRecordProcessor",
     "LettaModelError",
     "LettaRateLimitError",
     "LettaReporter",
@@ -82,6 +84,7 @@ _HOMES = {
         "task",
         "track",
     ),
+    "logs": ("LettaLogRecordProcessor",),
     "processor": ("LettaSpanProcessor",),
     "report": (
         "ProgressReport",

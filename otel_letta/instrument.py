@@ -14,6 +14,7 @@ import contextlib
 import functools
 import inspect
 import operator
+import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -56,16 +57,19 @@ class TaskSpan:
         """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards."""
         span = self.span
         if span.is_recording():
-            span.set_attribute(semconv.TASK_PROGRESS, progress)
+            said: dict[str, AttributeValue] = {semconv.TASK_PROGRESS: progress}
             if content is not None:
-                span.set_attribute(semconv.TASK_CONTENT, content)
+                said[semconv.TASK_CONTENT] = content
+            span.set_attributes(said)
             look_soon(span)
+            _emit_event(span, said)
 
     def content(self, content: str) -> None:
         """Say one line about where the task stands."""
         if self.span.is_recording():
             self.span.set_attribute(semconv.TASK_CONTENT, content)
             look_soon(self.span)
+            _emit_event(self.span, {semconv.TASK_CONTENT: content})
 
     def result(self, result: str) -> None:
         """Say what the task produced; it is told with the end."""
@@ -252,6 +256,26 @@ class task(AbstractContextManager["TaskSpan"]):  # noqa: N801 - used like a func
                 return function(*args, **kwargs)
 
         return run  # type: ignore[return-value]
+
+
+def _emit_event(span: Span, said: dict[str, AttributeValue]) -> None:
+    """If OTEL_LETTA_LOG_EVENTS is true: say it as an OpenTelemetry log event too, for whoever collects logs."""
+    if os.environ.get("OTEL_LETTA_LOG_EVENTS", "").strip().lower() != "true":
+        return
+    from opentelemetry import _logs
+
+    try:
+        record = _logs.LogRecord(
+            timestamp=time.time_ns(),
+            context=trace.set_span_in_context(span),
+            severity_number=_logs.SeverityNumber.INFO,
+            body=said.get(semconv.TASK_CONTENT),
+            attributes=said,
+            event_name=semconv.TASK_PROGRESS,
+        )
+    except TypeError:  # an API before 1.35, whose log records have no event name
+        return
+    _logs.get_logger("otel_letta").emit(record)
 
 
 def report_progress(progress: float, content: str | None = None) -> None:

@@ -66,7 +66,7 @@ _ONE_EXIT = 30.0
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
-_START, _END, _ALONE, _WAKE, _LOOK = range(5)
+_START, _END, _ALONE, _WAKE, _LOOK, _EVENT = range(6)
 _Note = tuple[int, Any, Any, Any]
 
 if sys.version_info >= (3, 11):
@@ -172,7 +172,7 @@ class Pipeline:
             # one was forked from.
             if attributes and may_declare(attributes) and not self._is_foreign(span):
                 self._note((_ALONE, span, None, None))
-        elif entry.task is not None or (attributes and may_declare(attributes)):
+        elif entry.task is not None or (attributes and may_declare(attributes)) or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
@@ -193,6 +193,13 @@ class Pipeline:
             if entry is not None and not entry.noted:
                 entry.noted = True
                 self._note((_LOOK, entry, None, None))
+
+    def on_event(self, key: SpanKey, attributes: dict[str, Any]) -> None:
+        """A log event speaks for a span; one of a span that is not open here is ignored."""
+        entry = self._open.get(key)
+        if entry is not None and not entry.ignored and may_declare(attributes):
+            entry.spoken = True
+            self._note((_EVENT, entry, attributes, None))
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
@@ -336,6 +343,14 @@ class Pipeline:
         elif kind == _LOOK:
             what.noted = False
             self._look(what)
+        elif kind == _EVENT:
+            source = what.ended or what()
+            if source is not None:
+                self._look_at_ancestors(what)
+                facts = SpanFacts.read(source)
+                facts.attributes = {**facts.attributes, **span}
+                tracker.observed(what, facts)
+            self._watch()
         elif kind == _END:
             self._look_at_ancestors(what)
             tracker.ended(what, SpanFacts.read(span), aborted)
@@ -691,7 +706,7 @@ class Component:
         *,
         live: bool,
         transport: Transport | None,
-        meter_provider: MeterProvider | None,
+        meter_provider: MeterProvider | None = None,
         options: dict[str, Any],
     ) -> None:
         self._handle: Handle | None = None

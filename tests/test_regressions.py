@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ def live(letta: InMemoryLetta, agent: str, **options: Any) -> tuple[TracerProvid
     processor = LettaSpanProcessor(**{"base_url": letta.base_url, "agent_id": agent, **QUICK, **options})
     provider.add_span_processor(processor)
     return provider, processor
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_an_id_that_runs_again_after_a_restart_ends_again_even_if_the_answer_is_lost(letta: InMemoryLetta) -> None:
@@ -161,10 +170,10 @@ def test_a_start_that_waits_in_another_conversation_is_not_told_after_the_end(le
         other = tracer.start_span("other", attributes={"letta.chat.id": "z"})
         letta.wait_for(lambda: letta.in_flight(agent) == 1)
         span = tracer.start_span("Job", attributes={"letta.task.name": "Job"})
-        while processor.stats()["open_tasks"] < 2:  # its start is read, and waits for the held lane
-            pass
+        until(lambda: processor.stats()["open_tasks"] == 2)  # its start is read, and waits for the held lane
         span.set_attribute("letta.chat.id", conversation)
         span.end()
+        until(lambda: processor.stats()["open_tasks"] == 1)
     other.end()
     assert processor.force_flush(10_000)
     provider.shutdown()

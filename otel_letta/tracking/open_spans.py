@@ -43,6 +43,8 @@ class OpenSpan(weakref.ref[Span]):
     """The ended span, until tracking has heard of the end."""
     noted: bool = False
     """A note that asks to look at the span is waiting."""
+    spoken: bool = False
+    """A log event has spoken for the span."""
     ignored: bool = False
     """Started where instrumentation is suppressed: nothing of it is told."""
     seen: Mapping[str, Any] = MappingProxyType({})
