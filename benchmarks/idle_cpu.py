@@ -25,7 +25,7 @@ def measure(run: Run) -> Iterator[Figure]:
     run.say("idle CPU")
     with stand_in() as letta:
         processes = [
-            children.start("idle_cpu", way, spans, run.pick(12, 4), letta.base_url(), letta.create_agent())
+            children.start("idle_cpu", way, spans, run.pick(12, 3), letta.base_url(), letta.create_agent())
             for way, spans in _CASES
         ]
         none, idle, watching = (float(process.communicate(timeout=120)[0]) for process in processes)

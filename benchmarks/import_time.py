@@ -42,7 +42,7 @@ def measure(run: Run) -> Iterator[Figure]:
     walls: dict[str, list[float]] = {statement: [] for statement in _STATEMENTS}
     cpus: dict[str, list[float]] = {statement: [] for statement in _STATEMENTS}
     loaded: set[str] = set()
-    for turn in range(run.pick(20, 5) + 1):
+    for turn in range(run.pick(20, 4) + 1):
         for statement in _STATEMENTS:
             done = subprocess.run(
                 [sys.executable, "-c", _program(statement)],

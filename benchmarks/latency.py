@@ -80,16 +80,16 @@ def measure(run: Run) -> Iterator[Figure]:
     with stand_in() as letta:
         for delivery, method, to in (("messages", "POST", "message"), ("auto", "PATCH", "board")):
             run.say(f"span start → {to}")
-            seen = _starts(letta, delivery, method, run.pick(250, 60))
+            seen = _starts(letta, delivery, method, run.pick(250, 40))
             what = f"span start → request, warm, {to}"
             yield at_most(f"{what}, p50", median(seen), 10, "ms", f"{len(seen)} starts, delivery={delivery}")
             yield at_most(f"{what}, p99", percentile(seen, 0.99), 50, "ms")
         run.say("set_attribute → board")
-        yield _unjudged("set_attribute → request, p50", _attributes(letta, run.pick(60, 12), helper=False))
+        yield _unjudged("set_attribute → request, p50", _attributes(letta, run.pick(60, 8), helper=False))
         yield _unjudged("task().progress() → request, p50", _attributes(letta, run.pick(200, 40), helper=True))
         run.say("first report of a process")
         cold, made = [], []
-        for n in range(run.pick(9, 3) + 1):
+        for n in range(run.pick(9, 2) + 1):
             name = f"cold task {n} begins"
             told = json.loads(children.run("latency", letta.base_url(), letta.create_agent(), name))
             if n:  # the first one compiles

@@ -15,7 +15,7 @@ from benchmarks.turn_costs import MODES, Server, costs
 
 
 def measure(run: Run) -> Iterator[Figure]:
-    seconds = run.pick(18, 4)
+    seconds = run.pick(18, 3)
     run.say(f"a long task, about {seconds} s")
     modes = [mode for mode in MODES if not (run.quick and "," in mode)]
     processes = [
@@ -28,7 +28,7 @@ def measure_real(run: Run, server: Server) -> Iterator[Figure]:
     """The same at a real Letta, one after another."""
     run.say("a long task at the real Letta, about two minutes")
     modes = [mode for mode in MODES if not (run.quick and "," in mode)]
-    return _figures((vars(cost) for cost in costs(server, run.pick(18, 4), modes)), ", real Letta")
+    return _figures((vars(cost) for cost in costs(server, run.pick(18, 3), modes)), ", real Letta")
 
 
 def _figures(found: Iterable[dict[str, Any]], where: str) -> Iterator[Figure]:

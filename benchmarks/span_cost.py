@@ -149,17 +149,17 @@ def _figures(providers: dict[str, TracerProvider], letta: Any, run: Run) -> Iter
         return _compare(providers, letta, work, rounds, spans)
 
     run.say("plain spans")
-    r = compare(plain, run.pick(60, 20), 1_000)
+    r = compare(plain, run.pick(60, 12), 1_000)
     yield at_most("plain span, live processor / none", r.live, 1.10, "×", r.note(), extra=r.beside(), **vars(r))
     yield at_most("plain span, live processor / Batch+OTLP", r.live_to_batch, 1.0, "×")
     run.say("child spans")
-    r = compare(child, run.pick(40, 12), 1_000)
+    r = compare(child, run.pick(40, 8), 1_000)
     what = "child span with 2 attributes, live / none"
     yield Figure(what, f"{r.live:.2f}×{r.beside()}", note=r.note(), numbers=vars(r))
     run.say("task spans")
     for pace, work, rounds, spans in (
-        ("paced", paced_task, run.pick(20, 8), 100),
-        ("back to back", task, run.pick(8, 3), 600),
+        ("paced", paced_task, run.pick(20, 5), 100),
+        ("back to back", task, run.pick(8, 3), 300 if run.quick else 600),
     ):
         r = compare(work, rounds, spans)
         what = f"task span with 3 set_attribute, {pace}, live"
