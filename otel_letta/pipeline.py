@@ -500,6 +500,8 @@ class Pipeline:
         delivered = courier.flush(deadline)
         for keeper in keepers:
             delivered &= self._flush_board(keeper, deadline)
+        # A board that turned out to be impossible has handed its tasks over as messages.
+        delivered &= courier.flush(deadline)
         if closing:
             courier.finish()
         return delivered

@@ -233,6 +233,8 @@ def test_ends_survive_an_llm_that_refuses_everything_for_a_while(
     letta.always = LLM_REFUSES
     courier.put(end("a"))
     courier.put(end("b"))
+    letta.wait_for(lambda: letta.requests != [])
+    finished(courier)  # or the clock would move under a failure that is just being noted
     for _ in range(10):
         attempts = len(letta.requests)
         clock.advance(100)
