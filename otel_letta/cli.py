@@ -1,6 +1,9 @@
 """The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks.
 
-Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before.
+``hook`` and ``openhands-webhooks`` listen to OpenHands.
+
+Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
+which OpenHands waits for at every step, does without them.
 """
 
 from __future__ import annotations
@@ -20,11 +23,23 @@ def app() -> click.Group:
 
     from otel_letta._cli_check import check
     from otel_letta._cli_demo import demo
+    from otel_letta._cli_hook import main as run_hook
+    from otel_letta._cli_webhooks import openhands_webhooks
+
+    @click.command(
+        "hook",
+        short_help="Tell how a session of OpenHands' CLI goes: OpenHands runs it as its hook.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def hook(arguments: tuple[str, ...]) -> None:
+        run_hook(arguments)
 
     group = click.Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo],
+        commands=[check, demo, hook, openhands_webhooks],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
@@ -32,6 +47,10 @@ def app() -> click.Group:
 
 def main() -> None:
     """Entry point of the console script; exits with the command's code, 2 without the extra ``cli``."""
+    if sys.argv[1:2] == ["hook"]:
+        from otel_letta._cli_hook import main as hook
+
+        sys.exit(hook(sys.argv[2:]))
     for stream in (sys.stdout, sys.stderr):
         # A terminal or file that cannot hold a character gets a question mark, not a traceback.
         if hasattr(stream, "reconfigure"):

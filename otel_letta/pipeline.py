@@ -21,6 +21,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.baggage import get_baggage
@@ -40,6 +41,7 @@ from otel_letta.live import watch
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Delivery, Settings, SettingsOptions, _refuse_unknown
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
+from otel_letta.tracking.openhands import Claims, ConversationTracker, Event, Origin
 from otel_letta.tracking.roles import SpanFacts, SpanKey, attributes_of, key_of, may_declare
 from otel_letta.tracking.tasks import TaskTracker
 
@@ -66,7 +68,7 @@ _ONE_EXIT = 30.0
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
-_START, _END, _ALONE, _WAKE, _LOOK, _EVENT = range(6)
+_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _CONVERSATION = range(7)
 _Note = tuple[int, Any, Any, Any]
 
 if sys.version_info >= (3, 11):
@@ -90,6 +92,8 @@ class Pipeline:
         self._errors = Throttle(_logger)
         self._budget_used = 0.0
         self._left_at = -math.inf
+        self.claims = Claims()
+        """OpenHands' conversations that a callback speaks for: their spans are not told."""
         self._begin()
 
     def _begin(self) -> None:
@@ -123,6 +127,9 @@ class Pipeline:
             allowed_agents=settings.agent_allow_list,
             default_agent=settings.agent_id,
             content_cap=settings.content_cap,
+        )
+        self._conversations = ConversationTracker(
+            emit=self._deliver, now=time.time_ns, host=socket.gethostname(), content_cap=settings.content_cap
         )
         self._courier = Courier(self._transport, settings, self._stats)
         self._boards: dict[str, BoardKeeper] = {}
@@ -200,6 +207,12 @@ class Pipeline:
         if entry is not None and not entry.ignored and may_declare(attributes):
             entry.spoken = True
             self._note((_EVENT, entry, attributes, None))
+
+    def on_conversation(self, conversation_id: str, origin: Origin, event: Event) -> None:
+        """News of an OpenHands conversation, told by a callback, a webhook or a hook instead of by spans."""
+        if not event.at:
+            event = replace(event, at=time.time_ns())
+        self._note((_CONVERSATION, conversation_id, origin, event))
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
@@ -331,7 +344,7 @@ class Pipeline:
         # One bad span must not take the others with it.
         self._guarded(lambda: self._tell_tracker(kind, what, span, aborted))
 
-    def _tell_tracker(self, kind: int, what: Any, span: Any, aborted: str | None) -> None:
+    def _tell_tracker(self, kind: int, what: Any, span: Any, aborted: Any) -> None:
         tracker = self._tracker
         if kind == _START:
             if what.task is None:
@@ -365,6 +378,8 @@ class Pipeline:
             if parent is not None:
                 self._look(parent)
             tracker.ended_alone(facts, parent)
+        elif kind == _CONVERSATION:
+            self._conversations.hear(what, span, aborted)
 
     def _start_task(self, entry: OpenSpan, span: ReadableSpan) -> None:
         # Remembered as it was before it is read: what is set in between shall look new at the next look.
@@ -427,9 +442,11 @@ class Pipeline:
             entry.event_time = max(entry.event_time, newest_event)
 
     def _tend(self) -> None:
-        self._tracker_due = self._tracker.tick()
-        if self._tracker_due is None and not self._notes:
+        due = self._tracker.tick()
+        if due is None and not self._notes:
             self._alone_waiting = False
+        explained = self._conversations.tick()
+        self._tracker_due = due if explained is None else explained if due is None else min(due, explained)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -541,7 +558,7 @@ class Pipeline:
             with suppressed():
                 self._closed = last
                 if last or (handle.live and not any(other.live for other in self._handles)):
-                    self._end_open_tasks(budget)
+                    self._end_open_tasks(budget, conversations=last)
                 else:
                     self._work_off(wait=True, timeout=budget)
                 if not last:
@@ -557,13 +574,15 @@ class Pipeline:
             self._left_at = time.monotonic()
             self._budget_used += self._left_at - began
 
-    def _end_open_tasks(self, timeout: float) -> None:
+    def _end_open_tasks(self, timeout: float, *, conversations: bool = True) -> None:
         if not self._tracker_lock.acquire(timeout=timeout):
             return
         try:
             self._drain()
             self._poll()
             self._guarded(lambda: self._tracker.shutdown(self._open.snapshot()))
+            if conversations:
+                self._guarded(self._conversations.shutdown)
         finally:
             self._tracker_lock.release()
 
@@ -586,7 +605,7 @@ class Pipeline:
         return {
             **self._stats.snapshot(),
             "open_spans": len(self._open),
-            "open_tasks": self._tracker.open_tasks,
+            "open_tasks": self._tracker.open_tasks + self._conversations.open_tasks,
             "lanes": self._courier.lanes(),
             "boards": boards,
         }
