@@ -1,4 +1,5 @@
-"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks.
+"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks,
+``replay`` what recorded spans would tell.
 
 Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before.
 """
@@ -20,11 +21,12 @@ def app() -> click.Group:
 
     from otel_letta._cli_check import check
     from otel_letta._cli_demo import demo
+    from otel_letta._cli_replay import replay
 
     group = click.Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo],
+        commands=[check, demo, replay],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)

@@ -249,6 +249,60 @@ class _AgentIds:
 
 
 @dataclass(frozen=True, slots=True)
+class _Names:
+    of: str
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of}, separated by commas (as keyword: a list or tuple of them)"
+
+    def __call__(self, value: object) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_list_of_texts(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class _ContentFields:
+    fields: tuple[str, ...] = ("arguments", "results", "prompt", "answer", "errors")
+
+    @property
+    def allowed(self) -> str:
+        return f"names, full, or some of {', '.join(self.fields)}, separated by commas"
+
+    def __call__(self, value: object) -> tuple[str, ...]:
+        wanted = [name.lower() for name in _list_of_texts(value)]
+        if wanted == ["full"]:
+            return self.fields
+        wanted = [name for name in wanted if name != "names"]
+        if not set(wanted) <= set(self.fields):
+            raise _RefusedError
+        return tuple(name for name in self.fields if name in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskPatterns:
+    allowed: str = "patterns like scope:opentelemetry.instrumentation.celery* or name:nightly *, separated by commas"
+
+    def __call__(self, value: object) -> tuple[tuple[str, str], ...]:
+        found = []
+        for text in _list_of_texts(value):
+            kind, colon, pattern = text.partition(":")
+            if kind not in ("scope", "name") or not colon or not pattern.strip():
+                raise _RefusedError
+            found.append((kind, pattern.strip()))
+        return tuple(dict.fromkeys(found))
+
+
+def _list_of_texts(value: object) -> list[str]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise _RefusedError
+    texts = [_text(part) for part in parts]
+    if any(len(text) > 200 or _has_control(text) for text in texts) or len(texts) > 100:
+        raise _RefusedError
+    return [text for text in texts if text]
+
+
+@dataclass(frozen=True, slots=True)
 class _SecretText:
     allowed: str = "text on one line"
 
@@ -545,6 +599,55 @@ VARIABLES: tuple[Variable, ...] = (
         _AgentIds(),
     ),
     Variable(
+        "grace",
+        "OTEL_LETTA_GRACE",
+        2.0,
+        "s",
+        "How long an agent's task waits for late spans after its root has ended.",
+        _seconds(),
+    ),
+    Variable(
+        "idle_timeout",
+        "OTEL_LETTA_IDLE_TIMEOUT",
+        # A span arrives when it has ended, and clients of LLMs wait up to ten minutes for an answer.
+        900.0,
+        "s",
+        "An agent's task whose root span never comes is lost after so long without news.",
+        _timeout(),
+    ),
+    Variable(
+        "wake_after",
+        "OTEL_LETTA_WAKE_AFTER",
+        60.0,
+        "s",
+        "Tasks that nobody declared wake the agent if they failed or took longer; else they only stand on the board.",
+        _seconds(),
+    ),
+    Variable(
+        "content",
+        "OTEL_LETTA_CONTENT",
+        (),
+        "",
+        "What agents' spans may tell: names (default), full, or some of arguments, results, prompt, answer, errors.",
+        _ContentFields(),
+    ),
+    Variable(
+        "chat_id_attributes",
+        "OTEL_LETTA_CHAT_ID_ATTRIBUTES",
+        (),
+        "",
+        "Further attributes of agents' spans that hold the chat id, after those of the conventions.",
+        _Names("attribute names"),
+    ),
+    Variable(
+        "tasks",
+        "OTEL_LETTA_TASKS",
+        (),
+        "",
+        "Other spans that are tasks: scope:PATTERN, name:PATTERN, with * and ?, separated by commas.",
+        _TaskPatterns(),
+    ),
+    Variable(
         "baggage",
         "OTEL_LETTA_BAGGAGE",
         False,
@@ -604,6 +707,17 @@ class Settings:
     trace_link: str | None
     """Template with ``{trace_id}`` and perhaps ``{span_id}``, no other braces."""
     agent_allow_list: tuple[str, ...]
+    grace: float
+    """Seconds from the end of an agent's root span to the verdict."""
+    idle_timeout: float
+    """Seconds without news after which an agent's task without a root is lost."""
+    wake_after: float
+    """Seconds from which on the success of a task that nobody declared is worth a turn."""
+    content: tuple[str, ...]
+    """Fields of agents' spans that may be told beside names; see `otel_letta.tracking.conventions`."""
+    chat_id_attributes: tuple[str, ...]
+    tasks: tuple[tuple[str, str], ...]
+    """``scope`` or ``name``, and a pattern: spans that are tasks though they do not say so."""
     baggage: bool
     """True: ids may come from the baggage of the context that a span starts in."""
 
@@ -985,4 +1099,10 @@ class SettingsOptions(TypedDict, total=False):
     max_steps: int | None
     trace_link: str | None
     agent_allow_list: Iterable[str] | str | None
+    grace: float | None
+    idle_timeout: float | None
+    wake_after: float | None
+    content: Iterable[str] | str | None
+    chat_id_attributes: Iterable[str] | str | None
+    tasks: Iterable[str] | str | None
     baggage: bool | str | None
