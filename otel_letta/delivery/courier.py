@@ -123,8 +123,10 @@ class Courier:
             for worker in unstaffed:
                 worker.run_here(deadline)
 
-    def begin_closing(self) -> None:
-        """Try at once what waits for a better time; give up what is only progress."""
+    def begin_closing(self, deadline: float) -> None:
+        """Try at once what waits for a better time; give up what is only progress. ``deadline``: when it has to end,
+        on `time.monotonic`."""
+        self.transport.leave(deadline)
         with self.lock:
             self.closing = True
             now = self.clock()
