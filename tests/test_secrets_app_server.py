@@ -1,7 +1,10 @@
 """An App Server's token is on the wire and nowhere else. The search is that of `tests.test_secrets`."""
 
+# ruff: noqa: F811 - the fixture that is imported, and the arguments of its name
+
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +13,32 @@ from websockets.client import ClientProtocol
 from websockets.sync.server import ServerConnection
 
 from otel_letta import LettaError, LettaReporter
+from otel_letta.letta import app_server
 from otel_letta.letta.app_server import AppServerTransport
 from otel_letta.letta.transport import Message
 from otel_letta.settings import Settings
 from tests.support.scripted_app_server import Frame, ScriptedAppServer, scripted_app_server
-from tests.test_secrets import PASSWORDS, Sink, echoes, everywhere, sink  # noqa: F401 - a fixture among them
+from tests.test_secrets import Sink, echoes, sink  # noqa: F401 - a fixture among them
 
 AGENT = "agent-local-1"
+TOKENS = ["open-sesame-1001", "Grüße-aus-Köln", "p%a/s'w\"o<r>d&=1", "k3y"]
+
+everywhere = pytest.mark.parametrize("password", TOKENS)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_server, "_STEP", 0.01)
+    monkeypatch.setattr(app_server, "_GLANCE", 0.02)
+    monkeypatch.setattr(app_server, "_SHARED_RUN_PATIENCE", 0.0)
+
+
+def see(sink: Sink, error: BaseException) -> None:
+    """Without the frames of this file, which know the token."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    sink.see_exception(error.with_traceback(trace))
 
 
 @pytest.fixture
@@ -49,7 +71,7 @@ def use(server: ScriptedAppServer, sink: Sink, **options: Any) -> list[LettaErro
         try:
             call()
         except LettaError as error:
-            sink.see_exception(error)
+            see(sink, error)
             failures.append(error)
     sink.see_object(letta)
     for session in letta._open:
@@ -58,7 +80,7 @@ def use(server: ScriptedAppServer, sink: Sink, **options: Any) -> list[LettaErro
 
 
 @everywhere
-def test_when_all_goes_well(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
+def test_when_all_goes_well(sink: Sink, server: ScriptedAppServer) -> None:
     failures = use(server, sink)
     assert [type(error).__name__ for error in failures] == ["LettaConversationNotFoundError"]
     assert all(header and header.startswith("Bearer ") for header in server.handshakes)
@@ -66,7 +88,7 @@ def test_when_all_goes_well(sink: Sink, server: ScriptedAppServer) -> None:  # n
 
 
 @everywhere
-def test_when_a_session_is_open(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
+def test_when_a_session_is_open(sink: Sink, server: ScriptedAppServer) -> None:
     letta = transport(server, sink)
     with letta._session() as session:
         sink.see_object(session)
@@ -74,7 +96,7 @@ def test_when_a_session_is_open(sink: Sink, server: ScriptedAppServer) -> None: 
 
 
 @everywhere
-def test_when_it_is_wrong(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
+def test_when_it_is_wrong(sink: Sink, server: ScriptedAppServer) -> None:
     server.token = "another"
     assert {type(error).__name__ for error in use(server, sink)} == {"LettaAuthenticationError"}
 
@@ -82,7 +104,7 @@ def test_when_it_is_wrong(sink: Sink, server: ScriptedAppServer) -> None:  # noq
 @everywhere
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 def test_when_the_handshake_s_refusal_echoes_it(
-    sink: Sink,  # noqa: F811
+    sink: Sink,
     server: ScriptedAppServer,
     status: int,
 ) -> None:
@@ -92,44 +114,44 @@ def test_when_the_handshake_s_refusal_echoes_it(
         letta = transport(server, sink)
         with pytest.raises(LettaError) as raised:
             letta.describe(AGENT)
-        sink.see_exception(raised.value)
+        see(sink, raised.value)
         half = sink.password[: len(sink.password) // 2]
         assert len(half) < 4 or half not in str(raised.value)
 
 
+@pytest.mark.parametrize("password", TOKENS[:2])
+@pytest.mark.parametrize("where", ["turn", "acceptance", "agent_retrieve", "conversation_create", "list_memory",
+                                   "conversation_messages_list", "write_memory_file"])  # fmt: skip
+def test_when_the_server_s_words_echo_it(sink: Sink, server: ScriptedAppServer, where: str) -> None:
+    def echo(said: str) -> None:
+        def refuse(connection: ServerConnection, frame: Frame) -> None:
+            server.reply(connection, frame, success=False, type=sink.password, error=said)
+
+        if where == "turn":
+            server.on_input = lambda held: held.finish("error", said)
+        elif where == "acceptance":
+            server.accept = lambda frame: {"accepted": False, "error": said}
+        else:
+            server.answers = {where: refuse}
+        server.ledger.clear()
+        assert use(server, sink, conversation="Reports")
+
+    for said in echoes(sink.password):
+        if isinstance(said, (str, dict)):
+            echo(said if isinstance(said, str) else json.dumps({"error": said}))
+
+
 @everywhere
-def test_when_the_server_s_words_echo_it(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
-    words = [str(echo) for echo in echoes(sink.password) if isinstance(echo, (str, dict))]
-
-    def refuse(connection: ServerConnection, frame: Frame) -> None:
-        server.reply(connection, frame, success=False, type=sink.password, error=said)
-
-    for said in words:
-        server.on_input = lambda held: held.finish("error", said)  # noqa: B023 - called in this very round
-        use(server, sink)
-        server.on_input = lambda held: held.finish()
-        server.accept = lambda frame: {"accepted": False, "error": said}  # noqa: B023
-        use(server, sink)
-        server.accept = lambda frame: {"accepted": True}
-    for kind in ("agent_retrieve", "conversation_retrieve", "conversation_create", "conversation_messages_list",
-                 "list_memory", "write_memory_file"):  # fmt: skip
-        for said in words:
-            server.answers = {kind: refuse}
-            use(server, sink, conversation="Reports" if kind == "conversation_create" else None)
-        server.conversations.clear()
-
-
-@everywhere
-def test_when_the_connection_ends_with_it(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
+def test_when_the_connection_ends_with_it(sink: Sink, server: ScriptedAppServer) -> None:
     server.answers["input"] = lambda connection, frame: connection.close(1011, f"Bearer {sink.password}"[:100])
     failures = use(server, sink)
     assert "LettaConnectionError" in {type(error).__name__ for error in failures}
 
 
-@everywhere
+@pytest.mark.parametrize("password", TOKENS[:1])
 @pytest.mark.parametrize("accident", [KeyboardInterrupt, RuntimeError, OSError])
 def test_when_the_handshake_breaks_while_its_head_is_written(
-    sink: Sink,  # noqa: F811
+    sink: Sink,
     server: ScriptedAppServer,
     monkeypatch: pytest.MonkeyPatch,
     accident: type[BaseException],
@@ -147,26 +169,35 @@ def test_when_the_handshake_breaks_while_its_head_is_written(
     monkeypatch.undo()
     if accident is KeyboardInterrupt:
         raised.value.args = ()  # its words are this test's own
-    sink.see_exception(raised.value)
+    see(sink, raised.value)
 
 
 @everywhere
-def test_when_nobody_listens(sink: Sink) -> None:  # noqa: F811
+def test_when_nobody_listens(sink: Sink) -> None:
     for url in ("ws://127.0.0.1:1", "wss://127.0.0.1:1", "ws://letta.invalid"):
         letta = AppServerTransport(
             Settings.resolve(environ={}, base_url=url, agent_id=AGENT, password=sink.password, connect_timeout=2.0)
         )
         with pytest.raises(LettaError) as raised:
             letta.describe(AGENT)
-        sink.see_exception(raised.value)
+        see(sink, raised.value)
 
 
 @everywhere
-def test_when_the_reporter_speaks_to_one(sink: Sink, server: ScriptedAppServer) -> None:  # noqa: F811
+def test_when_the_reporter_speaks_to_one(sink: Sink, server: ScriptedAppServer) -> None:
     options = {"base_url": server.url, "agent_id": AGENT, "password": sink.password, "server": "app-server"}
     with LettaReporter(**options) as reporter:
         sink.see_object(reporter)
         try:
             reporter.send_progress_report_sync("c", "m", "x", 1.0, "completed")
         except LettaError as error:
-            sink.see_exception(error)
+            see(sink, error)
+
+
+def test_a_token_that_no_header_can_hold_is_an_error_that_does_not_tell_it(server: ScriptedAppServer) -> None:
+    letta = AppServerTransport(
+        Settings.resolve(environ={}, base_url=server.url, agent_id=AGENT, password="пароль-сезам")
+    )
+    with pytest.raises(LettaError) as raised:
+        letta.describe(AGENT)
+    assert "сезам" not in str(raised.value)

@@ -387,7 +387,7 @@ class _LaneWorker(Worker):
     def _failed(self, parcels: list[Parcel], error: LettaError) -> None:
         courier = self._courier
         lane = self.mailbox.lane
-        if isinstance(error, LettaConversationNotFoundError):
+        if isinstance(error, LettaConversationNotFoundError) and lane.conversation_id:
             _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
             with self._lock:
                 courier.conversation_is_gone(lane)

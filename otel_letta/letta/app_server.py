@@ -85,7 +85,7 @@ _MOST_REMEMBERED = 1_000
 _STATUS = re.compile(r"[45][0-9]{2}: ")
 _MARK = "otel_letta "
 """Begins the subject of each commit of a board, before what the board's keeper notes about it."""
-_HISTORY = 50
+_HISTORY = 500
 
 
 class _Departure:
@@ -240,7 +240,9 @@ class AppServerTransport:
                 self._use_up(conversation, pending)
                 continue
             if not _is_occupied(turn):
-                self._raise_if_failed(session, turn)
+                failure = _failure(session, turn)
+                if failure is not None:
+                    raise failure
                 return self._answer(session, turn, messages)
             self._use_up(conversation, pending)
             shared = conversation == DEFAULT_CONVERSATION
@@ -487,15 +489,9 @@ class AppServerTransport:
     def active_runs(self, lane: Lane) -> list[Run]:
         with self._towards(lane) as (session, conversation):
             turn = Turn(lane.agent_id, conversation, "", ())
-            queue: list[Frame] = []
-
-            def see(frame: Frame) -> None:
-                turn.see(frame)
-                if frame.get("type") == "update_queue" and turn._concerns(frame):
-                    queue[:] = rows(frame.get("queue"))
-
-            session.request("sync", {"runtime": _runtime(turn), "recover_approvals": False}, meanwhile=see)
-            return [Run(conversation, None)] if turn.loop_idle is False or queue else []
+            session.request("sync", {"runtime": _runtime(turn), "recover_approvals": False}, meanwhile=turn.see)
+            # What is queued does not count: after a restart it stays there until somebody's next input (measured).
+            return [Run(conversation, None)] if turn.loop_idle is False else []
 
     def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
         wanted = [Message("", otid) for otid in otids]
@@ -731,23 +727,6 @@ class AppServerTransport:
         while len(self._attempts) > _MOST_REMEMBERED:
             self._attempts.popitem(last=False)
 
-    def _raise_if_failed(self, session: Session, turn: Turn) -> None:
-        if turn.stop_reason == "cancelled" or not (turn.error or turn.stop_reason in ("error", "llm_api_error")):
-            return
-        known = _from_words(session, turn.error)
-        if known is not None:
-            raise known
-        said = _innermost(turn.error)
-        # The message was stored before the LLM was asked, and is in the agent's next prompt (measured).
-        # A request that the LLM refuses as bad (400) is a "local_backend_error" that begins with its status (measured).
-        if turn.stop_reason == "llm_api_error" or "llm_error" in turn.error or _STATUS.match(said):
-            raise LettaModelError(
-                detail=session.words(said),
-                hint="check the LLM that the agent uses on the App Server; your own settings are fine",
-                may_have_landed=True,
-            )
-        raise LettaServerError("The agent's turn failed", detail=session.words(said), may_have_landed=True)
-
 
 # -- small things ------------------------------------------------------------------------------------------------------
 
@@ -762,6 +741,25 @@ def _key(conversation: str, messages: Sequence[Message]) -> tuple[str, ...]:
 
 def _is_occupied(turn: Turn) -> bool:
     return "already has an active run" in turn.error
+
+
+def _failure(session: Session, turn: Turn) -> LettaError | None:
+    """What was wrong with a turn that is over. Not raised here, where the server's own words are local variables."""
+    if turn.stop_reason == "cancelled" or not (turn.error or turn.stop_reason in ("error", "llm_api_error")):
+        return None
+    known = _from_words(session, turn.error)
+    if known is not None:
+        return known
+    said = session.words(_innermost(turn.error))
+    # The message was stored before the LLM was asked, and is in the agent's next prompt (measured).
+    # A request that the LLM refuses as bad (400) is a "local_backend_error" that begins with its status (measured).
+    if turn.stop_reason == "llm_api_error" or "llm_error" in turn.error or _STATUS.match(said):
+        return LettaModelError(
+            detail=said,
+            hint="check the LLM that the agent uses on the App Server; your own settings are fine",
+            may_have_landed=True,
+        )
+    return LettaServerError("The agent's turn failed", detail=said, may_have_landed=True)
 
 
 def _not_accepted(session: Session, turn: Turn) -> LettaError:

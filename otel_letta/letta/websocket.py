@@ -40,11 +40,20 @@ Frame = dict[str, Any]
 
 _SHORT = 30.0
 """Seconds that an answer may take for which the agent's LLM is not asked."""
+_SILENCE = 90.0
+"""Seconds without a pong after which the connection is given up. The server's own measure, and a busy one stalls."""
 _LARGEST = 64 * 2**20
 """Bytes. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
 
 _mute = logging.Logger("otel_letta.websockets", level=logging.CRITICAL + 1)  # not a child of the root
 """For the library, which logs the headers of the handshake, the token among them, and every frame at DEBUG."""
+
+
+class _Discreet(Frame):
+    """A frame that tracebacks with local variables do not show: the server may echo our token in it."""
+
+    def __repr__(self) -> str:
+        return f"<frame of {len(self)} keys>"
 
 
 class Session:
@@ -76,6 +85,7 @@ class Session:
                     additional_headers=_authorization(settings),
                     open_timeout=_bounded(settings.connect_timeout),
                     close_timeout=1.0,
+                    ping_timeout=_SILENCE,
                     max_size=_LARGEST,
                     compression=None,
                     user_agent_header="otel-letta",
@@ -145,7 +155,7 @@ class Session:
                 except (ValueError, RecursionError):
                     frame = None
                 if isinstance(frame, dict):
-                    return frame
+                    return _Discreet(frame)
                 if time.monotonic() >= until:
                     return None
                 continue

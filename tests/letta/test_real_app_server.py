@@ -400,3 +400,28 @@ def test_hostile_text_cannot_leave_the_board(app_server: AppServerHarness) -> No
     prompt = server.next_prompt(agent)
     assert "<system>obey" not in prompt
     assert prompt.count("</task_progress>") == 1
+
+
+# -- the server goes away --------------------------------------------------------------------------------------------
+
+
+def test_an_end_that_was_queued_when_the_server_died_arrives_once(app_server: AppServerHarness) -> None:
+    agent = app_server.create_agent()
+    server = EitherAppServer(app_server)
+
+    with program(app_server, agent, "batch", **MESSAGES) as app, ThreadPoolExecutor(1) as pool:
+        with app_server.llm.hold():
+            answer = pool.submit(app_server.say, agent, "take your time")
+            app_server.llm.wait_for_calls(1)
+            app.do("queued")
+            app.provider.force_flush()
+            until(lambda: app_server.client.queued(agent), "the report waits in the server")
+            server.kill()
+        with pytest.raises(ConnectionError):
+            answer.result(30)
+        until(lambda: app.stats["retries"], "the answer is missed")
+        app.do("later")
+        server.start()
+        assert app.flush()
+
+    assert sorted(ends_in(app_server.next_prompt(agent))) == ["later", "queued"]

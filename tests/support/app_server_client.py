@@ -146,6 +146,19 @@ class AppServerClient:
                 return newest_first[::-1]
             query["before"] = page["next_before"]
 
+    def queued(self, agent_id: str, conversation: str = "default") -> list[str]:
+        """What clients call the messages that wait behind a turn, or behind a restart, oldest first."""
+        runtime = {"agent_id": agent_id, "conversation_id": conversation}
+        queue: list[Frame] = []
+        with self.socket() as socket:
+            socket.send(json.dumps({"type": "sync", "request_id": "queued", "runtime": runtime}))
+            for frame in self._frames(socket, "an answer to sync"):
+                if frame["type"] == "update_queue" and frame.get("runtime") == runtime:
+                    queue = frame["queue"]
+                elif frame.get("request_id") == "queued":
+                    break
+        return [str(item["client_message_id"]) for item in queue]
+
     def memory(self, agent_id: str) -> dict[str, str]:
         """The text of every memory file, by path, without front matter; uncommitted ones included."""
         frames = self.request_all("list_memory", agent_id=agent_id)

@@ -172,6 +172,10 @@ class EitherAppServer(Either):
         # The server puts reminders of its own before the text, as parts of the same message.
         return [m["content"] if isinstance(m["content"], str) else m["content"][-1]["text"] for m in said]
 
+    def ids_of(self, agent: str) -> set[str]:
+        """What clients call the messages that are stored in the default conversation."""
+        return {str(m["otid"]) for m in self.app_server.messages(agent) if m["message_type"] == "user_message"}
+
     def board_text(self, agent: str) -> str:
         return self.app_server.memory(agent)["task_progress.md"]
 

@@ -313,7 +313,7 @@ class ScriptedAppServer:
 def scripted_app_server() -> Iterator[ScriptedAppServer]:
     """Serves until the block ends."""
     script = ScriptedAppServer()
-    with serve(script.serve, "127.0.0.1", 0, process_request=script.check, logger=_mute, compression=None) as server:
+    with serve(script.serve, "127.0.0.1", 0, process_request=script.check, logger=_mute, open_timeout=1.0) as server:
         script.url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
