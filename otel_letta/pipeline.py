@@ -58,6 +58,9 @@ _BACKLOG = 10_000
 _POLL_SHARE = 20
 """Looking at the open spans may take one part in so many of the time; with very many of them it gets rarer."""
 
+_FOR_DELIVERY = 0.94
+"""Share of the exit's time that delivery gets. The rest is for the interpreter, which takes 0.1 s and more to go."""
+
 _THREAD_RETRY = 1.0
 """Seconds until a hook tries again to start a thread."""
 
@@ -532,7 +535,7 @@ class Pipeline:
             for keeper in keepers:
                 keeper.hurry(closing=closing)
         if closing:
-            courier.begin_closing()
+            courier.begin_closing(deadline)
         delivered = courier.flush(deadline)
         for keeper in keepers:
             delivered &= self._flush_board(keeper, deadline)
@@ -572,7 +575,7 @@ class Pipeline:
             self._budget_used = 0.0
         budget = max(min(timeout, self.settings.shutdown_timeout - self._budget_used), 0.05)
         began = time.monotonic()
-        deadline = began + budget
+        deadline = began + budget * _FOR_DELIVERY
         try:
             with suppressed():
                 self._closed = last
@@ -716,10 +719,10 @@ def join(
         pipeline = _registry.get(key)
         if pipeline is None:
             if transport is None:
-                from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
+                from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 
                 _import_early()
-                transport = RestTransport(settings)
+                transport = SelectingTransport(settings)
             settings.warn_once(_logger)
             pipeline = _registry[key] = Pipeline(settings, transport, metrics, task_filter)
             _all.add(pipeline)
