@@ -150,6 +150,7 @@ class _Watch:
         self._heard = time.monotonic()
         self._patience = _GLANCE
         self._asked = ""
+        self._stalled = False
 
     def step(self) -> bool:
         """Read one frame, or wait a short time for it. True if the server says that nothing runs or waits."""
@@ -162,8 +163,13 @@ class _Watch:
             if self._asked and frame.get("request_id") == self._asked:
                 self._asked = ""
                 self._heard = now
-                if not turn.over and not turn.queued and turn.loop_idle:
-                    return True
+                if not turn.over and turn.loop_idle:
+                    # A queue on an idle loop is a moment between two turns, or what a restart has left (measured).
+                    if not turn.queued or self._stalled:
+                        return True
+                    self._stalled = True
+                    return False
+                self._stalled = False
                 self._patience = min(self._patience * 2, _LONGEST_GLANCE)
         if not self._asked and turn.accepted and now - self._heard >= self._patience:
             self._asked = self._session.send("sync", {"runtime": _runtime(turn), "recover_approvals": False})
@@ -195,6 +201,8 @@ class AppServerTransport:
         """Agent and blocked conversation → the one to use instead, and until when (on `time.monotonic`)."""
         self._owners: OrderedDict[str, str] = OrderedDict()
         """Conversation → the agent that it was seen to belong to."""
+        self._unsettled: OrderedDict[tuple[str, ...], list[Message]] = OrderedDict()
+        """Inputs without an answer, as they were sent: the same one again is the one thing that cannot double them."""
         self._attempts: OrderedDict[tuple[str, ...], int] = OrderedDict()
         """How many ids were used up for the same messages in the same conversation."""
 
@@ -222,7 +230,39 @@ class AppServerTransport:
         if waiting is not None:
             deadline = min(deadline, waiting)
         with self._towards(lane) as (session, conversation):
-            return self._deliver(session, lane, conversation, messages, deadline)
+            answer: dict[str, Any] = {}
+            rest = list(messages)
+            for earlier in self._unsettled_with(conversation, messages):
+                answer = self._settle(session, lane, conversation, earlier, deadline)
+                settled = {message.otid for message in earlier}
+                rest = [message for message in rest if message.otid not in settled]
+            return self._settle(session, lane, conversation, rest, deadline) if rest else answer
+
+    def _unsettled_with(self, conversation: str, messages: Sequence[Message]) -> list[list[Message]]:
+        """Inputs that were sent before and held one of these messages, whatever else they held."""
+        asked = {message.otid for message in messages}
+        return [
+            list(batch)
+            for (where, *otids), batch in list(self._unsettled.items())
+            if where == conversation and not asked.isdisjoint(otids)
+        ]
+
+    def _settle(
+        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: float
+    ) -> dict[str, Any]:
+        key = _key(conversation, messages)
+        try:
+            answer = self._deliver(session, lane, conversation, messages, deadline)
+        except LettaError as error:
+            if error.may_have_landed and not isinstance(error, LettaModelError):
+                self._unsettled[key] = list(messages)
+                while len(self._unsettled) > _MOST_REMEMBERED:
+                    self._unsettled.popitem(last=False)
+            else:
+                self._unsettled.pop(key, None)
+            raise
+        self._unsettled.pop(key, None)
+        return answer
 
     def _deliver(
         self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: float

@@ -266,6 +266,8 @@ def _wait_for_quiet(
             _outages.note(lane.server, error)
             raise
         _outages.note(lane.server, None)
+        if transport.queues_messages and not insist:
+            return True  # known only now: the server was asked what it is
         runs = [run for run in active if _counts(lane, run) and run.id not in lock.waited_out]
         if not runs:
             return True

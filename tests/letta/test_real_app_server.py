@@ -405,14 +405,17 @@ def test_hostile_text_cannot_leave_the_board(app_server: AppServerHarness) -> No
 # -- the server goes away --------------------------------------------------------------------------------------------
 
 
-def test_an_end_that_was_queued_when_the_server_died_arrives_once(app_server: AppServerHarness) -> None:
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "with another end that joins it"])
+def test_an_end_that_was_queued_when_the_server_died_arrives_once(app_server: AppServerHarness, joined: bool) -> None:
     agent = app_server.create_agent()
     server = EitherAppServer(app_server)
 
     with program(app_server, agent, "batch", **MESSAGES) as app, ThreadPoolExecutor(1) as pool:
+        app.do("first")  # from now on it knows that this server queues
+        assert app.flush()
         with app_server.llm.hold():
             answer = pool.submit(app_server.say, agent, "take your time")
-            app_server.llm.wait_for_calls(1)
+            app_server.llm.wait_for_calls(2)
             app.do("queued")
             app.provider.force_flush()
             until(lambda: app_server.client.queued(agent), "the report waits in the server")
@@ -420,8 +423,12 @@ def test_an_end_that_was_queued_when_the_server_died_arrives_once(app_server: Ap
         with pytest.raises(ConnectionError):
             answer.result(30)
         until(lambda: app.stats["retries"], "the answer is missed")
-        app.do("later")
+        if joined:
+            app.do("joined")
         server.start()
         assert app.flush()
+        app.do("later")
+        assert app.flush()
 
-    assert sorted(ends_in(app_server.next_prompt(agent))) == ["later", "queued"]
+    expected = ["first", *(["joined"] if joined else []), "later", "queued"]
+    assert sorted(ends_in(app_server.next_prompt(agent))) == expected

@@ -151,7 +151,9 @@ class AppServerClient:
         runtime = {"agent_id": agent_id, "conversation_id": conversation}
         queue: list[Frame] = []
         with self.socket() as socket:
-            socket.send(json.dumps({"type": "sync", "request_id": "queued", "runtime": runtime}))
+            # Only a look: by default it would also see to approvals that were left over, and wait for the turn.
+            look = {"type": "sync", "request_id": "queued", "runtime": runtime, "recover_approvals": False}
+            socket.send(json.dumps(look))
             for frame in self._frames(socket, "an answer to sync"):
                 if frame["type"] == "update_queue" and frame.get("runtime") == runtime:
                     queue = frame["queue"]
