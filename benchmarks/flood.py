@@ -90,7 +90,7 @@ def _program(mode: str, tasks: str, updates: str, base_url: str, agent: str) -> 
     provider.force_flush()
     before = processor.stats() if processor else {}
 
-    memory = _resident()
+    memory = resident_megabytes()
     _forget_peak()
     began = time.monotonic()
     n = int(updates)
@@ -138,7 +138,8 @@ def _highest() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _resident() -> float:
+def resident_megabytes() -> float:
+    """Resident memory of this process; its peak, where the system does not tell."""
     return _status("VmRSS:") or _highest()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         LettaConflictError,
         LettaConnectionError,
         LettaConversationNotFoundError,
+        LettaDependencyError,
         LettaError,
         LettaModelError,
         LettaRateLimitError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from otel_letta.processor import LettaSpanProcessor
     from otel_letta.report import ProgressReport, TaskStatus
     from otel_letta.reporter import LettaReporter
+    from otel_letta.sampler import LettaSampler
     from otel_letta.settings import Settings
 
 __all__ = [
@@ -41,12 +43,14 @@ __all__ = [
     "LettaConflictError",
     "LettaConnectionError",
     "LettaConversationNotFoundError",
+    "LettaDependencyError",
     "LettaError",
     "LettaLogRecordProcessor",
     "LettaModelError",
     "LettaRateLimitError",
     "LettaReporter",
     "LettaRequestError",
+    "LettaSampler",
     "LettaServerError",
     "LettaSessionClosedError",
     "LettaSpanExporter",
@@ -69,6 +73,7 @@ _HOMES = {
         "LettaConflictError",
         "LettaConnectionError",
         "LettaConversationNotFoundError",
+        "LettaDependencyError",
         "LettaError",
         "LettaModelError",
         "LettaRateLimitError",
@@ -91,6 +96,7 @@ _HOMES = {
         "TaskStatus",
     ),
     "reporter": ("LettaReporter",),
+    "sampler": ("LettaSampler",),
     "settings": ("Settings",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
-import httpx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,10 +35,12 @@ from otel_letta.errors import (
     LettaTimeoutError,
     LettaUnsupportedError,
 )
-from otel_letta.letta.rest import RestTransport, _redactor, _rows, _segment
+from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
+from otel_letta.letta.http import redactor, rows
+from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block
 from otel_letta.reporter import LettaReporter
-from otel_letta.settings import CLOUD_BASE_URL, VARIABLES, Delivery, Secret, Settings
+from otel_letta.settings import VARIABLES, Delivery, Secret, ServerKind, Settings
 from otel_letta.text import clean_line
 
 __all__ = ["check"]
@@ -49,10 +49,13 @@ _T = TypeVar("_T")
 
 _READ_SECONDS = 10.0
 """Longest wait for an answer that costs the agent no turn."""
-_TESTED = "0.16.8"
+_TESTED = {Flavour.REST: "0.16.8", Flavour.APP_SERVER: "0.34.12"}
 _NAME_CAP = 80
 _ANSWER_CAP = 400
 _CHAT = "otel-letta-check"
+_AGENTS = 5
+"""How many are named where the right one is not."""
+_ENV = {"password": "LETTA_PASSWORD", "api_key": "LETTA_API_KEY"}
 
 
 @click.command
@@ -118,157 +121,186 @@ class _Examination:
     def _server(self, settings: Settings) -> None:
         self._view.section("Server")
         bounded = dataclasses.replace(settings, read_timeout=min(settings.read_timeout, _READ_SECONDS))
-        with _asking(dataclasses.replace(bounded, password=None, api_key=None)) as stranger:
-            self._flavour(bounded, stranger)
         with _asking(bounded) as server:
-            agent = self._agent(bounded, server)
-            if agent is None:
+            info = self._flavour(bounded, server)
+            known = self._agent(bounded, server)
+            if not known:
                 raise _Stop
-            board = self._board(bounded, server)
+            board = self._board(bounded, server, info)
         self._cost(settings, board)
         if self._send and not self._view.problems:
             self._test_report(settings)
 
-    def _flavour(self, settings: Settings, server: _Asking) -> None:
-        """Name what answers, without showing it a secret; stops unless it may take reports."""
+    def _flavour(self, settings: Settings, server: _Asking) -> ServerInfo:
+        """Name what answers; stops unless it may take reports."""
         url = settings.base_url
-        cloud = urlsplit(url).hostname == urlsplit(CLOUD_BASE_URL).hostname
-        answer: Any = None
-        refused: LettaError | None = None
+        self._view.facts["server"] = {"flavour": "unknown", "version": None, "url": url}
         try:
-            answer = server.get("/v1/health/")
-        except LettaConnectionError as error:
-            self._view.error(error)
-            raise _Stop from None
+            info = server.info()
         except LettaError as error:
-            refused = error
-        if isinstance(answer, dict) and isinstance(answer.get("version"), str):
-            version = self._said(settings, answer["version"], 40)
-            name = f"Letta Cloud ({version})" if cloud else f"Letta REST server {version}"
-            self._view.good("server", f"{name} at {url}", flavour="cloud" if cloud else "rest")
-            self._view.facts["server"].update(version=version, url=url)
-            if not cloud and not version.startswith(_TESTED.rpartition(".")[0] + "."):
-                self._view.note(f"otel_letta is tested with Letta {_TESTED}.")
-            return
-        version_of_app_server = None if cloud else _app_server(settings)
-        if version_of_app_server is not None:
-            version = self._said(settings, version_of_app_server, 40)
-            self._view.facts["server"] = {"flavour": "app-server", "version": version or None, "url": url}
+            if settings.server is ServerKind.AUTO or isinstance(error, LettaConnectionError):
+                self._view.error(error)
+                raise _Stop from None
+            self._view.note(f"{_words(error)[0]}; it is taken for what OTEL_LETTA_SERVER={settings.server} says.")
+            info = ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
+            self._view.facts["server"]["flavour"] = info.flavour.value
+            return info
+        named = {
+            Flavour.REST: "Letta REST server",
+            Flavour.APP_SERVER: "Letta App Server",
+            Flavour.CLOUD: "Letta Cloud",
+        }[info.flavour]
+        self._view.facts["server"].update(flavour=info.flavour.value, version=info.version or None)
+        if info.flavour is Flavour.REST and not info.version:
+            self._view.note(f"{url} wants credentials before it says what it is: perhaps a proxy in front of Letta.")
+        else:
+            details = [f"protocol {info.protocol}"] if info.protocol is not None else []
+            details += [f"{info.backend} backend"] if info.backend else []
+            shown = f"{named} {info.version}".strip() + f" at {url}" + (f" ({', '.join(details)})" if details else "")
+            self._view.good("server", shown)
+        self._mismatch(settings, info, named)
+        if info.flavour is Flavour.APP_SERVER:
+            self._app_server(settings, info)
+        elif settings.conversation is not None:
+            self._view.note("OTEL_LETTA_CONVERSATION is for App Servers: here it changes nothing.")
+        tested = _TESTED.get(info.flavour, "")
+        if info.version and not f"{info.version}.".startswith(tested.rpartition(".")[0] + "."):
+            self._view.note(f"otel_letta is tested with Letta {tested}.")
+        return info
+
+    def _mismatch(self, settings: Settings, info: ServerInfo, named: str) -> None:
+        if settings.server is ServerKind.AUTO or not (info.version or info.flavour is Flavour.CLOUD):
+            return  # it was asked, or did not say
+        if (settings.server is ServerKind.REST) is (info.flavour is Flavour.APP_SERVER):
             self._view.problem(
-                f"{' '.join(('Letta App Server', version)).strip()} at {url}: not supported yet",
-                f"set LETTA_BASE_URL to a Letta REST server (0.16.x), or to {CLOUD_BASE_URL} with LETTA_API_KEY",
+                f"OTEL_LETTA_SERVER={settings.server}, and a {named} answers",
+                "unset OTEL_LETTA_SERVER, or check LETTA_BASE_URL",
             )
             raise _Stop
-        if cloud:
-            self._view.good("server", f"Letta Cloud at {url}", flavour="cloud")
-            self._view.facts["server"]["url"] = url
-            return
-        self._view.facts["server"] = {"flavour": "unknown", "version": None, "url": url}
-        if isinstance(refused, LettaAuthenticationError):
-            self._view.note(f"{url} wants credentials before it says what it is: perhaps a proxy in front of Letta.")
-            return
-        status = refused.status if refused is not None else None
-        if refused is not None and status is not None and (status >= 500 or status == 429 or 300 <= status < 400):
-            self._view.error(refused)
-        else:
-            shown = f" (HTTP {status})" if status is not None else ""
-            self._view.problem(f"What answers at {url} is no Letta server{shown}", "check LETTA_BASE_URL")
-        raise _Stop
 
-    def _agent(self, settings: Settings, server: _Asking) -> dict[str, Any] | None:
-        """The agent's row, after a request that needs the password; None if no agent is named."""
-        path = f"/v1/agents/{_segment(settings.agent_id)}" if settings.agent_id else "/v1/agents/"
+    def _app_server(self, settings: Settings, info: ServerInfo) -> None:
+        """What this one can do."""
+        by_http = settings.server is ServerKind.APP_SERVER_HTTP
+        self._view.facts["server"].update(
+            protocol=info.protocol,
+            backend=info.backend or None,
+            openai_api=info.openai_api,
+            capabilities=sorted(info.capabilities),
+        )
+        if by_http and info.openai_api is False:
+            self._view.problem(
+                "The App Server does not offer its OpenAI-compatible API",
+                "start it with --openai-api, or unset OTEL_LETTA_SERVER",
+            )
+        elif by_http:
+            self._view.good(None, "reports go over its OpenAI-compatible API")
+        else:
+            also = {
+                True: "; its OpenAI-compatible API is on (OTEL_LETTA_SERVER=app-server-http would use that)",
+                False: "; its OpenAI-compatible API is off",
+                None: "",
+            }[info.openai_api]
+            self._view.good(None, f"reports go over its WebSocket{also}")
+
+    def _agent(self, settings: Settings, server: _Asking) -> bool:
+        """Ask for the agent, which needs the token; False if none is named."""
         try:
-            answer = server.get(path, None if settings.agent_id else {"limit": "5"})
+            if settings.agent_id:
+                found = self._described(settings, server.describe(settings.agent_id))
+            else:
+                others = self._others(settings, server.agents())
         except LettaAuthenticationError as error:
             self._refused(settings, error)
             raise _Stop from None
         except LettaAgentNotFoundError as error:
             self._accepted(settings)
             what, fix = _words(error)
-            self._view.problem(what, f"{fix or 'check LETTA_AGENT_ID'}{self._others(settings, server)}")
+            try:
+                others = self._others(settings, server.agents())
+            except LettaError:
+                others = ""
+            self._view.problem(what, f"{fix or 'check LETTA_AGENT_ID'}{'; ' if others else ''}{others}")
             raise _Stop from None
         except LettaError as error:
             self._view.error(error)
             raise _Stop from None
         self._accepted(settings)
         if not settings.agent_id:
-            others = self._others(settings, server, answer)
             if others:
-                self._view.note(others.removeprefix("; "))
-            return None
-        if not isinstance(answer, dict):
-            self._view.problem(f"What answers at {settings.base_url} is no Letta server", "check LETTA_BASE_URL")
-            raise _Stop
-        self._view.facts["agent"] = {"id": settings.agent_id, **self._described(settings, answer)}
-        name, model = self._view.facts["agent"]["name"], self._view.facts["agent"]["model"]
+                self._view.note(others)
+            return False
+        self._view.facts["agent"] = {"id": settings.agent_id, **found}
+        name, model = found["name"], found["model"]
         self._view.good(
             "agent",
             (f'agent "{name}"' if name else f"agent {settings.agent_id}") + (f", model {model}" if model else ""),
         )
-        return answer
+        return True
 
-    def _described(self, settings: Settings, row: dict[str, Any]) -> dict[str, str | None]:
-        config = row.get("llm_config")
-        config = config if isinstance(config, dict) else {}
-        model = next((m for m in (row.get("model"), config.get("handle"), config.get("model")) if m), None)
-        name = row.get("name")
-        return {
-            "name": self._said(settings, name, _NAME_CAP) if isinstance(name, str) else None,
-            "model": self._said(settings, model, _NAME_CAP) if isinstance(model, str) else None,
-        }
+    def _described(self, settings: Settings, agent: dict[str, Any]) -> dict[str, str | None]:
+        said = {key: agent.get(key) for key in ("name", "model")}
+        return {key: self._said(settings, v, _NAME_CAP) if isinstance(v, str) else None for key, v in said.items()}
 
     def _refused(self, settings: Settings, error: LettaError) -> None:
-        name = settings._token_name
-        cloud = self._view.facts["server"].get("flavour") == "cloud"
+        flavour = self._view.facts["server"].get("flavour")
+        asked = self._asked_for
+        # Measured: an App Server on loopback asks for none unless it was started with --ws-auth.
+        which = "the token that the server was started with (--ws-auth)"
+        name = settings.token_name
+        status = f"HTTP {error.status}; " if error.status is not None else ""
         self._view.facts["server"]["credentials"] = "refused"
         if name is None:
+            env = "LETTA_API_KEY" if flavour == Flavour.CLOUD.value else "LETTA_PASSWORD"
             self._view.problem(
-                f"The server asks for a password, and none is set (HTTP {error.status})",
-                "set LETTA_API_KEY" if cloud else "set LETTA_PASSWORD",
+                f"The server asks for a {asked}, and none is set" + (f" ({status[:-2]})" if status else ""),
+                f"set {env}" + (f" to {which}" if asked == "token" else ""),
             )
-        else:
-            env = {"password": "LETTA_PASSWORD", "api_key": "LETTA_API_KEY"}[name]
-            self._view.problem(
-                f"The server refuses {env} (HTTP {error.status}; it came from {_place(settings.sources[name])})",
-                f"check {env}"
-                + (": on Letta Cloud it is LETTA_API_KEY that counts" if cloud and name == "password" else ""),
-            )
+            return
+        env = _ENV[name]
+        fix = f"check {env}"
+        if flavour == Flavour.CLOUD.value and name == "password":
+            fix += ": on Letta Cloud it is LETTA_API_KEY that counts"
+        elif asked == "token":
+            fix += f": it has to be {which}"
+        self._view.problem(f"The server refuses {env} ({status}it came from {_place(settings.sources[name])})", fix)
 
     def _accepted(self, settings: Settings) -> None:
-        name = settings._token_name
-        words = {"password": "LETTA_PASSWORD is accepted", "api_key": "LETTA_API_KEY is accepted"}
+        name = settings.token_name
         self._view.facts["server"]["credentials"] = "accepted" if name else "none needed"
-        self._view.good(None, words[name] if name else "no password needed")
+        self._view.good(None, f"{_ENV[name]} is accepted" if name else f"no {self._asked_for} needed")
 
-    def _others(self, settings: Settings, server: _Asking, answer: Any = None) -> str:
+    @property
+    def _asked_for(self) -> str:
+        return "token" if self._view.facts["server"].get("flavour") == Flavour.APP_SERVER.value else "password"
+
+    def _others(self, settings: Settings, agents: list[dict[str, Any]]) -> str:
         """Which agents there are, to choose from."""
-        try:
-            rows = _rows(server.get("/v1/agents/", {"limit": "5"}) if answer is None else answer)
-        except LettaError:
-            return ""
         shown = []
-        for row in rows[:5]:
-            if isinstance(row.get("id"), str):
-                name = self._described(settings, row)["name"]
-                agent_id = self._said(settings, row["id"], 200)
+        for agent in agents:
+            if isinstance(agent.get("id"), str):
+                name = self._described(settings, agent)["name"]
+                agent_id = self._said(settings, agent["id"], 200)
                 shown.append(f"{agent_id} ({name})" if name else agent_id)
-        return f"; agents on this server: {', '.join(shown)}" if shown else ""
+        return f"agents on this server: {', '.join(shown)}" if shown else ""
 
-    def _board(self, settings: Settings, server: _Asking) -> bool:
+    def _board(self, settings: Settings, server: _Asking, info: ServerInfo) -> bool:
         """True if there will be one."""
         if settings.delivery is Delivery.MESSAGES:
             self._view.facts["board"] = None
             return False
         label = settings.board_label
+        kind = "file" if info.flavour is Flavour.APP_SERVER else "block"
         try:
             blocks = server.blocks(settings.agent_id)
         except LettaUnsupportedError:
+            why = f"This server has no memory {kind}s"
+            if settings.server is ServerKind.APP_SERVER_HTTP:
+                why = "The OpenAI-compatible API reaches no memory files"
             self._view.facts["board"] = {"possible": False, "label": None, "state": "unsupported"}
             if settings.delivery is Delivery.BOARD:
-                self._view.problem("This server has no memory blocks, so no board", "set OTEL_LETTA_DELIVERY=messages")
+                self._view.problem(f"{why}, so no board", "set OTEL_LETTA_DELIVERY=messages")
             else:
-                self._view.note("This server has no memory blocks: progress goes as messages instead.")
+                self._view.note(f"{why}: progress goes as messages instead.")
             return False
         except LettaError as error:
             self._view.error(error)
@@ -277,10 +309,10 @@ class _Examination:
         state = "new" if mine is None else "ours" if _is_ours(mine) else "foreign"
         self._view.facts["board"] = {"possible": True, "label": label, "state": state}
         if state == "foreign":
-            self._view.good(None, f"board: possible; block {label} is not otel_letta's, so {label}_2 or so is used")
+            self._view.good(None, f"board: possible; {kind} {label} is not otel_letta's, so {label}_2 or so is used")
         else:
             how = "it is there" if mine is not None else "made at the first report"
-            self._view.good(None, f"board: memory block {label}, {how}")
+            self._view.good(None, f"board: memory {kind} {label}, {how}")
         return True
 
     def _cost(self, settings: Settings, board: bool) -> None:
@@ -343,7 +375,7 @@ class _Examination:
     def _said(self, settings: Settings, text: str, cap: int) -> str:
         """What a server said, fit for a terminal."""
         # Cleaned on both sides of the redaction: invisible characters inside a secret would hide it from the first.
-        return clean_line(_redactor(settings)(clean_line(text, cap * 4)), cap)
+        return clean_line(redactor(settings)(clean_line(text, cap * 4)), cap)
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
@@ -384,7 +416,7 @@ def _variable_of(error: LettaConfigurationError) -> str | None:
 
 
 def _rows_of(settings: Settings, bad: set[str]) -> list[_Row]:
-    rows = []
+    table = []
     for variable in VARIABLES:
         value = getattr(settings, variable.name)
         if isinstance(value, Secret):
@@ -393,10 +425,12 @@ def _rows_of(settings: Settings, bad: set[str]) -> list[_Row]:
             shown = None
         elif isinstance(value, tuple):
             shown = ", ".join(value)
+        elif isinstance(value, bool):
+            shown = str(value).lower()  # as the environment spells it
         else:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             shown += f" {variable.unit}" if variable.unit else ""
-        rows.append(
+        table.append(
             _Row(
                 variable.env,
                 None if shown is None else clean_line(shown, 600),
@@ -404,7 +438,7 @@ def _rows_of(settings: Settings, bad: set[str]) -> list[_Row]:
                 variable.env in bad,
             )
         )
-    return rows
+    return table
 
 
 def _place(source: str) -> str:
@@ -418,11 +452,19 @@ class _Asking:
     """Requests that end in time. httpx bounds neither looking up a name nor an answer that comes in drops."""
 
     def __init__(self, settings: Settings) -> None:
-        self._transport = RestTransport(settings)
+        self._transport = SelectingTransport(settings)
         self._settings = settings
 
-    def get(self, path: str, params: dict[str, str] | None = None) -> Any:
-        return self._within(lambda: self._transport._call("GET", path, params=params))
+    def info(self) -> ServerInfo:
+        """What the server says now, whatever another part of this process heard."""
+        forget(self._settings.base_url)
+        return self._within(lambda: recognise(self._settings))
+
+    def describe(self, agent_id: str) -> dict[str, Any]:
+        return self._within(lambda: self._transport.describe(agent_id))
+
+    def agents(self) -> list[dict[str, Any]]:
+        return self._within(lambda: self._transport.agents(_AGENTS))
 
     def blocks(self, agent_id: str) -> list[Block]:
         return self._within(lambda: self._transport.blocks(agent_id))
@@ -469,37 +511,23 @@ def _asking(settings: Settings) -> Iterator[_Asking]:
         server.close()
 
 
-def _app_server(settings: Settings) -> str | None:
-    """The version of the App Server that answers ("" if it does not say), None if none does. Shows it no secret.
-
-    Measured on 0.34.12: 200 with a type of its own, or 401 with words about its WebSocket.
-    """
-    try:
-        with httpx.Client(timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout)) as client:
-            response = client.get(f"{settings.base_url}/app-server-info", headers={"User-Agent": "otel-letta"})
-        body = response.json()
-    except Exception:  # noqa: BLE001 - whatever it is, it is no App Server
-        return None
-    if not isinstance(body, dict):
-        return None
-    if response.status_code == 200 and body.get("type") == "app_server_info_response":
-        version = body.get("letta_code_version")
-        return version if isinstance(version, str) else ""
-    return "" if response.status_code == 401 and "websocket" in str(body.get("error")) else None
-
-
 def _is_ours(block: Block) -> bool:
     return isinstance(block.metadata.get("otel_letta"), dict)
 
 
 def _assistant(answer: dict[str, Any]) -> str:
-    """The last thing that the agent said."""
-    for message in reversed(_rows(answer.get("messages"))):
+    """The last thing that the agent said, in Letta's form or in OpenAI's."""
+    for choice in rows(answer.get("choices")):
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):
+            return content
+    for message in reversed(rows(answer.get("messages"))):
         if message.get("message_type") == "assistant_message":
             content = message.get("content")
             if isinstance(content, str):
                 return content
-            return " ".join(part["text"] for part in _rows(content) if isinstance(part.get("text"), str))
+            return " ".join(part["text"] for part in rows(content) if isinstance(part.get("text"), str))
     return ""
 
 

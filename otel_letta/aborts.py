@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 
 from otel_letta.text import as_text
 
@@ -25,8 +25,14 @@ def abort_reason(error: BaseException | None) -> str | None:
         # The code may be any object, and its own text anything.
         shown = as_text(code) if isinstance(code, int) else None
         return f"the program exited with code {shown}" if shown else "the program exited"
-    if isinstance(error, asyncio.CancelledError):
+    if _is_cancelled(error):
         return "cancelled or timed out"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted (Ctrl-C)"
     return f"stopped by {type(error).__name__}"
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    # Importing asyncio takes a third of our whole import; where nobody did, nothing of it can have been raised.
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)

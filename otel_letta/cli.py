@@ -1,4 +1,5 @@
-"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks.
+"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks,
+``replay`` what recorded spans would tell.
 
 ``hook`` and ``openhands-webhooks`` listen to OpenHands.
 
@@ -24,6 +25,7 @@ def app() -> click.Group:
     from otel_letta._cli_check import check
     from otel_letta._cli_demo import demo
     from otel_letta._cli_hook import main as run_hook
+    from otel_letta._cli_replay import replay
     from otel_letta._cli_webhooks import openhands_webhooks
 
     @click.command(
@@ -39,7 +41,7 @@ def app() -> click.Group:
     group = click.Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo, hook, openhands_webhooks],
+        commands=[check, demo, replay, hook, openhands_webhooks],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)

@@ -13,6 +13,7 @@ __all__ = [
     "LettaConflictError",
     "LettaConnectionError",
     "LettaConversationNotFoundError",
+    "LettaDependencyError",
     "LettaError",
     "LettaModelError",
     "LettaRateLimitError",
@@ -72,6 +73,13 @@ class LettaConfigurationError(LettaError, ValueError):
     """A setting is missing or has a value that cannot be used; the message names the variable and what is allowed."""
 
     summary = "Bad setting"
+
+
+class LettaDependencyError(LettaError, ImportError):
+    """The server is reached with a library that is not installed here; the message says what to install."""
+
+    summary = "A library is missing"
+    parks = True
 
 
 class LettaSessionClosedError(LettaError, RuntimeError):

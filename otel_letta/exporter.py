@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_letta.letta.transport import Transport
+from otel_letta.opt_in import TaskFilter
 from otel_letta.pipeline import Component
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class LettaSpanExporter(Component, SpanExporter):
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         provider.add_span_processor(BatchSpanProcessor(LettaSpanExporter()))
 
-    Spans that declare no task are ignored (see `LettaSpanProcessor`). An ended task is ``completed``, or ``failed``
+    Spans that declare no task and are no agent's are ignored (see `LettaSpanProcessor`). An agent's task is judged by
+    all its spans, ``grace`` seconds after its root has come. A declared one that ended is ``completed``, or ``failed``
     if its span's status is ERROR or ``letta.task.status`` says so. For starts and live progress add a
     `LettaSpanProcessor`, instead or beside it. The setting ``baggage`` has no effect here: an ended span does not know
     the context that it started in.
@@ -37,6 +39,8 @@ class LettaSpanExporter(Component, SpanExporter):
     Args:
         transport: instead of Letta's REST API; for tests.
         meter_provider: for `otel_letta.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall tell a task once need the same one.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
             ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing. An unknown one is
             ignored with a warning, unless nothing names the server: it may have been meant to.
@@ -47,10 +51,16 @@ class LettaSpanExporter(Component, SpanExporter):
         *,
         transport: Transport | None = None,
         meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
         **options: Unpack[SettingsOptions],
     ) -> None:
         super().__init__(
-            "LettaSpanExporter", live=False, transport=transport, meter_provider=meter_provider, options=dict(options)
+            "LettaSpanExporter",
+            live=False,
+            transport=transport,
+            meter_provider=meter_provider,
+            task_filter=task_filter,
+            options=dict(options),
         )
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -20,14 +20,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.baggage import get_baggage
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_value
 from opentelemetry.sdk.trace import ReadableSpan, Span
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
 from otel_letta.aborts import abort_reason
@@ -38,6 +38,7 @@ from otel_letta.delivery.worker import is_ours, suppressed
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
 from otel_letta.live import watch
+from otel_letta.opt_in import OptIn, TaskFilter
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Delivery, Settings, SettingsOptions, _refuse_unknown
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
@@ -59,6 +60,9 @@ _BACKLOG = 10_000
 _POLL_SHARE = 20
 """Looking at the open spans may take one part in so many of the time; with very many of them it gets rarer."""
 
+_FOR_DELIVERY = 0.94
+"""Share of the exit's time that delivery gets. The rest is for the interpreter, which takes 0.1 s and more to go."""
+
 _THREAD_RETRY = 1.0
 """Seconds until a hook tries again to start a thread."""
 
@@ -68,7 +72,7 @@ _ONE_EXIT = 30.0
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
-_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _CONVERSATION = range(7)
+_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CONVERSATION = range(8)
 _Note = tuple[int, Any, Any, Any]
 
 if sys.version_info >= (3, 11):
@@ -82,8 +86,15 @@ else:
 class Pipeline:
     """The way from a provider's spans to one Letta agent. Made by `join`."""
 
-    def __init__(self, settings: Settings, transport: Transport, metrics: SelfMetrics | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        metrics: SelfMetrics | None = None,
+        task_filter: TaskFilter | None = None,
+    ) -> None:
         self.settings = settings
+        self._opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
         self._metrics = metrics
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._handles: set[Handle] = set()
@@ -108,7 +119,7 @@ class Pipeline:
         self._open = OpenSpans()
         self._watching = False
         self._alone_waiting = False
-        self._passed: deque[tuple[SpanKey, SpanKey | None]] = deque(maxlen=_BACKLOG)
+        self._passed: deque[tuple[SpanKey, SpanKey | None, bool]] = deque(maxlen=_BACKLOG)
         """Plain spans from an exporter that ended while no task waited: who was above them."""
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.RLock()
@@ -121,15 +132,21 @@ class Pipeline:
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self._courier.lanes())
         self._tracker_due: int | None = None
         self._tracker = TaskTracker(
-            emit=self._deliver,
+            emit=self.deliver,
             now=time.time_ns,
             host=socket.gethostname(),
             allowed_agents=settings.agent_allow_list,
             default_agent=settings.agent_id,
             content_cap=settings.content_cap,
+            wake_after=settings.wake_after,
+            grace=settings.grace,
+            idle_timeout=settings.idle_timeout,
+            chat_attributes=settings.chat_id_attributes,
+            content=settings.content,
+            most_tasks=settings.max_pending_tasks,
         )
         self._conversations = ConversationTracker(
-            emit=self._deliver, now=time.time_ns, host=socket.gethostname(), content_cap=settings.content_cap
+            emit=self.deliver, now=time.time_ns, host=socket.gethostname(), content_cap=settings.content_cap
         )
         self._courier = Courier(self._transport, settings, self._stats)
         self._boards: dict[str, BoardKeeper] = {}
@@ -156,7 +173,7 @@ class Pipeline:
             attributes = span._attributes  # the property costs four times as much
         except AttributeError:
             attributes = span.attributes
-        if attributes and may_declare(attributes):
+        if (self._opt_in is not None and self._opted_in(entry, span)) or (attributes and may_declare(attributes)):
             if is_suppressed():
                 entry.ignored = True
             else:
@@ -166,6 +183,15 @@ class Pipeline:
             # the thread clears the flag before it finds the registry empty.
             self._watching = True
             self._note((_WAKE, None, None, None))
+
+    def _opted_in(self, entry: OpenSpan, span: ReadableSpan) -> bool:
+        assert self._opt_in is not None
+        name = self._opt_in.name_of(span)
+        if name is None:
+            return False
+        entry.opted = name
+        entry.spoken = True  # so that its end is noted, whatever it carries then
+        return True
 
     def on_end(self, span: ReadableSpan) -> None:
         """A recorded span ended."""
@@ -217,13 +243,18 @@ class Pipeline:
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
         for span in spans:
-            declares = may_declare(attributes_of(span))
+            opted = None if self._opt_in is None else self._opt_in.name_of(span)
+            declares = opted is not None or may_declare(attributes_of(span))
             key = key_of(span)
-            if not (declares or self._alone_waiting):
+            if not declares and not (self._alone_waiting and _may_be_a_failed_part(span)):
                 # A task may outlive the plain span that it was started in, and shall not wait for its end then.
                 parent = span.parent
-                above = None if parent is None or parent.is_remote else (parent.trace_id, parent.span_id)
-                self._passed.append((key, above))
+                above = None if parent is None else (parent.trace_id, parent.span_id)
+                remote = parent is not None and parent.is_remote
+                if self._alone_waiting:
+                    self._note((_PASSED, key, above, remote))
+                else:
+                    self._passed.append((key, above, remote))
                 continue
             # A live processor that watches this span will tell its end, and knows more about it.
             if self._open.get(key) is not None or self._is_foreign(span):
@@ -231,7 +262,7 @@ class Pipeline:
             if declares:
                 # From here on plain spans matter too: one may be what this one waits for to know its task.
                 self._alone_waiting = True
-            self._note((_ALONE, span, None, None))
+            self._note((_ALONE, span, opted, None))
 
     def _is_foreign(self, span: ReadableSpan) -> bool:
         """True for a span that was open when this process was forked: the parent process ends and tells it."""
@@ -347,7 +378,7 @@ class Pipeline:
     def _tell_tracker(self, kind: int, what: Any, span: Any, aborted: Any) -> None:
         tracker = self._tracker
         if kind == _START:
-            if what.task is None:
+            if what.task is None and not what.has_role:
                 self._look_at_ancestors(what)
                 self._start_task(what, span)
             self._watch()
@@ -360,20 +391,22 @@ class Pipeline:
             source = what.ended or what()
             if source is not None:
                 self._look_at_ancestors(what)
-                facts = SpanFacts.read(source)
+                facts = _read(source, what.opted)
                 facts.attributes = {**facts.attributes, **span}
                 tracker.observed(what, facts)
             self._watch()
         elif kind == _END:
             self._look_at_ancestors(what)
-            tracker.ended(what, SpanFacts.read(span), aborted)
+            tracker.ended(what, _read(span, what.opted), aborted)
             what.ended = None
             if what.task is not None:
                 what.parent = None  # whoever looks up from a child stops at this span's task
+        elif kind == _PASSED:
+            tracker.passed(what, span, aborted)
         elif kind == _ALONE:
             while self._passed:
                 tracker.passed(*self._passed.popleft())
-            facts = SpanFacts.read(what)
+            facts = _read(what, span)
             parent = self._open.get(facts.parent) if facts.parent is not None else None
             if parent is not None:
                 self._look(parent)
@@ -384,7 +417,7 @@ class Pipeline:
     def _start_task(self, entry: OpenSpan, span: ReadableSpan) -> None:
         # Remembered as it was before it is read: what is set in between shall look new at the next look.
         seen = attributes_of(span)
-        self._tracker.started(entry, SpanFacts.read(span))
+        self._tracker.started(entry, _read(span, entry.opted))
         entry.seen = seen
 
     def _watch(self) -> None:
@@ -398,13 +431,16 @@ class Pipeline:
         """An ancestor may have become a task since the last look; then this span is its step, not a task."""
         parent = entry.parent
         chain = []
-        while parent is not None and parent.task is None:
+        while parent is not None and parent.task is None and not parent.has_role:
             chain.append(parent)
             parent = parent.parent
         for ancestor in reversed(chain):
             # It may have ended meanwhile, and the note of that still be in the queue.
             span = ancestor.ended or ancestor()
-            if span is not None and not ancestor.ignored and may_declare(attributes_of(span)):
+            if span is None or ancestor.ignored:
+                continue
+            attributes = attributes_of(span)
+            if (may_declare(attributes) or ancestor.opted) and _differs(attributes, ancestor.seen):
                 self._start_task(ancestor, span)
 
     def _poll(self) -> None:
@@ -425,19 +461,17 @@ class Pipeline:
         if span is None or span.end_time is not None or entry.ignored:
             return
         attributes = attributes_of(span)
-        if entry.task is None:
-            if may_declare(attributes):
+        if entry.task is None and not entry.has_role:
+            if may_declare(attributes) and _differs(attributes, entry.seen):
                 self._look_at_ancestors(entry)
                 self._start_task(entry, span)
             return
-        seen = entry.seen
         events = span.events
         newest_event = events[-1].timestamp if events else 0
-        # By identity, so that comparing runs no code of the values.
-        if newest_event > entry.event_time or any(
-            attributes.get(name) is not seen.get(name) for name in semconv.INTERESTING
-        ):
-            self._tracker.observed(entry, SpanFacts.read(span))
+        # What names an agent or its conversation may have any name, and comes with few others.
+        more = entry.has_role and len(attributes) != len(entry.seen)
+        if newest_event > entry.event_time or more or _differs(attributes, entry.seen):
+            self._tracker.observed(entry, _read(span, entry.opted))
             entry.seen = attributes
             entry.event_time = max(entry.event_time, newest_event)
 
@@ -462,14 +496,18 @@ class Pipeline:
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, report: ProgressReport) -> None:
+    def deliver(self, report: ProgressReport) -> None:
+        """Hand a report over to the board, or as a message, as the settings want it."""
         self._stats.count("reports")
         mode = self.settings.delivery
         agent = report.agent_id or self.settings.agent_id
         if mode is not Delivery.MESSAGES and not self._on_board(agent, report):
             mode = Delivery.MESSAGES if mode is Delivery.AUTO else mode
         if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and report.status.is_terminal):
-            self._courier.put(report)
+            if report.wakes:
+                self._courier.put(report)
+            elif mode is Delivery.MESSAGES:
+                self._stats.count("held")
 
     def _on_board(self, agent: str, report: ProgressReport) -> bool:
         """Put the report on the agent's board; False if the server has none."""
@@ -494,7 +532,8 @@ class Pipeline:
     def _without_board(self, agent: str, open_reports: list[ProgressReport]) -> None:
         if self.settings.delivery is Delivery.AUTO:
             for report in open_reports:
-                self._courier.put(report)
+                if report.wakes:
+                    self._courier.put(report)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -513,7 +552,7 @@ class Pipeline:
             for keeper in keepers:
                 keeper.hurry(closing=closing)
         if closing:
-            courier.begin_closing()
+            courier.begin_closing(deadline)
         delivered = courier.flush(deadline)
         for keeper in keepers:
             delivered &= self._flush_board(keeper, deadline)
@@ -553,7 +592,7 @@ class Pipeline:
             self._budget_used = 0.0
         budget = max(min(timeout, self.settings.shutdown_timeout - self._budget_used), 0.05)
         began = time.monotonic()
-        deadline = began + budget
+        deadline = began + budget * _FOR_DELIVERY
         try:
             with suppressed():
                 self._closed = last
@@ -606,6 +645,7 @@ class Pipeline:
             **self._stats.snapshot(),
             "open_spans": len(self._open),
             "open_tasks": self._tracker.open_tasks + self._conversations.open_tasks,
+            "evicted": self._tracker.evicted,
             "lanes": self._courier.lanes(),
             "boards": boards,
         }
@@ -639,6 +679,23 @@ def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 
+def _read(span: ReadableSpan, opted: str | None) -> SpanFacts:
+    facts = SpanFacts.read(span)
+    if opted:
+        facts.attributes[semconv.OPTED_IN] = opted
+    return facts
+
+
+def _differs(attributes: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """By identity, so that comparing runs no code of the values."""
+    return any(attributes.get(name) is not seen.get(name) for name in semconv.NOTED)
+
+
+def _may_be_a_failed_part(span: ReadableSpan) -> bool:
+    """A plain span that failed: if it is part of a tool call, that may say nothing of it."""
+    return span.status.status_code is StatusCode.ERROR and span.kind is SpanKind.INTERNAL
+
+
 # -- sharing -----------------------------------------------------------------------------------------------------
 
 
@@ -663,23 +720,30 @@ _registry_lock = threading.RLock()
 _all: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
-def join(settings: Settings, transport: Transport | None, *, live: bool, metrics: SelfMetrics | None = None) -> Handle:
+def join(
+    settings: Settings,
+    transport: Transport | None,
+    *,
+    live: bool,
+    metrics: SelfMetrics | None = None,
+    task_filter: TaskFilter | None = None,
+) -> Handle:
     """A share in the pipeline for these settings, which is made if there is none.
 
     Two components are alike if their settings are; a transport of one's own makes a pipeline of one's own, shared
-    with whoever brings the same one. ``metrics`` measure the pipeline if it is made here.
+    with whoever brings the same one; so does a filter. ``metrics`` measure the pipeline if it is made here.
     """
-    key = (settings.identity(), id(transport) if transport is not None else None)
+    key = (settings.identity(), *(id(thing) if thing is not None else None for thing in (transport, task_filter)))
     with _registry_lock:
         pipeline = _registry.get(key)
         if pipeline is None:
             if transport is None:
-                from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
+                from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 
                 _import_early()
-                transport = RestTransport(settings)
+                transport = SelectingTransport(settings)
             settings.warn_once(_logger)
-            pipeline = _registry[key] = Pipeline(settings, transport, metrics)
+            pipeline = _registry[key] = Pipeline(settings, transport, metrics, task_filter)
             _all.add(pipeline)
             watch(pipeline.look_soon)
         handle = Handle(pipeline, live=live)
@@ -728,6 +792,7 @@ class Component:
         live: bool,
         transport: Transport | None,
         meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
         options: dict[str, Any],
     ) -> None:
         self._handle: Handle | None = None
@@ -749,7 +814,7 @@ class Component:
                 _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
                 return
             self._metrics = _self_metrics(kind, settings, meter_provider)
-            self._handle = join(settings, transport, live=live, metrics=self._metrics)
+            self._handle = join(settings, transport, live=live, metrics=self._metrics, task_filter=task_filter)
             self._hooked = self._handle.pipeline
         except LettaConfigurationError as error:
             # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
@@ -770,7 +835,8 @@ class Component:
 
         Returns:
             ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
-            ``retries``; ``dropped``: reason → number; ``open_spans``, ``open_tasks``; ``lanes``: name → ``waiting``,
+            ``retries``; ``dropped``: reason → number; ``open_spans``, ``open_tasks``, ``evicted`` (traces of agents
+            that were given up because there were too many); ``lanes``: name → ``waiting``,
             ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``, ``open_tasks``,
             ``parked``. Empty for a component without valid settings. Components that are configured alike share a
             pipeline and its numbers.

@@ -8,6 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.letta.transport import Transport
+from otel_letta.opt_in import TaskFilter
 from otel_letta.pipeline import Component
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class LettaSpanProcessor(Component, SpanProcessor):
         with tracer.start_as_current_span("Refactor module", attributes={"letta.chat.id": "chat-123"}) as span:
             span.set_attribute("letta.task.progress", 0.5)
 
+    Spans of agents that a framework traces are tasks without any of this, by the conventions they follow (see
+    `otel_letta.tracking.conventions`); so is what ``task_filter`` or the setting ``tasks`` names. The success of such a
+    task wakes the agent only if it took ``wake_after`` seconds.
+
     With ``baggage=True`` a task without chat or message id takes them from the W3C baggage of the context that its
     span starts in (``letta.chat.id``, ``letta.message.id``): a caller in another service names its chat once. What
     the span, or a task around it, says comes first, the resource last. Nothing is ever put into baggage. Off by
@@ -43,6 +48,8 @@ class LettaSpanProcessor(Component, SpanProcessor):
     Args:
         transport: instead of Letta's REST API; for tests.
         meter_provider: for `otel_letta.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall tell a task once need the same one.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
             ``settings``. Bad or missing ones are logged as one error, and the processor does nothing. An unknown one is
             ignored with a warning, unless nothing names the server: it may have been meant to.
@@ -53,10 +60,16 @@ class LettaSpanProcessor(Component, SpanProcessor):
         *,
         transport: Transport | None = None,
         meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
         **options: Unpack[SettingsOptions],
     ) -> None:
         super().__init__(
-            "LettaSpanProcessor", live=True, transport=transport, meter_provider=meter_provider, options=dict(options)
+            "LettaSpanProcessor",
+            live=True,
+            transport=transport,
+            meter_provider=meter_provider,
+            task_filter=task_filter,
+            options=dict(options),
         )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:

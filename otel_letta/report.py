@@ -75,6 +75,9 @@ class ProgressReport:
     service: str | None = None
     """``service.name`` of the resource that produced the span."""
     host: str | None = None
+    wakes: bool = True
+    """False where no turn of the agent is worth it: a short task that was only inferred from spans, unless it
+    failed. It stands on the board then, and goes into no message."""
 
     @property
     def key(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import numbers
 import threading
@@ -50,7 +51,7 @@ class LettaReporter:
     has a synchronous twin that works where a loop is running already.
 
     Args:
-        transport: instead of Letta's REST API; for tests.
+        transport: instead of the one that fits the server; for tests.
         options: `Settings` keywords, or a finished ``settings``.
 
     Raises:
@@ -74,13 +75,14 @@ class LettaReporter:
             keywords.clear()
         self._settings: Settings = settings
         if transport is None:
-            from otel_letta.letta.rest import RestTransport  # imports httpx, which takes its time
+            from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 
-            transport = RestTransport(settings)
+            transport = SelectingTransport(settings)
         settings.warn_once(_logger)
         self._transport = transport
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
         self._finalizer = weakref.finalize(self, _close, self._closed, transport)
+        _at_exit[transport] = settings.shutdown_timeout
 
     def __repr__(self) -> str:
         settings = getattr(self, "_settings", None)
@@ -251,6 +253,20 @@ class LettaReporter:
 def _close(closed: threading.Event, transport: Transport) -> None:
     closed.set()
     transport.close()
+
+
+_at_exit: weakref.WeakKeyDictionary[Transport, float] = weakref.WeakKeyDictionary()
+"""Seconds that the exit may wait for calls under way, whose threads would die in the middle of them."""
+
+
+@atexit.register
+def _leave() -> None:
+    began = time.monotonic()
+    waiting = [(transport, began + seconds) for transport, seconds in _at_exit.items()]
+    for transport, deadline in waiting:
+        transport.leave(deadline)
+    for transport, deadline in waiting:
+        transport.leave(deadline, wait=True)
 
 
 def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:

@@ -39,17 +39,50 @@ BARE_CONTENT: Final = "content"
 BARE_CHAT_ID: Final = "chat_id"
 BARE_MESSAGE_ID: Final = "message_id"
 
-INTERESTING: Final = DECLARING | {AGENT_ID, BARE_PROGRESS, BARE_STATUS, BARE_CONTENT, BARE_CHAT_ID, BARE_MESSAGE_ID}
-"""Everything that is read from a span."""
+BARE_DONE: Final = "done"
+BARE_TOTAL: Final = "total"
+"""Read beside `BARE_DONE` in progress events, and beside `BARE_PROGRESS`: a part and its whole."""
+PARTS: Final = frozenset({BARE_DONE, BARE_PROGRESS})
+
+OPTED_IN: Final = "otel_letta.opted_in"
+"""No span carries it: it is put beside a span's attributes where a setting or a filter makes a task of it, and holds
+the task's name."""
+
+INTERESTING: Final = DECLARING | {
+    AGENT_ID,
+    BARE_PROGRESS,
+    BARE_STATUS,
+    BARE_CONTENT,
+    BARE_CHAT_ID,
+    BARE_MESSAGE_ID,
+    OPTED_IN,
+}
+"""All attributes that declare tasks and steps, or are read beside one that does."""
+
+GEN_AI_OPERATION: Final = "gen_ai.operation.name"  # OpenTelemetry GenAI conventions, Development
+GEN_AI_WORKFLOW_NAME: Final = "gen_ai.workflow.name"
+GEN_AI_AGENT_NAME: Final = "gen_ai.agent.name"
+GEN_AI_TOOL_NAME: Final = "gen_ai.tool.name"
+GEN_AI_MODEL: Final = "gen_ai.request.model"
+GEN_AI_CONVERSATION: Final = "gen_ai.conversation.id"
+OPENINFERENCE_KIND: Final = "openinference.span.kind"  # OpenInference
+TRACELOOP_KIND: Final = "traceloop.span.kind"  # OpenLLMetry
+LAMINAR_KIND: Final = "lmnr.span.type"  # Laminar, which OpenHands traces with
+MCP_METHOD: Final = "mcp.method.name"
+SESSION_ID: Final = "session.id"
+LOGFIRE_SPAN_TYPE: Final = "logfire.span_type"
+LOGFIRE_PENDING_PARENT: Final = "logfire.pending_parent_id"
 
 AGENT_SPAN_MARKS: Final = frozenset(
-    {
-        "gen_ai.operation.name",  # OpenTelemetry GenAI conventions
-        "openinference.span.kind",  # OpenInference
-        "traceloop.span.kind",  # OpenLLMetry
-    }
+    {GEN_AI_OPERATION, OPENINFERENCE_KIND, TRACELOOP_KIND, LAMINAR_KIND, GEN_AI_MODEL, GEN_AI_TOOL_NAME}
 )
 """Attributes of spans that agent frameworks make. Such a span's bare ``status`` or ``content`` means something else."""
+
+NOTED: Final = INTERESTING | AGENT_SPAN_MARKS
+"""A span without any of these is no news by itself."""
+
+LETTA_SERVER_SCOPE: Final = "letta.otel.tracing"
+LETTA_SERVER_SERVICE: Final = "letta-server"
 
 AGENT_EVENT_PREFIXES: Final = ("gen_ai.", "llm.", "openinference.", "traceloop.")
 """How the names of frameworks' own span events begin. Their ``content`` is a prompt or an answer."""

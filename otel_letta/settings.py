@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from otel_letta.errors import LettaConfigurationError
+from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION
 
 __all__ = [
     "CLOUD_BASE_URL",
@@ -40,9 +41,12 @@ __all__ = [
     "VARIABLES",
     "Delivery",
     "Secret",
+    "ServerKind",
     "Settings",
     "SettingsOptions",
     "Variable",
+    "http_url",
+    "websocket_url",
 ]
 
 DEFAULT_BASE_URL = "https://letta2.oculair.ca"
@@ -63,6 +67,22 @@ class Delivery(str, Enum):
     AUTO = "auto"
     MESSAGES = "messages"
     BOARD = "board"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class ServerKind(str, Enum):
+    """Which of Letta's servers `LETTA_BASE_URL` names: ask it, its REST server, or its App Server and by which door.
+
+    ``app-server`` speaks over the WebSocket. ``app-server-http`` posts to the OpenAI-compatible API, where the
+    server offers one: a process that ends abruptly leaves no turn behind that blocks the conversation.
+    """
+
+    AUTO = "auto"
+    REST = "rest"
+    APP_SERVER = "app-server"
+    APP_SERVER_HTTP = "app-server-http"
 
     def __str__(self) -> str:
         return self.value
@@ -189,12 +209,16 @@ def _count(low: int, of: str, high: int = _MOST) -> _Number:
 
 
 @dataclass(frozen=True, slots=True)
-class _DeliveryMode:
-    allowed: str = ", ".join(Delivery)
+class _OneOf:
+    kinds: type[Delivery] | type[ServerKind]
 
-    def __call__(self, value: object) -> Delivery:
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.kinds)
+
+    def __call__(self, value: object) -> Delivery | ServerKind:
         try:
-            return Delivery(_text(value).lower())
+            return self.kinds(_text(value).lower())
         except ValueError:
             raise _RefusedError from None
 
@@ -249,6 +273,73 @@ class _AgentIds:
 
 
 @dataclass(frozen=True, slots=True)
+class _Names:
+    of: str
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of}, separated by commas (as keyword: a list or tuple of them)"
+
+    def __call__(self, value: object) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_list_of_texts(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class _ContentFields:
+    fields: tuple[str, ...] = ("arguments", "results", "prompt", "answer", "errors")
+
+    @property
+    def allowed(self) -> str:
+        return f"names, full, or some of {', '.join(self.fields)}, separated by commas"
+
+    def __call__(self, value: object) -> tuple[str, ...]:
+        wanted = [name.lower() for name in _list_of_texts(value)]
+        if wanted == ["full"]:
+            return self.fields
+        wanted = [name for name in wanted if name != "names"]
+        if not set(wanted) <= set(self.fields):
+            raise _RefusedError
+        return tuple(name for name in self.fields if name in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskPatterns:
+    allowed: str = "patterns like scope:opentelemetry.instrumentation.celery* or name:nightly *, separated by commas"
+
+    def __call__(self, value: object) -> tuple[tuple[str, str], ...]:
+        found = []
+        for text in _list_of_texts(value):
+            kind, colon, pattern = text.partition(":")
+            if kind not in ("scope", "name") or not colon or not pattern.strip():
+                raise _RefusedError
+            found.append((kind, pattern.strip()))
+        return tuple(dict.fromkeys(found))
+
+
+def _list_of_texts(value: object) -> list[str]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise _RefusedError
+    texts = [_text(part) for part in parts]
+    if any(len(text) > 200 or _has_control(text) for text in texts) or len(texts) > 100:
+        raise _RefusedError
+    return [text for text in texts if text]
+
+
+@dataclass(frozen=True, slots=True)
+class _Title:
+    allowed: str = "any text of 1 to 100 characters without control characters, but no conversation's id"
+
+    def __call__(self, value: object) -> str:
+        text = _text(value)
+        if not 1 <= len(text) <= 100 or _has_control(text):
+            raise _RefusedError
+        if REST_CONVERSATION.match(text) or APP_SERVER_CONVERSATION.match(text):
+            raise _RefusedError("it is a conversation's title, and this looks like an id")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class _SecretText:
     allowed: str = "text on one line"
 
@@ -281,7 +372,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::([^:]*))?")
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*)(?:\.[a-z0-9_-]+)*\.?")
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*")
-_DEFAULT_PORT = {"http": 80, "https": 443}
+_DEFAULT_PORT = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_HTTP_OF = {"ws": "http", "wss": "https"}
+_WEBSOCKET_OF = {"http": "ws", "https": "wss"}
 # What may be quoted from a URL in an error: an allow-list, since a malformed URL hides its password in odd places.
 _HARMLESS = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:\[[0-9A-Fa-f:.]*\]|[^@＠﹫?#%:/\[\]]*)(?::[0-9]*)?(?:/[^@＠﹫?#%:]*)?"
@@ -292,7 +385,7 @@ _HARMLESS = re.compile(
 class _ServerUrl:
     """The address of a Letta server, in one spelling only: the same server is then always the same lane."""
 
-    allowed: str = "a URL like https://letta.example.com, http://localhost:8283 or https://example.com/letta"
+    allowed: str = "a URL like https://letta.example.com, http://localhost:8283 or ws://localhost:4500"
 
     def __call__(self, value: object) -> str:
         if not isinstance(value, str):
@@ -316,7 +409,7 @@ def _normal_url(text: str) -> str:
     if "?" in rest or "#" in rest:
         raise _RefusedError("it has a query or a fragment")
     authority, slash, path = rest.partition("/")
-    return f"{scheme}://{_normal_authority(scheme, authority)}{_normal_path(slash + path)}"
+    return f"{scheme}://{_normal_authority(scheme, authority)}{_normal_path(scheme, slash + path)}"
 
 
 def _split_scheme(text: str) -> tuple[str, str]:
@@ -324,10 +417,8 @@ def _split_scheme(text: str) -> tuple[str, str]:
     if match is None:
         raise _RefusedError("it does not start with https:// (or http://)")
     scheme = match[1].lower()
-    if scheme in {"ws", "wss"}:
-        raise _RefusedError("App Server URLs are not supported yet")
     if scheme not in _DEFAULT_PORT:
-        raise _RefusedError("only http and https are possible")
+        raise _RefusedError("only http, https, ws and wss are possible")
     return scheme, match[2]
 
 
@@ -370,11 +461,28 @@ def _normal_port(port: str) -> int | None:
     return int(port)
 
 
-def _normal_path(path: str) -> str:
+def _normal_path(scheme: str, path: str) -> str:
     if not _PATH.fullmatch(path):
         raise _RefusedError("its path contains a character that a URL cannot")
-    # Other clients want the API's version in the URL; every path of ours begins with it.
-    return path.rstrip("/").removesuffix("/v1").rstrip("/")
+    path = path.rstrip("/")
+    # Other clients want the API's version in the URL; every path of ours begins with it. An App Server prints the
+    # address of its WebSocket, which has a path of its own.
+    endings = ("/v1", "/ws") if scheme in _HTTP_OF else ("/v1",)
+    while path.endswith(endings):
+        path = path[:-3].rstrip("/")
+    return path
+
+
+def http_url(base_url: str) -> str:
+    """The HTTP address of a server by its ``base_url``: the same text for ``ws://`` and ``http://``."""
+    scheme, rest = base_url.split("://", 1)
+    return f"{_HTTP_OF.get(scheme, scheme)}://{rest}"
+
+
+def websocket_url(base_url: str) -> str:
+    """The address of an App Server's WebSocket, by its ``base_url``: ``ws://localhost:4500/ws``."""
+    scheme, rest = base_url.split("://", 1)
+    return f"{_WEBSOCKET_OF.get(scheme, scheme)}://{rest}/ws"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +511,7 @@ def _is_web_url(text: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
-    return parts.scheme in _DEFAULT_PORT and bool(parts.hostname)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -442,15 +550,46 @@ class Variable:
 VARIABLES: tuple[Variable, ...] = (
     Variable("base_url", "LETTA_BASE_URL", DEFAULT_BASE_URL, "", "Address of the Letta server.", _ServerUrl()),
     Variable("agent_id", "LETTA_AGENT_ID", "", "", "Agent that is told (required).", _AgentId()),
-    Variable("password", "LETTA_PASSWORD", None, "", "Password of a self-hosted server, if it has one.", _SecretText()),
-    Variable("api_key", "LETTA_API_KEY", None, "", "API key of Letta Cloud.", _SecretText()),
+    Variable(
+        "password",
+        "LETTA_PASSWORD",
+        None,
+        "",
+        "Password of a self-hosted server, or token of an App Server, if it has one.",
+        _SecretText(),
+    ),
+    Variable(
+        "api_key",
+        "LETTA_API_KEY",
+        None,
+        "",
+        "API key of Letta Cloud; another server gets it where there is no password.",
+        _SecretText(),
+    ),
+    Variable(
+        "server",
+        "OTEL_LETTA_SERVER",
+        ServerKind.AUTO,
+        "",
+        "Kind of the server. auto: it is asked once; app-server: over its WebSocket; app-server-http: over its "
+        "OpenAI-compatible API, for short-lived processes.",
+        _OneOf(ServerKind),
+    ),
+    Variable(
+        "conversation",
+        "OTEL_LETTA_CONVERSATION",
+        None,
+        "",
+        "Title of a conversation of its own for reports, on an App Server; unset: the agent's default one.",
+        _Title(),
+    ),
     Variable(
         "delivery",
         "OTEL_LETTA_DELIVERY",
         Delivery.AUTO,
         "",
         "auto: progress to the board, ends as messages; messages: no board; board: no LLM call ever.",
-        _DeliveryMode(),
+        _OneOf(Delivery),
     ),
     Variable(
         "board_label",
@@ -545,6 +684,55 @@ VARIABLES: tuple[Variable, ...] = (
         _AgentIds(),
     ),
     Variable(
+        "grace",
+        "OTEL_LETTA_GRACE",
+        2.0,
+        "s",
+        "How long an agent's task waits for late spans after its root has ended.",
+        _seconds(),
+    ),
+    Variable(
+        "idle_timeout",
+        "OTEL_LETTA_IDLE_TIMEOUT",
+        # A span arrives when it has ended, and clients of LLMs wait up to ten minutes for an answer.
+        900.0,
+        "s",
+        "An agent's task whose root span never comes is lost after so long without news.",
+        _timeout(),
+    ),
+    Variable(
+        "wake_after",
+        "OTEL_LETTA_WAKE_AFTER",
+        60.0,
+        "s",
+        "Tasks that nobody declared wake the agent if they failed or took longer; else they only stand on the board.",
+        _seconds(),
+    ),
+    Variable(
+        "content",
+        "OTEL_LETTA_CONTENT",
+        (),
+        "",
+        "What agents' spans may tell: names (default), full, or some of arguments, results, prompt, answer, errors.",
+        _ContentFields(),
+    ),
+    Variable(
+        "chat_id_attributes",
+        "OTEL_LETTA_CHAT_ID_ATTRIBUTES",
+        (),
+        "",
+        "Further attributes of agents' spans that hold the chat id, after those of the conventions.",
+        _Names("attribute names"),
+    ),
+    Variable(
+        "tasks",
+        "OTEL_LETTA_TASKS",
+        (),
+        "",
+        "Other spans that are tasks: scope:PATTERN, name:PATTERN, with * and ?, separated by commas.",
+        _TaskPatterns(),
+    ),
+    Variable(
         "baggage",
         "OTEL_LETTA_BAGGAGE",
         False,
@@ -571,11 +759,14 @@ class Settings:
     """
 
     base_url: str
-    """Scheme, host, port and path prefix, without a slash at the end and without ``/v1``."""
+    """Scheme, host, port and path prefix, without a slash, ``/v1`` or a WebSocket's ``/ws`` at the end."""
     agent_id: str
     """Empty only after ``resolve(require_agent=False)``."""
     password: Secret | None
     api_key: Secret | None
+    server: ServerKind
+    conversation: str | None
+    """The title of a conversation, not an id; None for the agent's default one."""
     delivery: Delivery
     board_label: str
     board_interval: float
@@ -604,6 +795,17 @@ class Settings:
     trace_link: str | None
     """Template with ``{trace_id}`` and perhaps ``{span_id}``, no other braces."""
     agent_allow_list: tuple[str, ...]
+    grace: float
+    """Seconds from the end of an agent's root span to the verdict."""
+    idle_timeout: float
+    """Seconds without news after which an agent's task without a root is lost."""
+    wake_after: float
+    """Seconds from which on the success of a task that nobody declared is worth a turn."""
+    content: tuple[str, ...]
+    """Fields of agents' spans that may be told beside names; see `otel_letta.tracking.conventions`."""
+    chat_id_attributes: tuple[str, ...]
+    tasks: tuple[tuple[str, str], ...]
+    """``scope`` or ``name``, and a pattern: spans that are tasks though they do not say so."""
     baggage: bool
     """True: ids may come from the baggage of the context that a span starts in."""
 
@@ -684,12 +886,18 @@ class Settings:
     @property
     def token(self) -> Secret | None:
         """What goes into the Authorization header: Letta Cloud prefers the API key, other servers the password."""
-        return {"password": self.password, "api_key": self.api_key}.get(self._token_name or "")
+        return {"password": self.password, "api_key": self.api_key}.get(self.token_name or "")
 
     @property
-    def _token_name(self) -> str | None:
-        order = ("api_key", "password") if self._host == urlsplit(CLOUD_BASE_URL).hostname else ("password", "api_key")
+    def token_name(self) -> str | None:
+        """The setting that `token` comes from: ``password`` or ``api_key``; None where there is no token."""
+        order = ("api_key", "password") if self.is_cloud else ("password", "api_key")
         return next((name for name in order if getattr(self, name) is not None), None)
+
+    @property
+    def is_cloud(self) -> bool:
+        """True when the server is Letta Cloud, by its name."""
+        return self._host == urlsplit(CLOUD_BASE_URL).hostname
 
     @property
     def is_loopback(self) -> bool:
@@ -738,14 +946,14 @@ class Settings:
         # A key that goes to Letta Cloud because nothing else was said goes where it belongs.
         if self.sources["base_url"] != "default" or self.base_url != DEFAULT_BASE_URL:
             return ""
-        what = "reports" if self._token_name is None else f"reports and {_BY_NAME[self._token_name].env}"
+        what = "reports" if self.token_name is None else f"reports and {_BY_NAME[self.token_name].env}"
         return (
             f"LETTA_BASE_URL is not set: {what} go to the default server {self._host}. "
             "Set LETTA_BASE_URL to your own Letta server if that is not it."
         )
 
     def _foreign_url(self) -> str:
-        name = self._token_name
+        name = self.token_name
         if name is None or self.sources["base_url"] in {"keyword", "environment", "default"}:
             return ""
         if self.sources[name] not in {"keyword", "environment"}:
@@ -756,11 +964,13 @@ class Settings:
         )
 
     def _plain_http(self) -> str:
-        if not self.base_url.startswith("http://") or self.is_loopback:
+        scheme = urlsplit(self.base_url).scheme
+        if scheme in {"https", "wss"} or self.is_loopback:
             return ""
-        what = "reports" if self._token_name is None else f"reports and {_BY_NAME[self._token_name].env}"
+        what = "reports" if self.token_name is None else f"reports and {_BY_NAME[self.token_name].env}"
         return (
-            f"LETTA_BASE_URL is plain http: {what} travel readable to {self._host}. Use https outside of this machine."
+            f"LETTA_BASE_URL is plain {scheme}: {what} travel readable to {self._host}. "
+            f"Use {scheme}s outside of this machine."
         )
 
     def warn_once(self, logger: logging.Logger) -> None:
@@ -790,6 +1000,12 @@ def _parsed(layers: Iterable[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
         sources[name] = "default" if layer is None else layer.source
     if sources["base_url"] == "default" and values["api_key"] and not values["password"]:
         values["base_url"] = CLOUD_BASE_URL
+    if values["server"] is ServerKind.REST and values["base_url"].startswith(("ws://", "wss://")):
+        refused = _RefusedError("LETTA_BASE_URL is the address of a WebSocket, which only an App Server has")
+        raise LettaConfigurationError(
+            _complaint(_BY_NAME["server"], str(values["server"]), sources["server"], refused),
+            hint="allowed with it: auto, app-server, app-server-http",
+        )
     return values, sources
 
 
@@ -969,6 +1185,8 @@ class SettingsOptions(TypedDict, total=False):
     agent_id: str | None
     password: str | Secret | None
     api_key: str | Secret | None
+    server: ServerKind | str | None
+    conversation: str | None
     delivery: Delivery | str | None
     board_label: str | None
     board_interval: float | None
@@ -985,4 +1203,10 @@ class SettingsOptions(TypedDict, total=False):
     max_steps: int | None
     trace_link: str | None
     agent_allow_list: Iterable[str] | str | None
+    grace: float | None
+    idle_timeout: float | None
+    wake_after: float | None
+    content: Iterable[str] | str | None
+    chat_id_attributes: Iterable[str] | str | None
+    tasks: Iterable[str] | str | None
     baggage: bool | str | None

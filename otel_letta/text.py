@@ -67,7 +67,11 @@ def as_text(value: Any) -> str | None:
 
     Span attributes may hold bytes, None, nested containers, and instances of `str` subclasses whose methods raise.
     """
+    if value is None:
+        return None
     kind = type(value)  # not isinstance(): it asks the value for its __class__
+    if kind is str:
+        return value  # type: ignore[no-any-return]
     if issubclass(kind, str):
         return str.__str__(value)
     if kind is bool:
@@ -87,7 +91,10 @@ def as_text(value: Any) -> str | None:
 
 def _visible(text: str, budget: int) -> str:
     # The cut comes first, so that a megabyte costs no more than a page does.
-    text = _ANSI.sub("", text[:budget])
+    text = text[:budget]
+    if text.isascii() and text.isprintable():
+        return text  # nothing below could match, and nearly every name, id and line is like that
+    text = _ANSI.sub("", text)
     text = _LINE_BREAK.sub("\n", text)
     return _JOINERS.sub(r"\1", _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text)))
 

@@ -12,6 +12,11 @@ _ROOT = str(Path(__file__).parent.parent)
 if _ROOT not in sys.path:  # `tests.support` is importable wherever pytest was started
     sys.path.insert(0, _ROOT)
 
+from tests.support.app_server_harness import (  # noqa: E402 - fixtures
+    app_server,  # noqa: F401
+    app_server_process,  # noqa: F401
+    app_server_with_token,  # noqa: F401
+)
 from tests.support.letta_harness import letta, letta_server, llm  # noqa: E402, F401 - fixtures
 
 _OURS = ("LETTA_", "OTEL_")

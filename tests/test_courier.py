@@ -802,7 +802,7 @@ def test_shutdown_interrupts_backoff_and_tries_at_once(letta: FakeTransport) -> 
     courier.put(end("a"))
     letta.wait_for_requests(1)
     finished(courier)
-    courier.begin_closing()
+    courier.begin_closing(time.monotonic() + 5.0)
     assert courier.flush(time.monotonic() + 5) is True
     courier.finish()
     assert len(letta.delivered) == 1
@@ -814,7 +814,7 @@ def test_shutdown_gives_up_progress_and_keeps_trying_ends(letta: FakeTransport, 
     letta.wait_for_requests(1)
     finished(courier)
     courier.put(progress("b"))
-    courier.begin_closing()
+    courier.begin_closing(time.monotonic() + 5.0)
     assert courier.flush(courier.clock() + 5) is True
     assert contents(letta) == [["a over"]]
     assert courier.stats.snapshot()["dropped"] == {"in_progress at shutdown": 1}
@@ -827,7 +827,7 @@ def test_shutdown_says_what_is_left_and_why(letta: FakeTransport, caplog: pytest
     courier.put(end("a"))
     letta.wait_for_requests(1)
     finished(courier)
-    courier.begin_closing()
+    courier.begin_closing(time.monotonic() + 5.0)
     assert courier.flush(time.monotonic() + 1) is False
     courier.finish()
 
@@ -845,7 +845,7 @@ def test_shutdown_does_not_call_lost_what_the_agent_is_still_answering(
     letta.on_send = until(gate)
     courier.put(end("a"))
     letta.wait_for_requests(1)
-    courier.begin_closing()
+    courier.begin_closing(time.monotonic() + 5.0)
     assert courier.flush(time.monotonic() + 0.05) is False
     courier.finish()
 

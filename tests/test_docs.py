@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import html
 import importlib
-import importlib.util
 import inspect
 import os
 import re
@@ -229,9 +228,7 @@ def test_a_command_without_code_reports(block: Block, outcomes: dict[Block, Futu
     assert (outcome.code, outcome.heard) == (0, ["Import=completed"]), outcome.output
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("opentelemetry.configuration") is None, reason="needs opentelemetry-configuration"
-)
+@pytest.mark.frameworks
 @pytest.mark.parametrize("block", zero_code("yaml"), ids=str)
 def test_a_yaml_file_reports(block: Block, outcomes: dict[Block, Future[Outcome]]) -> None:
     outcome = outcomes[block].result()

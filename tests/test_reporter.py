@@ -492,7 +492,7 @@ def test_a_turn_that_takes_too_long_is_a_timeout_that_may_have_landed(server: In
 
 def test_all_errors_are_letta_errors() -> None:
     classes = [getattr(otel_letta, name) for name in otel_letta.__all__ if name.endswith("Error")]
-    assert len(classes) == 14 and all(issubclass(kind, LettaError) for kind in classes)
+    assert len(classes) == 15 and all(issubclass(kind, LettaError) for kind in classes)
 
 
 def test_a_missing_agent_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -404,7 +404,9 @@ def test_an_answer_that_echoes_it_is_given_to_the_caller_as_it_is(sink: Sink) ->
     with respx.mock() as router:
         router.get(path__regex=".*").respond(200, json=[])
         router.post(path__regex=".*").respond(200, json={"messages": [{"content": sink.password}]})
-        with LettaReporter(base_url="https://letta.test", agent_id="a", password=sink.password) as reporter:
+        with LettaReporter(
+            base_url="https://letta.test", agent_id="a", password=sink.password, server="rest"
+        ) as reporter:
             answer = reporter.send_progress_report_sync("c", "m", "x")
     assert answer["messages"][0]["content"] == sink.password
 
@@ -441,7 +443,7 @@ def test_both_secrets_are_redacted_whichever_is_sent() -> None:
 def test_no_secret_is_in_the_client_s_own_headers() -> None:
     """Masking in reprs is httpx's business; ours is that there is nothing to mask before a request is sent."""
     letta = RestTransport(Settings.resolve(base_url="https://letta.test", agent_id="x", password="open-sesame"))
-    with letta._borrowed() as client:
+    with letta._http.borrowed() as client:
         assert "authorization" not in client.headers
         out = io.StringIO()
         print(vars(client), file=out)

@@ -21,7 +21,18 @@ from hypothesis import strategies as st
 
 from otel_letta import settings as settings_module
 from otel_letta.errors import LettaConfigurationError, LettaError
-from otel_letta.settings import CLOUD_BASE_URL, DEFAULT_BASE_URL, VARIABLES, Delivery, Secret, Settings, Variable
+from otel_letta.settings import (
+    CLOUD_BASE_URL,
+    DEFAULT_BASE_URL,
+    VARIABLES,
+    Delivery,
+    Secret,
+    ServerKind,
+    Settings,
+    Variable,
+    http_url,
+    websocket_url,
+)
 
 AGENT = "agent-1"
 PASSWORD = "hunter2-correct-horse"
@@ -520,6 +531,16 @@ class TestBaseUrl:
             ("http://[2001:DB8::A]", "http://[2001:db8::a]"),
             ("http://letta_server:8283", "http://letta_server:8283"),
             ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+            ("https://letta.example/v1/v1", "https://letta.example"),
+            ("https://letta.example/ws", "https://letta.example/ws"),
+            ("ws://127.0.0.1:4500/ws", "ws://127.0.0.1:4500"),
+            ("ws://127.0.0.1:4500", "ws://127.0.0.1:4500"),
+            ("WS://Letta.Example:80/ws/", "ws://letta.example"),
+            ("wss://letta.example:443/ws", "wss://letta.example"),
+            ("wss://letta.example:80", "wss://letta.example:80"),
+            ("wss://letta.example/agents/ws", "wss://letta.example/agents"),
+            ("wss://letta.example/my-ws", "wss://letta.example/my-ws"),
+            ("wss://letta.example/v1", "wss://letta.example"),
         ],
     )
     def test_one_server_has_one_spelling(self, given_url: str, normal: str) -> None:
@@ -533,9 +554,11 @@ class TestBaseUrl:
             ("localhost:8283", "https://"),
             ("//letta.example", "https://"),
             ("https:/letta.example", "https://"),
-            ("ws://letta.example", "App Server URLs are not supported yet"),
-            ("WSS://letta.example/ws", "App Server URLs are not supported yet"),
-            ("ftp://letta.example", "only http and https"),
+            ("ws:/letta.example", "https://"),
+            ("ws://", "no host"),
+            ("wss://letta.example/ws?token=x", "query"),
+            ("wsss://letta.example", "only http, https, ws and wss"),
+            ("ftp://letta.example", "only http, https, ws and wss"),
             ("https://", "no host"),
             ("https:///path", "no host"),
             ("https://:8283", "no host"),
@@ -567,6 +590,20 @@ class TestBaseUrl:
     )
     def test_what_is_no_address_is_refused_with_its_reason(self, bad: str, reason: str) -> None:
         assert reason in complaint(base_url=bad)
+
+    @pytest.mark.parametrize(
+        ("url", "http", "websocket"),
+        [
+            ("ws://letta.example:4500/ws", "http://letta.example:4500", "ws://letta.example:4500/ws"),
+            ("http://letta.example:4500", "http://letta.example:4500", "ws://letta.example:4500/ws"),
+            ("wss://letta.example/a", "https://letta.example/a", "wss://letta.example/a/ws"),
+            ("https://letta.example/a/v1", "https://letta.example/a", "wss://letta.example/a/ws"),
+            ("ws://[::1]:80", "http://[::1]", "ws://[::1]/ws"),
+        ],
+    )
+    def test_a_server_has_an_address_for_each_protocol(self, url: str, http: str, websocket: str) -> None:
+        found = resolve(base_url=url).base_url
+        assert (http_url(found), websocket_url(found)) == (http, websocket)
 
     @pytest.mark.parametrize("value", [7, b"https://bob:hunter2@x.example", ["https://bob:hunter2@x.example"]])
     def test_what_is_no_text_is_refused_and_not_shown(self, value: object) -> None:
@@ -615,7 +652,7 @@ class TestBaseUrl:
     def test_an_ordinary_wrong_url_is_shown(self) -> None:
         assert "'letta.example:8283'" in complaint(base_url="letta.example:8283")
 
-    @given(text=st.from_regex(r"(?i)https?://[a-z0-9:@\\[\].%_-]{1,20}(/[ -~]{0,10})?", fullmatch=True))
+    @given(text=st.from_regex(r"(?i)(https?|wss?)://[a-z0-9:@\\[\].%_-]{1,20}(/[ -~]{0,10})?", fullmatch=True))
     def test_what_is_accepted_means_the_same_to_the_http_library(self, text: str) -> None:
         try:
             url = resolve(base_url=text).base_url
@@ -665,6 +702,42 @@ class TestBaseUrl:
         assert resolve(base_url=f"http://{host}:8283").is_loopback is loopback
 
 
+class TestServer:
+    @pytest.mark.parametrize("kind", list(ServerKind))
+    def test_its_kind_can_be_named(self, kind: ServerKind) -> None:
+        assert resolve(server=kind, base_url="http://localhost").server is kind
+        assert resolve({"OTEL_LETTA_SERVER": f" {str(kind).upper()} "}).server is kind
+
+    def test_it_is_asked_unless_its_kind_is_named(self) -> None:
+        assert resolve().server is ServerKind.AUTO
+
+    def test_another_kind_is_refused(self) -> None:
+        assert complaint(server="cloud").endswith(
+            "cannot be 'cloud' - allowed: auto, rest, app-server, app-server-http"
+        )
+
+    @pytest.mark.parametrize("url", ["ws://localhost:4500", "wss://letta.example/ws"])
+    def test_a_rest_server_has_no_websocket(self, url: str) -> None:
+        for message in (complaint(server="rest", base_url=url), complaint({"OTEL_LETTA_SERVER": "rest"}, base_url=url)):
+            assert message.startswith("OTEL_LETTA_SERVER")
+            assert "cannot be 'rest': LETTA_BASE_URL is the address of a WebSocket" in message
+        for kind in ("auto", "app-server", "app-server-http"):
+            assert resolve(server=kind, base_url=url).base_url.startswith("ws")
+
+    def test_a_conversation_for_reports_has_a_title(self) -> None:
+        assert resolve().conversation is None
+        assert resolve(conversation=" Task progress – Köln ").conversation == "Task progress – Köln"
+        assert resolve(conversation="conv-deploy").conversation == "conv-deploy"
+
+    @pytest.mark.parametrize("bad", ["x" * 101, "two\nlines", "\x1b[31m", "a\u2028b", "a\ud800b", 7])
+    def test_a_title_is_one_short_line(self, bad: Any) -> None:
+        assert complaint(conversation=bad).startswith("OTEL_LETTA_CONVERSATION")
+
+    @pytest.mark.parametrize("bad", ["local-conv-12", "conv-11111111-1111-4111-8111-111111111111"])
+    def test_an_id_is_not_taken_for_a_title(self, bad: str) -> None:
+        assert "looks like an id" in complaint(conversation=bad)
+
+
 class TestToken:
     @pytest.mark.parametrize(
         ("url", "secrets", "expected"),
@@ -674,13 +747,25 @@ class TestToken:
             ("https://api.letta.com", {"password": "p", "api_key": "k"}, "k"),
             ("https://API.letta.com/v1", {"password": "p"}, "p"),
             ("https://api.letta.com.evil.example", {"password": "p", "api_key": "k"}, "p"),
+            ("ws://localhost:4500", {"password": "p", "api_key": "k"}, "p"),
+            ("ws://localhost:4500", {"api_key": "k"}, "k"),
         ],
     )
     def test_each_server_gets_the_secret_it_knows(self, url: str, secrets: dict[str, str], expected: str) -> None:
-        assert resolve(base_url=url, **secrets).token == Secret(expected)
+        found = resolve(base_url=url, **secrets)
+        assert found.token == Secret(expected)
+        assert found.token_name == {"p": "password", "k": "api_key"}[expected]
 
     def test_there_may_be_none(self) -> None:
-        assert resolve(base_url="http://localhost:8283").token is None
+        found = resolve(base_url="http://localhost:8283")
+        assert (found.token, found.token_name) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("url", "cloud"),
+        [("https://API.letta.com/v1", True), ("wss://api.letta.com", True), ("https://api.letta.com.evil.x", False)],
+    )
+    def test_letta_cloud_is_known_by_its_name(self, url: str, cloud: bool) -> None:
+        assert resolve(base_url=url).is_cloud is cloud
 
 
 class TestSecurityWarnings:
@@ -730,7 +815,14 @@ class TestSecurityWarnings:
         assert "10.0.0.7" in text
         assert "https" in text
 
-    @pytest.mark.parametrize("url", ["http://localhost:8283", "http://127.0.0.1", "http://[::1]:8283"])
+    def test_a_plain_websocket_to_another_machine(self) -> None:
+        (text,) = resolve(base_url="ws://10.0.0.7:4500/ws", password=PASSWORD).security_warnings()
+        assert "is plain ws: reports and LETTA_PASSWORD travel readable to 10.0.0.7. Use wss" in text
+        assert resolve(base_url="wss://10.0.0.7:4500", password=PASSWORD).security_warnings() == ()
+
+    @pytest.mark.parametrize(
+        "url", ["http://localhost:8283", "http://127.0.0.1", "http://[::1]:8283", "ws://127.0.0.1:4500"]
+    )
     def test_plain_http_on_this_machine_gives_none(self, url: str) -> None:
         assert resolve(base_url=url, password=PASSWORD).security_warnings() == ()
 

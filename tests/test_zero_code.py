@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import subprocess
@@ -224,12 +223,6 @@ def world(letta: InMemoryLetta, tmp_path: Path) -> Iterator[World]:
     sink.close()
 
 
-needs_yaml = pytest.mark.skipif(
-    importlib.util.find_spec("opentelemetry.configuration") is None,
-    reason="OTEL_CONFIG_FILE needs opentelemetry-configuration, which this version of OpenTelemetry does not have",
-)
-
-
 # -- OTEL_TRACES_EXPORTER -------------------------------------------------------------------------------------------
 
 
@@ -256,6 +249,7 @@ def test_without_settings_the_program_and_its_other_exporter_work(world: World, 
 # -- OTEL_LETTA_LIVE ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.frameworks
 def test_a_web_app_reports_live_by_environment_alone(world: World) -> None:
     app = world.run(WEB_APP, OTEL_TRACES_EXPORTER="otlp,letta", OTEL_LETTA_LIVE="TRUE")
     port = app.line()
@@ -300,7 +294,7 @@ def test_installed_alone_it_does_nothing(world: World) -> None:
 # -- OTEL_CONFIG_FILE -----------------------------------------------------------------------------------------------
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_a_yaml_file_configures_the_exporter(world: World) -> None:
     config = world.yaml(f'{{base_url: "{world.letta.base_url}", agent_id: "${{THE_AGENT}}", delivery: messages}}')
     errors = world.run(SCRIPT, settings=False, OTEL_CONFIG_FILE=config, THE_AGENT=world.agent).end()
@@ -310,13 +304,13 @@ def test_a_yaml_file_configures_the_exporter(world: World) -> None:
     assert errors == ""
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_an_exporter_without_options_in_yaml_takes_the_environment(world: World) -> None:
     assert world.run(SCRIPT, OTEL_CONFIG_FILE=world.yaml("null")).end() == ""
     assert world.told() == ["completed"]
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_a_slip_in_yaml_is_a_warning_and_the_rest_holds(world: World) -> None:
     config = world.yaml(f"{{agent_id: {world.agent}, pasword: s3cret}}")
     errors = world.run(SCRIPT, OTEL_CONFIG_FILE=config).end()
@@ -327,7 +321,7 @@ def test_a_slip_in_yaml_is_a_warning_and_the_rest_holds(world: World) -> None:
     assert world.sink.spans == ["Refactor module"]
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_a_bad_value_in_yaml_costs_only_our_reports(world: World) -> None:
     errors = world.run(SCRIPT, OTEL_CONFIG_FILE=world.yaml("{content_cap: many}")).end()
 
@@ -337,7 +331,7 @@ def test_a_bad_value_in_yaml_costs_only_our_reports(world: World) -> None:
     assert world.sink.spans == ["Refactor module"]
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_a_yaml_file_installs_the_live_processor(world: World) -> None:
     options = f'    letta: {{base_url: "{world.letta.base_url}", agent_id: "{world.agent}", delivery: messages}}'
     script = world.run(SCRIPT, settings=False, OTEL_CONFIG_FILE=world.yaml("", options))
@@ -350,7 +344,7 @@ def test_a_yaml_file_installs_the_live_processor(world: World) -> None:
     assert world.sink.spans == ["Refactor module"]
 
 
-@needs_yaml
+@pytest.mark.frameworks
 def test_all_ways_at_once_tell_a_task_once(world: World) -> None:
     config = world.yaml("null", LIVE_LETTA)
     script = world.run(SCRIPT, OTEL_CONFIG_FILE=config, OTEL_LETTA_LIVE="true")

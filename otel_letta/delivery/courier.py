@@ -123,8 +123,10 @@ class Courier:
             for worker in unstaffed:
                 worker.run_here(deadline)
 
-    def begin_closing(self) -> None:
-        """Try at once what waits for a better time; give up what is only progress."""
+    def begin_closing(self, deadline: float) -> None:
+        """Try at once what waits for a better time; give up what is only progress. ``deadline``: when it has to end,
+        on `time.monotonic`."""
+        self.transport.leave(deadline)
         with self.lock:
             self.closing = True
             now = self.clock()
@@ -385,7 +387,7 @@ class _LaneWorker(Worker):
     def _failed(self, parcels: list[Parcel], error: LettaError) -> None:
         courier = self._courier
         lane = self.mailbox.lane
-        if isinstance(error, LettaConversationNotFoundError):
+        if isinstance(error, LettaConversationNotFoundError) and lane.conversation_id:
             _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
             with self._lock:
                 courier.conversation_is_gone(lane)

@@ -184,7 +184,12 @@ def exchange(
         LettaError: with ``may_have_landed`` True when a later call should `look_first`.
     """
     with hold(lane, wait, patience) as lock:
-        quiet = _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=look_first)
+        queues = transport.queues_messages
+        # Where messages queue, one is as well off behind a running turn as after it; but what an earlier attempt
+        # left in the queue is not to be seen yet.
+        quiet = (queues and not look_first) or _wait_for_quiet(
+            transport, lane, lock, wait, busy_patience, insist=look_first
+        )
         pending = list(messages)
         if look_first:
             if not quiet:
@@ -197,6 +202,8 @@ def exchange(
             # The caller was cancelled or shut down while it stood in the queue: it does not expect to be heard now.
             raise LettaTimeoutError(f"Gave up before the report to {lane} was sent")
         answer = _post(transport, lane, pending, woke)
+        if queues:
+            return answer
         try:
             _see_that_they_stay(transport, lane, lock, pending, confirm, wait, busy_patience, woke)
         except LettaError as error:
@@ -259,6 +266,8 @@ def _wait_for_quiet(
             _outages.note(lane.server, error)
             raise
         _outages.note(lane.server, None)
+        if transport.queues_messages and not insist:
+            return True  # known only now: the server was asked what it is
         runs = [run for run in active if _counts(lane, run) and run.id not in lock.waited_out]
         if not runs:
             return True

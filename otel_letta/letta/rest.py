@@ -5,138 +5,31 @@ What the comments call measured was measured on a real Letta 0.16.8.
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
-import json
 import logging
-import math
-import os
 import re
-import threading
-import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import quote
-
-import httpx
 
 from otel_letta.errors import (
     LettaAgentNotFoundError,
-    LettaAuthenticationError,
     LettaConflictError,
-    LettaConnectionError,
     LettaConversationNotFoundError,
     LettaError,
-    LettaModelError,
-    LettaRateLimitError,
     LettaRequestError,
     LettaServerError,
-    LettaTimeoutError,
     LettaUnsupportedError,
 )
-from otel_letta.letta.transport import Block, Lane, Message, Run, call_deadline
-from otel_letta.settings import Secret, Settings
-from otel_letta.text import clean_error, clean_line
+from otel_letta.letta.http import HttpClient, redactor, refusal, rows, segment, server_time
+from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run
+from otel_letta.settings import Settings, http_url
 
 __all__ = ["RestTransport"]
 
 _logger = logging.getLogger(__name__)
 
-_CONVERSATION_ID = re.compile(r"conv-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _NEWEST = 100
 """How many of the newest messages are searched for one of ours. A turn of many steps adds two or more each."""
-
-
-class _Bearer(httpx.Auth):
-    """Puts the token on the wire and nowhere else.
-
-    As an `httpx.Auth` it is in no header dictionary of ours that a traceback with local variables could show, and
-    httpx masks ``Authorization`` (but not Letta's ``X-BARE-PASSWORD``) when it prints headers.
-    """
-
-    def __init__(self, token: Secret) -> None:
-        self._token = token
-
-    def __repr__(self) -> str:
-        return "_Bearer(***)"
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        raw = [(name, value) for name, value in request.headers.raw if name.lower() != b"authorization"]
-        request.headers = httpx.Headers([*raw, (b"Authorization", b"Bearer " + _on_the_wire(self._token))])
-        yield request
-
-
-def _on_the_wire(token: Secret) -> bytes:
-    # Letta reads header bytes as Latin-1 and compares characters (starlette does), so this is the one encoding in
-    # which a password like "Grüße" is accepted. What Latin-1 cannot hold goes as UTF-8, for proxies that know it.
-    try:
-        return token.reveal().encode("latin-1")
-    except UnicodeEncodeError:
-        return token.reveal().encode("utf-8")
-
-
-class _Connections:
-    """An httpx client that is closed when the last request that uses it has ended, not under one."""
-
-    def __init__(self, client: httpx.Client) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self._users = 0
-        self._retired = False
-
-    def borrow(self) -> _Connections:
-        """To be followed by ``with``."""
-        with self._lock:
-            self._users += 1
-        return self
-
-    def __enter__(self) -> httpx.Client:
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            last = self._retired and not self._users
-        if last:
-            self._client.close()
-
-    def retire(self) -> None:
-        with self._lock:
-            last = not self._retired and not self._users
-            self._retired = True
-        if last:
-            self._client.close()
-
-
-_instances: weakref.WeakSet[RestTransport] = weakref.WeakSet()
-
-
-_held_over_fork: list[threading.Lock] = []
-
-
-def _before_fork() -> None:
-    # A thread in the middle of making a client is in the middle of OpenSSL, whose locks the child could never take.
-    for transport in list(_instances):
-        lock = transport._lock
-        if lock.acquire(timeout=1.0):
-            _held_over_fork.append(lock)
-
-
-def _after_fork_in_parent() -> None:
-    while _held_over_fork:
-        _held_over_fork.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _held_over_fork.clear()
-    for transport in list(_instances):
-        transport.forget_connections()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class RestTransport:
@@ -144,16 +37,16 @@ class RestTransport:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._server = settings.base_url
-        self._lock = threading.Lock()
-        self._connections: _Connections | None = None
-        _instances.add(self)
+        self._server = http_url(settings.base_url)
+        self._http = HttpClient(settings, _logger)
+
+    queues_messages = False
 
     # -- lanes ---------------------------------------------------------------------------------------------------
 
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
         """A ``chat_id`` that has the form of a conversation's id names the conversation, any other is only told."""
-        conversation = chat_id if chat_id and _CONVERSATION_ID.match(chat_id) else None
+        conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
         return Lane(self._server, agent_id or self._settings.agent_id, conversation)
 
     # -- messages ------------------------------------------------------------------------------------------------
@@ -165,6 +58,8 @@ class RestTransport:
             Letta's answer: ``messages`` (what the agent said and did, each with ``id``, ``message_type``,
             ``content``, ``run_id``, ``step_id``…), ``stop_reason`` and ``usage`` (tokens and ``step_count``).
         """
+        if lane.conversation_id and APP_SERVER_CONVERSATION.match(lane.conversation_id):
+            raise LettaConversationNotFoundError(hint="the chat id names a conversation of an App Server")
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": m.content, "otid": m.otid} for m in messages],
         }
@@ -172,16 +67,16 @@ class RestTransport:
             body["max_steps"] = self._settings.max_steps
         if lane.conversation_id:
             body["streaming"] = False  # the conversations route streams by default, the agents route does not
-            path = f"/v1/conversations/{_segment(lane.conversation_id)}/messages"
+            path = f"/v1/conversations/{segment(lane.conversation_id)}/messages"
         else:
-            path = f"/v1/agents/{_segment(lane.agent_id)}/messages"
+            path = f"/v1/agents/{segment(lane.agent_id)}/messages"
         return _mapping(self._call("POST", path, body=body))
 
     def active_runs(self, lane: Lane) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
-        rows, now = self._call_dated("GET", "/v1/runs/", params={"agent_id": lane.agent_id, "active": "true"})
+        answer, now = self._call_dated("GET", "/v1/runs/", params={"agent_id": lane.agent_id, "active": "true"})
         runs = []
-        for row in _rows(rows):
+        for row in rows(answer):
             # A conversation's non-streaming message leaves its run ``created`` for ever, with no conversation in it;
             # only its type tells it from a turn of the agent's default conversation (measured).
             metadata = row.get("metadata")
@@ -195,38 +90,45 @@ class RestTransport:
     def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
         # The default order gives the newest page. There is no filter by otid on the server (measured).
         path = (
-            f"/v1/conversations/{_segment(lane.conversation_id)}/messages"
+            f"/v1/conversations/{segment(lane.conversation_id)}/messages"
             if lane.conversation_id
-            else f"/v1/agents/{_segment(lane.agent_id)}/messages"
+            else f"/v1/agents/{segment(lane.agent_id)}/messages"
         )
         wanted = set(otids)
-        rows = _rows(self._call("GET", path, params={"limit": str(_NEWEST), "order": "desc"}))
-        found = ((row.get("otid"), row.get("id")) for row in rows)
+        newest = rows(self._call("GET", path, params={"limit": str(_NEWEST), "order": "desc"}))
+        found = ((row.get("otid"), row.get("id")) for row in newest)
         return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
 
     def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
         if lane.conversation_id:
-            answer = _mapping(self._call("GET", f"/v1/conversations/{_segment(lane.conversation_id)}"))
+            answer = _mapping(self._call("GET", f"/v1/conversations/{segment(lane.conversation_id)}"))
             known = answer.get("in_context_message_ids")
         else:
-            known = _mapping(self._call("GET", f"/v1/agents/{_segment(lane.agent_id)}")).get("message_ids")
+            known = _mapping(self._call("GET", f"/v1/agents/{segment(lane.agent_id)}")).get("message_ids")
         # A server that does not say is taken at its word that the message was stored.
         return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
 
     def probe(self, lane: Lane) -> None:
-        self._call("GET", f"/v1/agents/{_segment(lane.agent_id)}")
+        self._call("GET", f"/v1/agents/{segment(lane.agent_id)}")
+
+    def describe(self, agent_id: str) -> dict[str, Any]:
+        return _described(_mapping(self._call("GET", f"/v1/agents/{segment(agent_id)}")))
+
+    def agents(self, limit: int) -> list[dict[str, Any]]:
+        found = rows(self._call("GET", "/v1/agents/", params={"limit": str(limit)}))
+        return [_described(row) for row in found if isinstance(row.get("id"), str)][:limit]
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
     def blocks(self, agent_id: str) -> list[Block]:
         try:
-            answer = self._call("GET", f"/v1/agents/{_segment(agent_id)}/core-memory/blocks")
+            answer = self._call("GET", f"/v1/agents/{segment(agent_id)}/core-memory/blocks")
         except (LettaServerError, LettaRequestError) as error:
             if error.status not in (404, 405, 501):
                 raise
             self.probe(Lane(self._server, agent_id))  # raises where it is the agent or the address that is wrong
             raise LettaUnsupportedError(status=error.status) from error
-        return [_block(row) for row in _rows(answer) if isinstance(row.get("id"), str)]
+        return [_block(row) for row in rows(answer) if isinstance(row.get("id"), str)]
 
     def create_block(
         self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
@@ -246,13 +148,13 @@ class RestTransport:
             if error.status not in (404, 405, 501):
                 raise
             raise LettaUnsupportedError(status=error.status) from error
-        path = f"/v1/agents/{_segment(agent_id)}/core-memory/blocks/attach/{_segment(block.id)}"
+        path = f"/v1/agents/{segment(agent_id)}/core-memory/blocks/attach/{segment(block.id)}"
         try:
             self._call("PATCH", path)
         except LettaError as error:
             # Without this each failed try would leave a block that belongs to nobody.
             try:
-                self._call("DELETE", f"/v1/blocks/{_segment(block.id)}")
+                self._call("DELETE", f"/v1/blocks/{segment(block.id)}")
             except LettaError as nested:
                 _logger.debug("could not delete the unattached block %s: %s", block.id, nested)
             if error.status == 409:
@@ -263,7 +165,7 @@ class RestTransport:
 
     def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
         try:
-            self._call("PATCH", f"/v1/blocks/{_segment(block.id)}", body={"value": value, "metadata": metadata})
+            self._call("PATCH", f"/v1/blocks/{segment(block.id)}", body={"value": value, "metadata": metadata})
         except LettaAgentNotFoundError as error:
             # Not the agent: somebody deleted the block (measured: 404). Nothing to mend, it can be made again.
             raise LettaConflictError(
@@ -277,42 +179,16 @@ class RestTransport:
         if fresh.identity() == self._settings.identity():
             return
         _logger.info("Letta settings changed: using the new ones")
-        with self._lock:
-            self._settings = fresh
-            stale, self._connections = self._connections, None
-        if stale is not None:
-            stale.retire()  # another lane may be in the middle of a turn on it
+        self._settings = fresh
+        self._http.use(fresh)
 
     def close(self) -> None:
-        with self._lock:
-            stale, self._connections = self._connections, None
-        if stale is not None:
-            stale.retire()
+        self._http.close()
 
-    def forget_connections(self) -> None:
-        """In a forked child: drop the parent's connections without closing them, which would speak on them."""
-        self._lock = threading.Lock()
-        self._connections = None
+    def leave(self, deadline: float, *, wait: bool = False) -> None:
+        """Nothing to do: a turn goes on without us."""
 
     # -- one request ---------------------------------------------------------------------------------------------
-
-    def _borrowed(self) -> _Connections:
-        # Borrowed with the lock held, so that nobody retires them in between.
-        with self._lock:
-            if self._connections is None:
-                settings = self._settings
-                token = settings.token
-                client = httpx.Client(
-                    base_url=settings.base_url,
-                    auth=_Bearer(token) if token is not None else None,
-                    timeout=_timeout(settings),
-                    # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
-                    # a closing connection fails as if it might have landed. So ours are given up earlier.
-                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
-                    headers={"Accept": "application/json", "User-Agent": "otel-letta"},
-                )
-                self._connections = _Connections(client)
-            return self._connections.borrow()
 
     def _call(
         self, method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, str] | None = None
@@ -323,281 +199,19 @@ class RestTransport:
         self, method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, str] | None = None
     ) -> tuple[Any, datetime]:
         """The parsed answer and the server's own time; raises the `LettaError` that fits."""
-        # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the request.
-        content = None if body is None else json.dumps(body, allow_nan=False).encode("ascii")
-        headers = {"Content-Type": "application/json"} if content is not None else {}
-        began = time.monotonic()
-        failure: LettaError
-        redact = _redactor(self._settings)
+        response = self._http.request(method, path, body=body, params=params)
+        if not response.is_success:
+            raise refusal(response, redactor(self._settings))
         try:
-            with _discreet.during(redact), self._borrowed() as client:
-                response = client.request(
-                    method, path, content=content, params=params, headers=headers, timeout=_timeout(self._settings)
-                )
-        except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
-            failure = _no_answer(error, self._settings, redact)
-            ms = (time.monotonic() - began) * 1e3
-            _logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C
-            # Without the frames of h11 and httpcore, whose local variables hold the headers.
-            raise error.with_traceback(None)  # noqa: B904
-        else:
-            _logger.debug(
-                "%s %s -> %d in %.0f ms, %d bytes sent, %d received",
-                method,
-                path,
-                response.status_code,
-                (time.monotonic() - began) * 1e3,
-                len(content or b""),
-                len(response.content),
-            )
-            if response.is_success:
-                try:
-                    return response.json(), _server_time(response)
-                except (ValueError, RecursionError):
-                    failure = LettaServerError(
-                        "What answers is not a Letta REST API",
-                        status=response.status_code,
-                        hint="check LETTA_BASE_URL",
-                        parks=True,
-                    )
-            else:
-                failure = _refusal(response, redact)
-        # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
-        # some error reporters print those.
-        raise failure
-
-
-def _timeout(settings: Settings) -> httpx.Timeout:
-    deadline = call_deadline.get()
-    left = math.inf if deadline is None else max(deadline - time.monotonic(), 0.01)
-    return httpx.Timeout(
-        min(settings.read_timeout, left), connect=min(settings.connect_timeout, left), write=min(30.0, left), pool=None
-    )
-
-
-def _segment(identifier: str) -> str:
-    """One path segment. An id of dots alone would otherwise walk up the path."""
-    return quote(identifier, safe="") if identifier.strip(".") else identifier.replace(".", "%2E")
-
-
-_Redact = Callable[[str], str]
-
-
-def _redactor(settings: Settings) -> _Redact:
-    """Takes our own secrets out of what others say: a server may echo a request, with its headers, in its error."""
-    shapes: set[str] = set()
-    for secret in (settings.password, settings.api_key):
-        if secret is not None:
-            plain = secret.reveal()
-            wire = _on_the_wire(secret)
-            forms = [plain, plain.encode().decode("latin-1"), wire.decode("latin-1")]
-            # As they look in undecoded JSON, in the repr of bytes, and in a URL.
-            forms += [json.dumps(form)[1:-1] for form in tuple(forms)]
-            forms += [repr(wire)[2:-1], repr(plain.encode())[2:-1], quote(plain, safe=""), quote(wire, safe="")]
-            shapes.update(forms)
-    # Longest first, since one form can be a part of another.
-    ordered = sorted(shapes, key=len, reverse=True)
-
-    def redact(text: str) -> str:
-        for shape in ordered:
-            if shape in text:
-                if len(shape) < _SHORTEST:
-                    return "[redacted]"  # "[redacted]" for every "a" would spell out the password
-                text = text.replace(shape, "[redacted]")
-        return text
-
-    return redact
-
-
-class _Discretion(logging.Filter):
-    """Redacts what httpx and httpcore log, at DEBUG, about an answer that echoes our request."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._here = threading.local()
-
-    @contextlib.contextmanager
-    def during(self, redact: _Redact) -> Iterator[None]:
-        self._here.redact = redact
-        try:
-            yield
-        finally:
-            self._here.redact = None
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        redact: _Redact | None = getattr(self._here, "redact", None)
-        if redact is not None:
-            said = record.getMessage()
-            clean = redact(said)
-            if clean != said:
-                record.msg, record.args = clean, ()
-        return True
-
-
-_discreet = _Discretion()
-for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks"):
-    logging.getLogger(_name).addFilter(_discreet)  # a parent's filter would not see its children's records
-
-_SHORTEST = 6
-"""Characters. A text with a secret shorter than that in it is not shown at all."""
-
-
-def _no_answer(error: Exception, settings: Settings, redact: _Redact) -> LettaError:
-    reason = clean_error(redact(str(error))) or type(error).__name__
-    chain: list[BaseException] = [error]
-    for link in chain:
-        link.__traceback__ = None  # frames hold the request's headers
-        chain += [x for x in (link.__cause__, link.__context__) if x is not None and x not in chain]
-    tells = any(redact(text) != text for link in chain for text in (str(link), repr(link)))
-    failure: LettaError
-    if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
-        failure = LettaTimeoutError(
-            f"Letta API at {settings.base_url} did not answer within {settings.read_timeout:g} s",
-            hint="the agent's turn may still be running; OTEL_LETTA_READ_TIMEOUT allows more",
-            may_have_landed=True,
-        )
-    else:
-        sent = isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.DecodingError))
-        failure = LettaConnectionError(
-            f"Could not connect to Letta API at {settings.base_url}",
-            detail=reason,
-            hint="check LETTA_BASE_URL, and that the server runs",
-            may_have_landed=sent,
-        )
-    failure.__cause__ = None if tells else error
-    return failure
-
-
-def _refusal(response: httpx.Response, redact: _Redact) -> LettaError:
-    """The error for an answer that is not a success. Two 401s look alike and mean different things, so read on."""
-    status = response.status_code
-    detail, kind, is_letta = _complaint(response, redact)
-    shown = "" if _is_repr(detail) else clean_error(detail)
-    url = response.request.url
-    retry_after = _retry_after(response)
-    if kind.startswith("llm_") or "CONTEXT_WINDOW_EXCEEDED" in detail:
-        overflow = "CONTEXT_WINDOW_EXCEEDED" in detail
-        return LettaModelError(
-            status=status,
-            detail="the agent's context window is full" if overflow else clean_line(kind, 80),
-            hint="compact or reset the agent's messages in Letta"
-            if overflow
-            else "check the LLM key, credits and endpoint of the Letta server; your own settings are fine",
-            retry_after=retry_after,
-            parks=overflow or status in (401, 402, 403),
-        )
-    if status in (401, 403):
-        return LettaAuthenticationError(
-            status=status, hint="check LETTA_AGENT_ID and LETTA_PASSWORD (or LETTA_API_KEY)"
-        )
-    if status == 402:
-        return LettaModelError(status=status, detail=shown, hint="the account is out of credits", parks=True)
-    if status == 404:
-        if not is_letta or detail == "Not Found":
-            return LettaServerError(
-                "No Letta REST API at this address", status=status, hint="check LETTA_BASE_URL", parks=True
-            )
-        if "/v1/conversations/" in url.path:
-            return _no_conversation(status)
-        return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
-    if status == 422 and "string_pattern_mismatch" in detail:
-        if "/v1/conversations/" in url.path:
-            return _no_conversation(status)
-        if "/v1/agents/" in url.path or "agent_id" in url.params:
-            return LettaAgentNotFoundError(
-                status=status, hint="check LETTA_AGENT_ID: this server's ids look like agent-<uuid4>"
-            )
-    if status == 409:
-        if "PENDING_APPROVAL" in detail:
-            return LettaConflictError(
-                "The agent waits for an approval",
-                status=status,
-                hint="approve or deny its pending tool call in Letta",
+            return response.json(), server_time(response)
+        except (ValueError, RecursionError):
+            failure = LettaServerError(
+                "What answers is not a Letta REST API",
+                status=response.status_code,
+                hint="check LETTA_BASE_URL",
                 parks=True,
             )
-        return LettaConflictError(status=status, detail=shown, retry_after=retry_after)
-    if status == 429:
-        return LettaRateLimitError(status=status, detail=shown, retry_after=retry_after)
-    if status == 408:
-        return LettaTimeoutError(status=status, detail=shown, may_have_landed=True)
-    if 400 <= status < 500:
-        return LettaRequestError(status=status, detail=shown)
-    if 300 <= status < 400:
-        return LettaServerError(
-            "The address redirects elsewhere",
-            status=status,
-            detail=clean_error(redact(response.headers.get("location", "")).partition("?")[0]),
-            hint="check LETTA_BASE_URL (https or http, and no path that the server does not have)",
-            parks=True,
-        )
-    return LettaServerError(
-        status=status,
-        detail=shown,
-        retry_after=retry_after,
-        # A gateway in front of Letta gives up on a turn that goes on behind it. Letta's own errors are JSON and
-        # leave nothing in the agent's history (measured).
-        may_have_landed=status in (502, 504) and not is_letta,
-    )
-
-
-def _no_conversation(status: int) -> LettaError:
-    return LettaConversationNotFoundError(status=status, hint="the chat id names a conversation that does not exist")
-
-
-def _complaint(response: httpx.Response, redact: _Redact) -> tuple[str, str, bool]:
-    """The server's words, Letta's error type if it has one, and whether it looks like Letta speaking."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):
-        # Cut after the redaction: half a password would not be recognised.
-        text = redact(response.text)[:2000]
-        return clean_error(text) if "html" not in text[:200].lower() else "", "", False
-    if not isinstance(body, dict):
-        return "", "", False
-    error = body.get("error")
-    if isinstance(error, dict):
-        return redact(str(error.get("message") or ""))[:2000], redact(str(error.get("type") or "")), True
-    detail = body.get("detail")
-    if isinstance(detail, dict):
-        # ``code`` says what it is, ``message`` says it to people.
-        code, message = redact(str(detail.get("code") or "")), redact(str(detail.get("message") or ""))
-        return (f"{code}: {message}" if code and message else code or message)[:2000], code, True
-    return redact(str(detail or ""))[:2000], "", "detail" in body
-
-
-def _is_repr(detail: str) -> bool:
-    # Letta puts Python's own notation of objects into some details; it tells users nothing.
-    notation = detail.startswith(("{", "[")) and not detail.startswith("[redacted]")
-    return notation or "id='[" in detail or "[SQL" in detail
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """``Retry-After`` in seconds, given as a number or as a date; None if absent or nonsense."""
-    text = response.headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        moment = _http_date(text)
-        if moment is None:
-            return None
-        seconds = (moment - _server_time(response)).total_seconds()
-    return min(max(seconds, 0.0), 3600.0) if math.isfinite(seconds) else None
-
-
-def _server_time(response: httpx.Response) -> datetime:
-    """The answer's ``Date``, so that ages are right even where our clock is not."""
-    return _http_date(response.headers.get("date", "")) or datetime.now(timezone.utc)
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):  # OverflowError: a year with too many digits
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+        raise failure  # out here, so that it is not chained to one that quotes the answer
 
 
 def _moment(value: object) -> datetime | None:
@@ -615,14 +229,18 @@ def _moment(value: object) -> datetime | None:
 _FRACTION = re.compile(r"\.(\d+)")
 
 
-def _rows(answer: Any) -> list[dict[str, Any]]:
-    return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
-
-
 def _mapping(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise LettaServerError("What answers is not a Letta REST API", hint="check LETTA_BASE_URL", parks=True)
     return answer
+
+
+def _described(agent: dict[str, Any]) -> dict[str, Any]:
+    config = agent.get("llm_config")
+    config = config if isinstance(config, dict) else {}
+    model = next((m for m in (agent.get("model"), config.get("handle"), config.get("model")) if m), None)
+    known = {"id": agent.get("id"), "name": agent.get("name"), "model": model}
+    return {key: value for key, value in known.items() if isinstance(value, str)}
 
 
 def _block(row: dict[str, Any]) -> Block:

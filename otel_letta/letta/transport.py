@@ -6,12 +6,27 @@ threads; whoever calls `send` holds the lane's gate (`letta.gate`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Block", "Lane", "Message", "Run", "Transport", "call_deadline"]
+__all__ = [
+    "APP_SERVER_CONVERSATION",
+    "REST_CONVERSATION",
+    "Block",
+    "Lane",
+    "Message",
+    "Run",
+    "Transport",
+    "call_deadline",
+]
+
+REST_CONVERSATION = re.compile(r"conv-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+"""The form of a conversation's id on a REST server and on Letta Cloud."""
+APP_SERVER_CONVERSATION = re.compile(r"local-conv-[0-9]{1,18}\Z")
+"""The form of one on an App Server that keeps its agents itself (``--backend local``)."""
 
 call_deadline: ContextVar[float | None] = ContextVar("otel_letta_call_deadline", default=None)
 """Seconds of `time.monotonic` after which a call has to give up, whatever the settings allow: somebody waits."""
@@ -60,6 +75,10 @@ class Block:
 class Transport(Protocol):
     """What delivery asks of a Letta server."""
 
+    @property
+    def queues_messages(self) -> bool:
+        """True if the server itself makes messages wait for a running turn, so that none erases another."""
+
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
         """The lane of a report; ``agent_id`` None is the configured agent."""
 
@@ -78,6 +97,15 @@ class Transport(Protocol):
     def probe(self, lane: Lane) -> None:
         """A cheap authenticated request about the lane's agent; raises what is wrong with it."""
 
+    def describe(self, agent_id: str) -> dict[str, Any]:
+        """What the server says about the agent, for people: ``id``, ``name``, ``model``, each a str or left out.
+
+        Raises what is wrong, as `probe` does.
+        """
+
+    def agents(self, limit: int) -> list[dict[str, Any]]:
+        """Some agents of the server, at most ``limit``, each as in `describe`, for people to choose from."""
+
     def reload(self) -> None:
         """Read the settings again: people rotate passwords while a program runs."""
 
@@ -94,3 +122,7 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Release connections. Later calls may open new ones."""
+
+    def leave(self, deadline: float, *, wait: bool = False) -> None:
+        """The process ends at ``deadline`` (on `time.monotonic`): end what is being sent before that, in a way that
+        does the server no harm. ``wait``: block until that is done, or the deadline."""

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 from otel_letta.tracking.roles import SpanKey
 
 if TYPE_CHECKING:
-    from otel_letta.tracking.tasks import Task
+    from otel_letta.tracking.state import Task
 
 __all__ = ["OpenSpan", "OpenSpans"]
 
@@ -33,6 +33,8 @@ class OpenSpan(weakref.ref[Span]):
     over: bool
     """The span ended without ever being a task or step: nobody needs to look through it any more. Unset until then."""
     task: Task | None = None
+    has_role: bool = False
+    """It is part of an agent's work; see `otel_letta.tracking.conventions`."""
     owner: bool = False
     """True if the task is the span's own, False if the span is a step of it."""
     start_exception: int = 0
@@ -45,6 +47,8 @@ class OpenSpan(weakref.ref[Span]):
     """A note that asks to look at the span is waiting."""
     spoken: bool = False
     """A log event has spoken for the span."""
+    opted: str | None = None
+    """The task's name, if a setting or a filter makes a task of the span."""
     ignored: bool = False
     """Started where instrumentation is suppressed: nothing of it is told."""
     seen: Mapping[str, Any] = MappingProxyType({})
@@ -53,6 +57,13 @@ class OpenSpan(weakref.ref[Span]):
     """The content that this span said last."""
     event_time: int = 0
     """Time of the last progress event that was read."""
+
+    @property
+    def outside(self) -> SpanKey | None:
+        """The parent of a span whose parent is not open here, if that is known."""
+        span = self.ended or self()
+        above = span.parent if span is not None and self.parent is None else None
+        return None if above is None else (above.trace_id, above.span_id)
 
 
 class OpenSpans:

@@ -1,5 +1,7 @@
 """Task trees: which spans belong to which task, how far it is, and how it ended.
 
+Declared tasks are here; what has a role in an agent's work goes on to `otel_letta.tracking.agents`.
+
 Two kinds of news come in. A live processor tells of starts, changes and ends of spans whose parents are known
 (`OpenSpan`). An exporter tells only of ended spans, children before their parents. Both end in the same reports.
 """
@@ -9,99 +11,42 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, TypedDict
+
+from opentelemetry.trace import SpanKind
 
 from otel_letta import semconv
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import as_text, clean_block, clean_line
 from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTask, AgentTracker
+from otel_letta.tracking.conventions import AgentFacts, Role, pending_of, reason_of
 from otel_letta.tracking.open_spans import OpenSpan
 from otel_letta.tracking.roles import Declaration, SpanFacts, SpanKey, _id, declaration, event_declaration
+from otel_letta.tracking.state import REMEMBERED, Recent, Task, automatic_id, seconds_between, utc
 
-__all__ = ["Task", "TaskTracker"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AgentOptions", "Task", "TaskTracker"]
 
 _logger = logging.getLogger(__name__)
 
 _LAST_WORD_CAP = 120
-_REMEMBERED = 10_000
-"""How many ended spans and tasks are remembered, so that nothing is told twice."""
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
+_SHUT_DOWN = "the program shut down while the task was still open"
 
 
-class _Recent(Generic[_K, _V]):
-    """The newest entries of a mapping."""
+class AgentOptions(TypedDict, total=False):
+    """Settings of `AgentTracker` that a `TaskTracker` hands on."""
 
-    def __init__(self, most: int) -> None:
-        self._entries: OrderedDict[_K, _V] = OrderedDict()
-        self._most = most
-
-    def __contains__(self, key: _K) -> bool:
-        return key in self._entries
-
-    def get(self, key: _K) -> _V | None:
-        return self._entries.get(key)
-
-    def put(self, key: _K, value: _V) -> None:
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
-
-
-class Task:
-    """A task that is under way. Spans hold it; the tracker holds it by its id."""
-
-    __slots__ = (
-        "agent_id",
-        "chat_id",
-        "content",
-        "ended",
-        "failed_steps",
-        "key",
-        "message_id",
-        "name",
-        "named",
-        "own_content",
-        "own_result",
-        "owners",
-        "progress",
-        "result",
-        "run",
-        "said",
-        "sequence",
-        "service",
-        "started",
-        "stated",
-    )
-
-    def __init__(self, task_id: str, agent_id: str | None, key: SpanKey, started: int) -> None:
-        self.agent_id = agent_id
-        self.named = task_id
-        self.key = key
-        self.started = started
-        self.name = ""
-        self.chat_id: str | None = None
-        self.message_id: str | None = None
-        self.content: str | None = None  # what anybody said last, a step included
-        self.own_content: str | None = None  # what the task's own spans said last
-        self.result: str | None = None
-        self.own_result = False
-        self.progress = 0.0
-        self.stated = False  # somebody said a number
-        self.said: TaskStatus | None = None  # an explicit status
-        self.owners = 0
-        self.failed_steps = 0
-        self.sequence = 0
-        self.run = 1
-        self.service: str | None = None
-        self.ended = False
+    grace: float
+    idle_timeout: float
+    chat_attributes: Sequence[str]
+    content: Collection[str]
+    most_tasks: int
 
 
 class _Place(Enum):
@@ -155,6 +100,8 @@ class TaskTracker:
             one, before it counts as a task.
         step_patience: the same for a child without any id. It is a step if any span above it is a task, and only
             the end of those can tell: an hour of doubt is better than steps that are told as tasks.
+        wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
+        agent_options: further ones of `AgentTracker`.
     """
 
     def __init__(
@@ -168,6 +115,8 @@ class TaskTracker:
         content_cap: int = 2_000,
         patience: float = 30.0,
         step_patience: float = 3_600.0,
+        wake_after: float = 60.0,
+        **agent_options: Unpack[AgentOptions],
     ) -> None:
         self._emit = emit
         self._now = now
@@ -178,34 +127,43 @@ class TaskTracker:
         self._patience = int(patience * 1e9)
         self._step_patience = int(step_patience * 1e9)
         self._tasks: dict[tuple[str | None, str], Task] = {}
-        self._past: _Recent[tuple[str | None, str], tuple[int, int]] = _Recent(_REMEMBERED)
-        self._ended_spans: _Recent[SpanKey, Task | None] = _Recent(_REMEMBERED)
+        self._past: Recent[tuple[str | None, str], tuple[int, int]] = Recent(REMEMBERED)
+        self._ended_spans: Recent[SpanKey, Task | None] = Recent(REMEMBERED)
         """Ended spans of tasks, and of which one if that is over or live."""
-        self._parents: _Recent[SpanKey, SpanKey | None] = _Recent(_REMEMBERED)
+        self._parents: Recent[SpanKey, SpanKey | None] = Recent(REMEMBERED)
         """Of ended spans whose start nobody saw."""
-        self._warned: _Recent[tuple[object, str], None] = _Recent(1_000)
+        self._warned: Recent[tuple[object, str], None] = Recent(1_000)
         self._awaiting: dict[SpanKey, list[_Held]] = {}
         self._held: dict[SpanKey, _Held] = {}
         self._deadlines: list[tuple[int, int, _Held]] = []
         self._count = itertools.count()
+        self._wake_after = wake_after
+        self._agents = AgentTracker(report=self._report, address=self._address_agent, now=now, **agent_options)
         self.spans_ignored = 0
         """Ended spans without a task, counted for statistics."""
 
     @property
     def open_tasks(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + self._agents.open_tasks
+
+    @property
+    def evicted(self) -> int:
+        """How often something was given up because too much is open."""
+        return self._agents.evicted
 
     # -- live: spans with a start ----------------------------------------------------------------------------------
 
     def started(self, span: OpenSpan, facts: SpanFacts) -> None:
         """A span started, or an open span was found to have become a task."""
-        self._observe(span, facts, tell=True)
+        facts.end = None  # it may have ended since, of which `ended` will tell, after all that comes before that
+        if not self._observe_agent(span, facts):
+            self._observe(span, facts, tell=True)
 
     observed = started
 
     def ended(self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None) -> None:
         """An open span ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not record."""
-        if facts.key in self._ended_spans:
+        if facts.key in self._ended_spans or self._observe_agent(span, facts, aborted):
             return
         news = self._observe(span, facts, tell=False)
         task = span.task
@@ -225,6 +183,8 @@ class TaskTracker:
 
     def lost(self, span: OpenSpan) -> None:
         """An open span was garbage-collected: nobody can end it any more."""
+        if span.has_role:
+            self._agents.lost(span.key)
         task = span.task
         if task is None:
             return
@@ -240,15 +200,90 @@ class TaskTracker:
             if span.task is not None:
                 self._ended_spans.put(span.key, span.task)
         for task in list(self._tasks.values()):
-            self._abandon(task, "the program shut down while the task was still open")
+            self._abandon(task, _SHUT_DOWN)
+        self._agents.shutdown()
         self.release()
+
+    def finish(self) -> None:
+        """No more spans will come: tell of everything that waits, as if all times of waiting had passed."""
+        self._agents.finish()
+        self.release()
+
+    def _observe_agent(self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None) -> bool:
+        """Tell of a live span that has a role in an agent's work; False for one that has none."""
+        if facts.is_lettas_own:
+            return True
+        if span.task is not None and not span.has_role:
+            return False
+        seen = self._agents.read(facts)
+        said = declaration(facts) if seen is None or not semconv.DECLARING.isdisjoint(facts.attributes) else None
+        if seen is None or (said is not None and said.task_id is not None and not span.has_role):
+            return False
+        span.has_role = True
+        if said is not None:
+            self._warn(facts, said)
+        parent = span.parent
+        top = span
+        while parent is not None and parent.task is None and not parent.has_role:
+            top, parent = parent, parent.parent
+        if parent is not None and parent.task is not None:
+            self._observe_step(span, parent.task, facts, seen, said, aborted)
+            return True
+        above = parent.key if parent is not None else top.outside
+        ours = self._agents.observe(
+            facts, seen, parent=above, live=True, said=said, inbound=span.inbound, aborted=aborted
+        )
+        if facts.end is not None and not ours:
+            self.spans_ignored += 1
+        return True
+
+    def _observe_step(
+        self,
+        span: OpenSpan,
+        task: Task,
+        facts: SpanFacts,
+        seen: AgentFacts,
+        said: Declaration | None,
+        aborted: str | None,
+    ) -> None:
+        """Agents' work inside a declared task is made of steps."""
+        if span.task is None:
+            span.task = task  # what is below belongs there too
+        if task.ended:
+            return
+        news = said is not None and self._hear(
+            task, said, said.content if said.content != span.said else None, own=False
+        )
+        span.said = said.content if said is not None else None
+        if facts.end is not None and facts.key not in self._ended_spans:
+            self._ended_spans.put(facts.key, task)
+            news |= self._hear_step(task, facts, seen, aborted)
+        if news:
+            self._tell_progress(task)
+
+    def _hear_step(self, task: Task, facts: SpanFacts, seen: AgentFacts, aborted: str | None) -> bool:
+        failed = seen.failed or aborted is not None
+        reason = (str(seen.reason) or aborted or "") if failed else None
+        if seen.role in (Role.TOOL, Role.LLM):
+            task.failed_steps += failed
+        if seen.plan is not None:
+            task.progress = max(task.progress, min(seen.plan, 0.99))
+            task.stated = True
+        if seen.role is Role.TOOL and seen.name:
+            took = seconds_between(facts.start, facts.end or 0)
+            task.content = wording.tool_used(seen.name, took, reason)
+        elif seen.role is Role.AGENT and seen.name:
+            task.content = wording.sub_agent(seen.name, reason)
+        else:
+            return False
+        return True
 
     def _observe(self, span: OpenSpan, facts: SpanFacts, *, tell: bool) -> bool:
         """Take over what a span says; True if that is news about its task."""
         said = declaration(facts)
         fresh = False
         if span.task is None:
-            if said is None:
+            if said is None or self._hear_agents_step(span, said):
                 return False
             fresh = self._join(span, facts, said)
         task = span.task
@@ -273,6 +308,15 @@ class TaskTracker:
         if changed and tell:
             self._tell_progress(task, fresh)
         return changed
+
+    def _hear_agents_step(self, span: OpenSpan, said: Declaration) -> bool:
+        """True if what a span declares is about the agent's task that it runs in."""
+        parent = span.parent
+        while parent is not None and parent.task is None and not parent.has_role:
+            parent = parent.parent
+        if parent is None or parent.task is not None or said.task_id is not None:
+            return False
+        return self._agents.hear_step(parent.key, said)
 
     def _tell_progress(self, task: Task, fresh: bool = False) -> None:
         # A step may outlive its task; a task's end is the last that is told of it.
@@ -299,15 +343,28 @@ class TaskTracker:
 
     def ended_alone(self, facts: SpanFacts, parent: OpenSpan | None = None) -> None:
         """A span ended whose start nobody saw. ``parent``: its parent, if that is open and known."""
-        if facts.key in self._ended_spans:
+        if facts.key in self._ended_spans or facts.is_lettas_own or self._is_pending(facts):
             return
         said = declaration(facts)
+        seen = self._agents.read(facts)
         waiting = self._take_waiting(facts.key)
         self._parents.put(facts.key, facts.parent)
-        if said is None:
-            self.spans_ignored += 1
+        if said is None or (seen is not None and said.task_id is None):
+            above = facts.parent or facts.remote
+            if seen is None:
+                for child in waiting:
+                    self._find_place(child, facts.parent)
+                self.spans_ignored += 1
+                if facts.failed and facts.kind is SpanKind.INTERNAL and above is not None:
+                    self._agents.part_failed(above, reason_of(facts))
+                self._agents.passed(facts.key, above, facts.remote is not None)
+                return
+            if said is not None:
+                self._warn(facts, said)
+            if not self._agents.observe(facts, seen, parent=above, remote=facts.remote is not None, said=said):
+                self.spans_ignored += 1
             for child in waiting:
-                self._find_place(child, facts.parent)
+                self._find_place(child, facts.key)
             return
         self._ended_spans.put(facts.key, None)
         self._warn(facts, said)
@@ -342,10 +399,22 @@ class TaskTracker:
         for child in others:
             self._find_place(child, facts.key)
 
-    def passed(self, key: SpanKey, parent: SpanKey | None) -> None:
-        """A span that declares nothing ended before any task asked for it."""
-        if key not in self._ended_spans:
-            self._parents.put(key, parent)
+    def _is_pending(self, facts: SpanFacts) -> bool:
+        pending = pending_of(facts)
+        if pending is None:
+            return False
+        self._agents.pending(facts, self._agents.read(facts), pending.key, pending.parent)
+        return True
+
+    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False) -> None:
+        """A span that says nothing by itself ended: those below it hang below its parent."""
+        if key in self._ended_spans:
+            return
+        above = None if remote else parent
+        self._parents.put(key, above)
+        for child in self._take_waiting(key):
+            self._find_place(child, above)
+        self._agents.passed(key, parent, remote)
 
     def tick(self) -> int | None:
         """Release what has waited long enough for its parent. Returns when to come again (Unix ns), None for never."""
@@ -353,7 +422,7 @@ class TaskTracker:
         while self._deadlines:
             deadline, _, held = self._deadlines[0]
             waits = self._held.get(held.facts.key) is held
-            if waits and deadline > now and len(self._held) <= _REMEMBERED:
+            if waits and deadline > now and len(self._held) <= REMEMBERED:
                 break
             heapq.heappop(self._deadlines)
             if waits:
@@ -361,17 +430,20 @@ class TaskTracker:
         if len(self._deadlines) > 2 * len(self._held) + 1_000:  # most of them need not wait any more
             self._deadlines = [entry for entry in self._deadlines if self._held.get(entry[2].facts.key) is entry[2]]
             heapq.heapify(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        due = [at for at in (self._deadlines[0][0] if self._deadlines else None, self._agents.tick()) if at is not None]
+        return min(due, default=None)
 
     def release(self, *, anonymous: bool = True) -> None:
-        """Tell what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat."""
+        """Tell what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
+        that have ended are judged."""
+        self._agents.settle()
         for held in list(self._held.values()):
             if anonymous or held.said.chat_id is not None:
                 self._release(held)
 
     def _find_place(self, held: _Held, above: SpanKey | None) -> None:
         """Is an ended span a task or a step? Asks the spans above it, from the one given on, as far as they ended."""
-        for _ in range(_REMEMBERED):  # a bound, since made-up parents can go in circles
+        for _ in range(REMEMBERED):  # a bound, since made-up parents can go in circles
             if above is None:
                 break
             waiting = self._held.get(above)
@@ -389,6 +461,10 @@ class TaskTracker:
                     self._take_in(held, task)
                     return
                 break
+            if held.said.task_id is None and held.told is None and self._agents.hear_step(above, held.said):
+                for part in (held, *held.steps):
+                    self._agents.passed(part.facts.key, part.facts.parent or part.facts.remote)
+                return
             if above not in self._parents:
                 if held.said.task_id is not None and held.told is None:
                     # A task with an id of its own is told at once: its parent may go on for hours.
@@ -440,6 +516,13 @@ class TaskTracker:
             held.told = TaskStatus.IN_PROGRESS
             return
         task = self._open(facts, said, agent, around)
+        for part in (held, *held.steps):
+            inferred = self._agents.absorb(part.facts.key)
+            if inferred is not None:
+                # Its place, and what was told of it so far, stay the same; only now somebody gives it a name.
+                task.key, task.started = inferred.key, min(task.started, inferred.started)
+                task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
+                task.failed_steps += inferred.problems
         for step in held.steps:
             self._hear(task, step.said, step.said.content, own=False)
             task.failed_steps += step.facts.failed
@@ -464,7 +547,8 @@ class TaskTracker:
         around: Task | None,
         inbound: tuple[object, object] = (None, None),
     ) -> Task:
-        task = Task(said.task_id or _automatic_id(facts.key), agent, facts.key, facts.start)
+        task = Task(said.task_id or automatic_id(facts.key), agent, facts.key, facts.start)
+        task.quiet = said.quiet
         self._continue(task)
         # Later ones fill in what earlier ones leave open.
         task.chat_id, task.message_id = (None, None) if around is None else (around.chat_id, around.message_id)
@@ -476,10 +560,19 @@ class TaskTracker:
             if chat is None:
                 task.message_id = task.message_id or facts.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or facts.default(semconv.CHAT_ID)
-        service = as_text(facts.resource.get(semconv.SERVICE_NAME)) or ""
-        task.service = None if service.startswith("unknown_service") else clean_line(service, 200) or None
+        task.service = _service(facts)
         self._tasks[(agent, task.named)] = task
         return task
+
+    def _address_agent(
+        self, task: AgentTask, facts: SpanFacts, said: Declaration | None, inbound: tuple[object, object]
+    ) -> None:
+        """Whom a task is for that was inferred."""
+        task.agent_id = self._agent(facts, said or Declaration(), None)
+        task.inbound_chat, message = _id(inbound[0]), _id(inbound[1])
+        task.default_chat = facts.default(semconv.CHAT_ID)
+        task.message_id = message or (facts.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None)
+        task.service = _service(facts)
 
     def _continue(self, task: Task) -> None:
         """Count on from where an earlier task of the same id ended, if there was one."""
@@ -521,7 +614,7 @@ class TaskTracker:
             task.said = said.status
         if (
             said.task_id is not None
-            and task.named == _automatic_id(task.key)
+            and task.named == automatic_id(task.key)
             and (task.agent_id, said.task_id) not in self._tasks
         ):
             # The id was set after the start: from here on the task goes by it.
@@ -574,14 +667,24 @@ class TaskTracker:
         content = task.own_content
         if status is TaskStatus.COMPLETED:
             task.progress = 1.0
-            content = content or wording.completed(_seconds(task.started, at), task.failed_steps)
+            content = content or wording.completed(seconds_between(task.started, at), task.failed_steps)
         self._report(task, status, content or wording.failed(error or "", _last_word(task)), at, error=error)
         self._drop(task)
         self._past.put((task.agent_id, task.named), (task.run, task.sequence))
 
-    def _report(self, task: Task, status: TaskStatus, content: str, at: int, *, error: str | None = None) -> None:
+    def _report(
+        self,
+        task: Task,
+        status: TaskStatus,
+        content: str,
+        at: int,
+        *,
+        error: str | None = None,
+        name: str | None = None,
+    ) -> None:
         task.sequence += 1
         trace_id, span_id = task.key
+        duration = seconds_between(task.started, at) if task.started else None
         self._emit(
             ProgressReport(
                 chat_id=task.chat_id,
@@ -590,15 +693,16 @@ class TaskTracker:
                 progress=task.progress,
                 status=status,
                 task_id=task.named,
-                name=task.name,
+                name=task.name if name is None else name,
                 agent_id=task.agent_id,
                 result=None if task.result is None else clean_block(task.result, self._content_cap),
                 error=error,
                 sequence=task.sequence,
                 run=task.run,
-                timestamp=_utc(at),
-                started=_utc(task.started) if task.started else None,
-                duration=_seconds(task.started, at) if task.started else None,
+                timestamp=utc(at),
+                started=utc(task.started) if task.started else None,
+                duration=duration,
+                wakes=not task.quiet or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after,
                 trace_id=f"{trace_id:032x}",
                 span_id=f"{span_id:016x}",
                 service=task.service,
@@ -639,6 +743,11 @@ class TaskTracker:
             _logger.warning(message, *arguments)
 
 
+def _service(facts: SpanFacts) -> str | None:
+    service = as_text(facts.resource.get(semconv.SERVICE_NAME)) or ""
+    return None if service.startswith("unknown_service") else clean_line(service, 200) or None
+
+
 def _around(span: OpenSpan) -> Task | None:
     """The task that a span runs in, looking through spans that have none."""
     parent = span.parent
@@ -656,17 +765,5 @@ def _stands_alone(said: Declaration, around: Task) -> bool:
     )
 
 
-def _automatic_id(key: SpanKey) -> str:
-    return f"{key[0]:032x}-{key[1]:016x}"
-
-
 def _last_word(task: Task) -> str | None:
     return clean_line(task.content, _LAST_WORD_CAP) if task.content else None
-
-
-def _seconds(start: int, end: int) -> float:
-    return max(end - start, 0) / 1e9 if start else 0.0
-
-
-def _utc(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)

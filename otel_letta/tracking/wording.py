@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from otel_letta.text import percent
 
-__all__ = ["completed", "duration", "failed", "in_progress", "started"]
+__all__ = [
+    "agent_failed",
+    "agent_finished",
+    "agent_started",
+    "agent_stopped",
+    "completed",
+    "duration",
+    "failed",
+    "in_progress",
+    "lost",
+    "silent",
+    "started",
+    "sub_agent",
+    "tool_used",
+    "using_tool",
+]
 
 
 def started() -> str:
@@ -25,6 +40,59 @@ def completed(seconds: float, failed_steps: int) -> str:
 def failed(reason: str, last_word: str | None = None) -> str:
     text = f"Task failed: {reason}" if reason else "Task failed"
     return f"{text} (last: {last_word})" if last_word else text
+
+
+# -- an agent's task ---------------------------------------------------------------------------------------------------
+
+
+def agent_started(name: str) -> str:
+    return f"Started '{name}'"
+
+
+def using_tool(name: str) -> str:
+    return f"Using tool {name}"
+
+
+def tool_used(name: str, seconds: float, reason: str | None = None) -> str:
+    """``reason``: why it failed; None if it did not."""
+    if reason is None:
+        return f"Used tool {name} ({duration(seconds)})"
+    return f"Tool {name} failed: {reason}" if reason else f"Tool {name} failed"
+
+
+def sub_agent(name: str, reason: str | None = None) -> str:
+    if reason is None:
+        return f"Sub-agent {name} finished"
+    return f"Sub-agent {name} failed: {reason}" if reason else f"Sub-agent {name} failed"
+
+
+def tools_used(number: int) -> str:
+    return f"{number} {'tool' if number == 1 else 'tools'} used"
+
+
+def agent_finished(name: str, seconds: float, tools: int, problems: int) -> str:
+    text = f"Finished '{name}' in {duration(seconds)}"
+    if tools:
+        text += f", {tools} {'tool' if tools == 1 else 'tools'}"
+    if problems:
+        text += f", {problems} {'problem' if problems == 1 else 'problems'}"
+    return text
+
+
+def agent_failed(name: str, reason: str) -> str:
+    return f"'{name}' failed: {reason}" if reason else f"'{name}' failed"
+
+
+def agent_stopped(name: str) -> str:
+    return f"'{name}' stopped: it ended without an answer"
+
+
+def lost(seconds: float) -> str:
+    return f"lost, no news for {duration(seconds)}"
+
+
+def silent(name: str, seconds: float) -> str:
+    return f"No news from '{name}' for {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

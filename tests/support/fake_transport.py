@@ -9,8 +9,7 @@ from typing import Any
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats
 from otel_letta.errors import LettaError
-from otel_letta.letta.rest import _CONVERSATION_ID
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import REST_CONVERSATION, Block, Lane, Message, Run
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.settings import Settings
 
@@ -33,6 +32,8 @@ class Clock:
 
 class FakeTransport:
     """Implements `otel_letta.letta.transport.Transport`; every call is noted in ``calls``."""
+
+    queues_messages = False
 
     def __init__(self, agent_id: str = "agent-1") -> None:
         self.agent_id = agent_id
@@ -81,7 +82,7 @@ class FakeTransport:
     # Transport
 
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        conversation = chat_id if chat_id and _CONVERSATION_ID.match(chat_id) else None
+        conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
         return Lane(SERVER, agent_id or self.agent_id, conversation)
 
     def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
@@ -145,6 +146,9 @@ class FakeTransport:
         with self.changed:
             self.closed += 1
             self.changed.notify_all()
+
+    def leave(self, deadline: float, *, wait: bool = False) -> None:
+        self._note("leave")
 
 
 def settings(**options: Any) -> Settings:

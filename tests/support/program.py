@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from xml.etree import ElementTree
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -23,11 +23,22 @@ if TYPE_CHECKING:
     from otel_letta.settings import SettingsOptions
     from tests.support.letta_harness import LettaHarness
 
-__all__ = ["OtherProgram", "Program", "ends_in", "options_for", "program", "told_in", "told_to", "until"]
+__all__ = ["Address", "OtherProgram", "Program", "ends_in", "options_for", "program", "told_in", "told_to", "until"]
 
 _BLOCK = re.compile(r"<task-progress .*?</task-progress>", re.DOTALL)
 _SCRIPT = Path(__file__).with_name("task_program.py")
 _ROOT = Path(__file__).parent.parent.parent
+
+
+class Address(Protocol):
+    """What a program has to know of a server: each of the harnesses says it."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    @property
+    def password(self) -> str | None: ...
+
 
 Told = dict[str, str]
 """One report as the agent reads it: the block's attributes, ``content``, and ``result`` if there is one."""
@@ -72,7 +83,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Non
         time.sleep(0.02)
 
 
-def options_for(letta: LettaHarness, agent: str, **more: Any) -> SettingsOptions:
+def options_for(letta: Address, agent: str, **more: Any) -> SettingsOptions:
     """Settings for one agent, without the patience that suits people and not tests."""
     options: dict[str, Any] = {
         "base_url": letta.base_url,
@@ -120,7 +131,7 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(letta: LettaHarness, agent: str, *ways: str, **more: Any) -> Iterator[Program]:
+def program(letta: Address, agent: str, *ways: str, **more: Any) -> Iterator[Program]:
     """A program that reports to the agent, shut down at the end of the block.
 
     ``ways``: ``live`` (the processor, and the default), ``batch`` and ``simple`` (the exporter under the SDK's
@@ -147,7 +158,7 @@ def program(letta: LettaHarness, agent: str, *ways: str, **more: Any) -> Iterato
 class OtherProgram:
     """`task_program.py` in a process of its own, with settings in its environment; for use in a ``with`` block."""
 
-    def __init__(self, letta: LettaHarness, agent: str, *arguments: str, **environment: str) -> None:
+    def __init__(self, letta: Address, agent: str, *arguments: str, **environment: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(_SCRIPT), *arguments],
             env={
@@ -155,7 +166,7 @@ class OtherProgram:
                 "PYTHONPATH": str(_ROOT),
                 "LETTA_BASE_URL": letta.base_url,
                 "LETTA_AGENT_ID": agent,
-                "LETTA_PASSWORD": letta.password,
+                **({"LETTA_PASSWORD": letta.password} if letta.password is not None else {}),
                 "OTEL_LETTA_SHUTDOWN_TIMEOUT": "60",
                 **environment,
             },
@@ -192,3 +203,8 @@ class OtherProgram:
 
     def wait_for_crash(self) -> None:
         assert self._process.wait(60) == 70
+
+    def kill(self) -> None:
+        """SIGKILL: no hook of the program's runs any more."""
+        self._process.kill()
+        self._process.wait()

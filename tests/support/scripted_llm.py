@@ -1,9 +1,10 @@
 """An OpenAI-compatible LLM that does what a test tells it to.
 
-A real Letta server calls an LLM for every message.  Tests need that LLM to be free, instant, offline and,
-above all, observable: whether a report reached an agent is decided by what stands in the *next* prompt, not
-by an HTTP 200.  The server below therefore lives inside the test process, so that a test reads the prompts,
-makes requests fail and holds answers back through plain Python, without a second control protocol.
+A real Letta server, be it the REST server or the App Server, calls an LLM for every message.  Tests need that
+LLM to be free, instant, offline and, above all, observable: whether a report reached an agent is decided by what
+stands in the *next* prompt, not by an HTTP 200.  The server below therefore lives inside the test process, so
+that a test reads the prompts, makes requests fail and holds answers back through plain Python, without a second
+control protocol.
 
     llm = ScriptedLLM()
     llm.base_url                      # "http://127.0.0.1:PORT/v1", goes into OPENAI_BASE_URL
@@ -177,7 +178,8 @@ class ScriptedLLM:
         """Fail the next ``times`` answers, or all of them until :meth:`recover`.
 
         A request that is being held fails too, if this is called before its release.  Letta tries a failed
-        call again on its own (three attempts for 429, 5xx, broken connections): ``times=1`` may go unnoticed.
+        call again on its own (for 429, 5xx, broken connections): ``times=1`` may go unnoticed.  The REST server
+        makes three attempts, the App Server 16 within 35 s; at "401" and "400" both give up at once.
         """
         if failure not in get_args(Failure):
             raise ValueError(f"unknown failure {failure!r}, expected one of {get_args(Failure)}")

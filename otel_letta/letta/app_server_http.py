@@ -1,0 +1,245 @@
+"""Letta's App Server over its OpenAI-compatible HTTP API as a `Transport`: for processes that do not live long.
+
+A client that goes away in the middle of a turn leaves a healthy conversation behind, unlike on the WebSocket. In
+return reports go to a conversation of their own (an existing one cannot be named), each request is a turn of its own,
+and there is neither a board nor a look at what the agent has. What the comments call measured was measured on 0.34.12.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from otel_letta.errors import (
+    LettaAgentNotFoundError,
+    LettaAuthenticationError,
+    LettaError,
+    LettaModelError,
+    LettaRequestError,
+    LettaServerError,
+    LettaUnsupportedError,
+)
+from otel_letta.letta.flavour import ServerInfo
+from otel_letta.letta.http import HttpClient, redactor, refusal, rows
+from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.settings import Settings, http_url
+from otel_letta.text import clean_error
+
+__all__ = ["AppServerHttpTransport"]
+
+_logger = logging.getLogger(__name__)
+
+_NAMESPACE = uuid.UUID("6f0c8a4e-9a0f-4a55-8c5e-2f6f6f1f9b0a")
+_MOST_REMEMBERED = 1_000
+
+_Otids = tuple[str, ...]
+
+_instances: weakref.WeakSet[AppServerHttpTransport] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for transport in list(_instances):
+        transport._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class AppServerHttpTransport:
+    """Speaks to one App Server that was started with ``--openai-api``. See `Transport` for what each call means."""
+
+    queues_messages = True
+
+    def __init__(self, settings: Settings, info: ServerInfo | None = None) -> None:
+        if info is not None and info.openai_api is False:
+            raise LettaUnsupportedError(
+                "This App Server does not offer its OpenAI-compatible API",
+                hint="start it with --openai-api, or set OTEL_LETTA_SERVER=app-server for its WebSocket",
+                parks=True,
+            )
+        self._settings = settings
+        self._server = http_url(settings.base_url)
+        self._http = HttpClient(settings, _logger)
+        self._lock = threading.Lock()
+        self._unsettled: OrderedDict[_Otids, str] = OrderedDict()
+        """Requests without an answer, as they were sent: the same key joins the turn that may still be running."""
+        self._taken: OrderedDict[str, None] = OrderedDict()
+        """Messages whose turn failed. The server had stored them before."""
+        _instances.add(self)
+
+    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
+        """One for each agent: its gate also sees to it that the first request with a new key goes alone, since two
+        at once would make two conversations (measured)."""
+        return Lane(self._server, agent_id or self._settings.agent_id)
+
+    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+        """Post the messages as one text, and wait for the turn.
+
+        Returns:
+            The server's answer in OpenAI's form: ``id``, ``choices`` (with the agent's words in ``message``),
+            ``usage``, ``model``.
+        """
+        contents = {message.otid: message.content for message in messages}
+        answer: dict[str, Any] = {}
+        with self._lock:
+            # As a whole, even if a part of it is not asked for any more: with another key it would be another turn.
+            before = [(otids, text) for otids, text in self._unsettled.items() if not contents.keys().isdisjoint(otids)]
+        for otids, text in before:
+            answer = self._post(lane.agent_id, otids, text)
+            for otid in otids:
+                contents.pop(otid, None)
+        if contents:
+            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()))
+        return answer
+
+    def _post(self, agent_id: str, otids: _Otids, text: str) -> dict[str, Any]:
+        # The last user message is the only one that a request with a chat key delivers, so all reports share one.
+        body = {"model": agent_id, "messages": [{"role": "user", "content": text}]}
+        headers = {
+            "X-Letta-Chat-Key": self._chat_key(agent_id),
+            "Idempotency-Key": str(uuid.uuid5(_NAMESPACE, "\n".join(otids))),
+        }
+        try:
+            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers)
+            if not response.is_success:
+                raise self._refusal(response, otids)
+            answer = _object(response)
+            if answer is None:
+                raise LettaServerError("The answer is not that of an App Server", may_have_landed=True)
+        except LettaError as error:
+            with self._lock:
+                if error.may_have_landed and error.status != 500:
+                    _remember(self._unsettled, otids, text)
+                else:
+                    self._unsettled.pop(otids, None)
+            raise
+        with self._lock:
+            self._unsettled.pop(otids, None)
+        return answer
+
+    def _chat_key(self, agent_id: str) -> str:
+        # The key's conversation lives as long as the server's process. A key for each host, since nothing keeps the
+        # first requests of two hosts apart.
+        title = self._settings.conversation
+        # A header holds no characters beyond ASCII.
+        return str(uuid.uuid5(_NAMESPACE, f"{title}\n{agent_id}" if title else f"\n{socket.gethostname()}\n{agent_id}"))
+
+    def _refusal(self, response: httpx.Response, otids: _Otids) -> LettaError:
+        status = response.status_code
+        redact = redactor(self._settings)
+        said = clean_error(redact(_words(response)))
+        if status in (401, 403):
+            return LettaAuthenticationError(
+                status=status,
+                detail=said,
+                hint="check LETTA_PASSWORD (or LETTA_API_KEY): it holds the App Server's token",
+            )
+        if status == 404 and "does not exist" in said:
+            return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
+        if status == 404:
+            return LettaServerError(
+                "No OpenAI-compatible API at this address",
+                status=status,
+                hint="start the App Server with --openai-api, or set OTEL_LETTA_SERVER=app-server",
+                parks=True,
+            )
+        if status == 500 and otids:
+            # Its LLM failed sixteen times by then, in half a minute, and the message stands in the conversation. A
+            # failure is not remembered with its key, so another try would cost all of that again (measured).
+            with self._lock:
+                for otid in otids:
+                    _remember(self._taken, otid, None)
+            return LettaModelError(
+                status=status,
+                detail=said,
+                hint="check the LLM that the agent uses on the App Server; your own settings are fine",
+                may_have_landed=True,
+            )
+        if status in (400, 413, 422):
+            return LettaRequestError(status=status, detail=said)
+        return refusal(response, redact)
+
+    def active_runs(self, lane: Lane) -> list[Run]:
+        return []
+
+    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+        """Only what this process knows: the server lists nothing here."""
+        with self._lock:
+            return {otid: otid for otid in otids if otid in self._taken}
+
+    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+        return set(message_ids)
+
+    def probe(self, lane: Lane) -> None:
+        """Checks the server and the token. Whether the agent exists shows only when it is sent something."""
+        self._models()
+
+    def describe(self, agent_id: str) -> dict[str, Any]:
+        self._models()
+        return {"id": agent_id}
+
+    def agents(self, limit: int) -> list[dict[str, Any]]:
+        # Agents by their names, which a request may use as well as their ids.
+        return [{"id": row["id"]} for row in self._models() if isinstance(row.get("id"), str)][:limit]
+
+    def _models(self) -> list[dict[str, Any]]:
+        response = self._http.request("GET", "/v1/models")
+        if not response.is_success:
+            raise self._refusal(response, ())
+        return rows((_object(response) or {}).get("data"))
+
+    def blocks(self, agent_id: str) -> list[Block]:
+        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
+
+    def create_block(
+        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+    ) -> Block:
+        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
+
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
+
+    def reload(self) -> None:
+        fresh = self._settings.refresh()
+        if fresh.identity() == self._settings.identity():
+            return
+        _logger.info("Letta settings changed: using the new ones")
+        self._settings = fresh
+        self._server = http_url(fresh.base_url)
+        self._http.use(fresh)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def leave(self, deadline: float, *, wait: bool = False) -> None:
+        """Nothing to do: a turn goes on without us."""
+
+
+def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    store[key] = value
+    while len(store) > _MOST_REMEMBERED:
+        store.popitem(last=False)
+
+
+def _object(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _words(response: httpx.Response) -> str:
+    error = (_object(response) or {}).get("error")
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""

@@ -1,0 +1,240 @@
+"""One `Transport` for an address of any flavour: the server is asked what it is when it is first needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from otel_letta.errors import LettaDependencyError, LettaServerError
+from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
+from otel_letta.letta.rest import RestTransport
+from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
+from otel_letta.settings import ServerKind, Settings, http_url
+
+__all__ = ["SelectingTransport"]
+
+_logger = logging.getLogger(__name__)
+
+_instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
+_held_over_fork: list[threading.Lock] = []
+
+
+def _before_fork() -> None:
+    # A thread that makes a delegate may be in the middle of an import, whose lock a child could never take.
+    for transport in list(_instances):
+        lock = transport._lock
+        if lock.acquire(timeout=1.0):
+            _held_over_fork.append(lock)
+
+
+def _after_fork_in_parent() -> None:
+    while _held_over_fork:
+        _held_over_fork.pop().release()
+
+
+def _after_fork_in_child() -> None:
+    _held_over_fork.clear()
+    for transport in list(_instances):
+        transport._lock = threading.Lock()
+        transport._departure = None  # it was the parent's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+class SelectingTransport:
+    """Hands every call to the transport that fits the server. Making one asks nobody anything.
+
+    ``OTEL_LETTA_SERVER`` decides where it is set. Else the server is asked (`recognise`) at the first call that
+    needs it, at the next one if that failed, and again when its answers do not fit what it was taken for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._server = http_url(settings.base_url)
+        self._lock = threading.Lock()
+        self._info: ServerInfo | None = _fixed(settings)
+        self._delegate: Transport | None = None
+        self._doubtful = False
+        self._departure: float | None = None
+        _instances.add(self)
+
+    # -- lanes ---------------------------------------------------------------------------------------------------
+
+    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
+        """A ``chat_id`` that has the form of this server's conversation ids names one; of any server's, before it
+        is known which this is."""
+        return Lane(
+            self._server, agent_id or self._settings.agent_id, chat_id if self._is_conversation(chat_id) else None
+        )
+
+    def _is_conversation(self, chat_id: str | None) -> bool:
+        if not chat_id or self._settings.server is ServerKind.APP_SERVER_HTTP:
+            return False  # that API can address no conversation but its own
+        info = self._info
+        # An App Server whose agents live in Letta Cloud may use the Cloud's ids.
+        rest = info is None or info.flavour is not Flavour.APP_SERVER or info.backend not in ("", "local")
+        app_server = info is None or info.flavour is Flavour.APP_SERVER
+        return bool(
+            (rest and REST_CONVERSATION.match(chat_id)) or (app_server and APP_SERVER_CONVERSATION.match(chat_id))
+        )
+
+    # -- delegated -----------------------------------------------------------------------------------------------
+
+    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+        with self._fitting() as transport:
+            return transport.send(lane, messages)
+
+    def active_runs(self, lane: Lane) -> list[Run]:
+        with self._fitting() as transport:
+            return transport.active_runs(lane)
+
+    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+        with self._fitting() as transport:
+            return transport.landed(lane, otids)
+
+    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+        with self._fitting() as transport:
+            return transport.in_context(lane, message_ids)
+
+    def probe(self, lane: Lane) -> None:
+        with self._fitting() as transport:
+            transport.probe(lane)
+
+    def describe(self, agent_id: str) -> dict[str, Any]:
+        with self._fitting() as transport:
+            return transport.describe(agent_id)
+
+    def agents(self, limit: int) -> list[dict[str, Any]]:
+        with self._fitting() as transport:
+            return transport.agents(limit)
+
+    def blocks(self, agent_id: str) -> list[Block]:
+        with self._fitting() as transport:
+            return transport.blocks(agent_id)
+
+    def create_block(
+        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+    ) -> Block:
+        with self._fitting() as transport:
+            return transport.create_block(agent_id, label, value, limit, description, metadata)
+
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+        with self._fitting() as transport:
+            transport.write_block(block, value, metadata)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        fresh = self._settings.refresh()
+        with self._lock:
+            before, self._settings = self._settings, fresh
+            moved = (fresh.base_url, fresh.server) != (before.base_url, before.server)
+            if moved or (fresh.identity() != before.identity() and self._is_guess()):
+                self._info, self._doubtful = _fixed(fresh), False
+                stale, self._delegate = self._delegate, None
+            else:
+                stale = None
+            delegate = self._delegate
+        if stale is not None:
+            _logger.info("Letta settings changed: using the new ones")
+            stale.close()
+        if delegate is not None:
+            delegate.reload()
+
+    def _is_guess(self) -> bool:
+        """True if the server did not say what it is, for want of the right token: with a new one it may."""
+        info = self._info
+        asked = self._settings.server is ServerKind.AUTO and not self._settings.is_cloud
+        return asked and info is not None and not info.version
+
+    @property
+    def queues_messages(self) -> bool:
+        """True if the server is known to queue what arrives while the agent is busy."""
+        delegate = self._delegate
+        return delegate is not None and delegate.queues_messages
+
+    def leave(self, deadline: float, *, wait: bool = False) -> None:
+        """The process ends at ``deadline`` (on `time.monotonic`): a transport that must not end in the middle of a
+        turn is told, also one that is only chosen later."""
+        with self._lock:
+            self._departure = deadline
+            delegate = self._delegate
+        if delegate is not None:
+            delegate.leave(deadline, wait=wait)
+
+    def close(self) -> None:
+        with self._lock:
+            delegate = self._delegate
+        if delegate is not None:
+            delegate.close()
+
+    # -- the choice ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[Transport]:
+        transport = self._chosen()
+        try:
+            yield transport
+        except LettaServerError as error:
+            # Answers that only a person could explain: perhaps the address belongs to another kind of server now.
+            if type(error) is LettaServerError and error.parks and self._settings.server is ServerKind.AUTO:
+                self._doubtful = True
+            raise
+
+    def _chosen(self) -> Transport:
+        with self._lock:
+            settings, info, delegate, doubtful = self._settings, self._info, self._delegate, self._doubtful
+        if delegate is not None and not doubtful:
+            return delegate
+        if doubtful:
+            forget(settings.base_url)
+        if info is None or doubtful:
+            info = recognise(settings)
+        stale: Transport | None = None
+        with self._lock:
+            if self._settings is not settings:
+                pass  # somebody read new ones meanwhile: the next call asks for them
+            elif self._delegate is None or (self._info is not None and self._info.flavour is not info.flavour):
+                stale, self._delegate = self._delegate, _transport_for(settings, info)
+                self._info, self._doubtful = info, False
+                if self._departure is not None:
+                    self._delegate.leave(self._departure)
+            else:
+                self._doubtful = False
+            chosen = self._delegate
+        if stale is not None:
+            _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
+            stale.close()
+        return chosen if chosen is not None else self._chosen()
+
+
+def _fixed(settings: Settings) -> ServerInfo | None:
+    """What the setting says; None if the server is to be asked."""
+    if settings.server is ServerKind.AUTO:
+        return None
+    return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
+
+
+def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
+    if info.flavour is not Flavour.APP_SERVER:
+        return RestTransport(settings)
+    if settings.server is ServerKind.APP_SERVER_HTTP:
+        from otel_letta.letta.app_server_http import AppServerHttpTransport
+
+        return AppServerHttpTransport(settings, info)
+    if importlib.util.find_spec("websockets") is None:
+        raise LettaDependencyError(
+            f"An App Server answers at {settings.base_url}, and the library websockets is not installed",
+            hint="pip install 'otel-letta[app-server]'",
+        )
+    from otel_letta.letta.app_server import AppServerTransport
+
+    return AppServerTransport(settings, info)

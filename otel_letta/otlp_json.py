@@ -1,0 +1,279 @@
+"""Reads OTLP-JSON: what an OpenTelemetry Collector's file exporter writes, one export request a line.
+
+The encoding is protobuf's JSON mapping with OTLP's own exceptions: ids in hexadecimal and enums as numbers. Writers in
+the wild differ, so enums may also be names, and 64-bit integers numbers or text. Unknown fields are ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+__all__ = ["Batch", "read_batches", "spans_of"]
+
+_PARENT_IS_REMOTE = 0x200
+"""Bit of a span's ``flags``; it means something only together with the next one (opentelemetry-proto, SpanFlags)."""
+_HAS_IS_REMOTE = 0x100
+_MOST_DEPTH = 20
+_LATEST = 2**63
+
+_KINDS = {
+    0: SpanKind.INTERNAL,
+    1: SpanKind.INTERNAL,
+    2: SpanKind.SERVER,
+    3: SpanKind.CLIENT,
+    4: SpanKind.PRODUCER,
+    5: SpanKind.CONSUMER,
+}
+_KIND_NAMES = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
+_STATUSES = {0: StatusCode.UNSET, 1: StatusCode.OK, 2: StatusCode.ERROR}
+_STATUS_NAMES = {"UNSET": 0, "OK": 1, "ERROR": 2}
+
+
+@dataclass(slots=True)
+class Batch:
+    """One line: an export request's spans in their order, and what of it could not be read."""
+
+    line: int
+    """Counted from 1."""
+    spans: list[ReadableSpan] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """One line each; they quote nothing of the input."""
+
+
+class _BrokenError(ValueError):
+    """Something is not what OTLP has in its place."""
+
+
+def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
+    """Read export requests, one a line; or one JSON document that goes over many lines.
+
+    A line that cannot be read gives a batch that says so, and the next one is read. Metrics and logs are no error.
+    """
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    first = next(numbered, None)
+    if first is None:
+        return
+    try:
+        document = _parsed(first[1])
+    except _BrokenError as error:
+        # The first line of an indented document ends in an opening bracket; that of a broken file may look like
+        # anything.
+        if first[1].rstrip().endswith((b"{", b"[")):
+            yield _one_document(first[0], b"".join(chain([first[1]], (line for _, line in numbered))))
+            return
+        yield Batch(first[0], broken=[str(error)])
+    else:
+        yield _batch(first[0], document)
+    for number, line in numbered:
+        try:
+            document = _parsed(line)
+        except _BrokenError as error:
+            yield Batch(number, broken=[str(error)])
+        else:
+            yield _batch(number, document)
+
+
+def _one_document(line: int, text: bytes) -> Batch:
+    try:
+        return _batch(line, _parsed(text))
+    except _BrokenError as error:
+        return Batch(line, broken=[str(error)])
+
+
+def _parsed(text: bytes) -> object:
+    try:
+        return json.loads(text.removeprefix(b"\xef\xbb\xbf"))
+    except UnicodeDecodeError as error:
+        raise _BrokenError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise _BrokenError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+    except (RecursionError, ValueError):
+        raise _BrokenError("not JSON that can be read: too deep, or a number with too many digits") from None
+
+
+def _batch(line: int, document: object) -> Batch:
+    batch = Batch(line)
+    for request in document if isinstance(document, list) else [document]:
+        for span in spans_of(request):
+            if isinstance(span, ReadableSpan):
+                batch.spans.append(span)
+            else:
+                batch.broken.append(span)
+    return batch
+
+
+def spans_of(request: object) -> Iterator[ReadableSpan | str]:
+    """The spans of an export request that was parsed as JSON; for one that cannot be read, what is wrong with it."""
+    try:
+        if not isinstance(request, dict):
+            raise _BrokenError("not an object")
+        number = 0
+        for resource_spans in _objects(request, "resourceSpans"):
+            resource = Resource(_attributes(_object(resource_spans, "resource")))
+            for scope_spans in _objects(resource_spans, "scopeSpans"):
+                scope = _object(scope_spans, "scope")
+                about = InstrumentationScope(_text(scope, "name"), _text(scope, "version"))
+                for span in _objects(scope_spans, "spans"):
+                    number += 1
+                    try:
+                        yield _span(span, resource, about)
+                    except _BrokenError as error:
+                        yield f"span {number}: {error}"
+    except _BrokenError as error:
+        yield str(error)
+
+
+def _span(span: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    trace_id, span_id = _hex(span, "traceId", 32), _hex(span, "spanId", 16)
+    if not trace_id or not span_id:
+        raise _BrokenError("it has no id")
+    parent_id = _hex(span, "parentSpanId", 16)
+    parent = None
+    if parent_id:
+        flags = _integer(span, "flags")
+        away = bool(flags & _PARENT_IS_REMOTE and flags & _HAS_IS_REMOTE)
+        parent = SpanContext(trace_id, parent_id, away, TraceFlags(TraceFlags.SAMPLED))
+    status = _object(span, "status")
+    code = _STATUSES.get(_enum(status, "code", "STATUS_CODE_", _STATUS_NAMES), StatusCode.UNSET)
+    return ReadableSpan(
+        name=_text(span, "name"),
+        context=SpanContext(trace_id, span_id, False, TraceFlags(TraceFlags.SAMPLED)),
+        parent=parent,
+        resource=resource,
+        attributes=_attributes(span),
+        events=[
+            Event(_text(event, "name"), _attributes(event), _time(event, "timeUnixNano"))
+            for event in _objects(span, "events")
+        ],
+        kind=_KINDS.get(_enum(span, "kind", "SPAN_KIND_", _KIND_NAMES), SpanKind.INTERNAL),
+        status=Status(code, (_text(status, "message") or None) if code is StatusCode.ERROR else None),
+        start_time=_time(span, "startTimeUnixNano"),
+        end_time=_time(span, "endTimeUnixNano"),
+        instrumentation_scope=scope,
+    )
+
+
+def _object(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = holder.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _BrokenError(f"{name} is not an object")
+    return value
+
+
+def _objects(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = holder.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise _BrokenError(f"{name} is not a list of objects")
+    return value
+
+
+def _text(holder: Mapping[str, Any], name: str) -> str:
+    value = holder.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _BrokenError(f"{name} is not text")
+    return value
+
+
+def _hex(holder: Mapping[str, Any], name: str, digits: int) -> int:
+    text = _text(holder, name)
+    if not text:
+        return 0
+    try:
+        if len(text) != digits or not text.isascii() or not text.isalnum():
+            raise ValueError
+        return int(text, 16)
+    except ValueError:
+        raise _BrokenError(f"{name} is not {digits} hexadecimal digits") from None
+
+
+def _integer(holder: Mapping[str, Any], name: str) -> int:
+    value = holder.get(name, 0)
+    if isinstance(value, str) and len(value) <= 30:
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif value is None:
+        return 0
+    raise _BrokenError(f"{name} is not a whole number")
+
+
+def _time(holder: Mapping[str, Any], name: str) -> int:
+    value = _integer(holder, name)
+    if not 0 <= value < _LATEST:
+        raise _BrokenError(f"{name} is no time")
+    return value
+
+
+def _enum(holder: Mapping[str, Any], name: str, prefix: str, names: Mapping[str, int]) -> int:
+    value = holder.get(name)
+    if isinstance(value, str) and not value.lstrip("-").isdigit():
+        return names.get(value.removeprefix(prefix), 0)
+    return _integer(holder, name)
+
+
+def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _text(item, "key"): _value(_object(item, "value"), _MOST_DEPTH)
+        for item in _objects(holder, "attributes")
+        if item.get("value") is not None
+    }
+
+
+def _value(value: Mapping[str, Any], depth: int) -> Any:
+    for kind, content in value.items():
+        if kind == "intValue":
+            return _integer(value, kind)
+        if kind == "doubleValue":
+            return _double(content)
+        if kind in ("stringValue", "boolValue"):
+            return content if isinstance(content, (str, bool)) else None
+        if kind == "bytesValue":
+            return _bytes(content)
+        if kind == "arrayValue" and depth and isinstance(content, dict):
+            return tuple(_value(item, depth - 1) for item in _objects(content, "values"))
+        if kind == "kvlistValue" and depth and isinstance(content, dict):
+            # Attributes of the SDK hold no maps; as text it is what an instrumentation would have made of it.
+            pairs = {
+                _text(pair, "key"): _value(_object(pair, "value"), depth - 1) for pair in _objects(content, "values")
+            }
+            return json.dumps(pairs, default=str)
+    return None
+
+
+def _double(content: object) -> float:
+    # Infinities and NaN are text in protobuf's JSON mapping, in words that float() knows.
+    if isinstance(content, (int, float, str)) and not isinstance(content, bool) and len(str(content)[:50]) < 50:
+        try:
+            return float(content)
+        except (ValueError, OverflowError):
+            pass
+    raise _BrokenError("doubleValue is not a number")
+
+
+def _bytes(content: object) -> bytes:
+    try:
+        return base64.b64decode(content if isinstance(content, str) else "", validate=True)
+    except (binascii.Error, ValueError):
+        raise _BrokenError("bytesValue is not base64") from None
