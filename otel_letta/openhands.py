@@ -285,6 +285,7 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         self,
         conversation: Any,
         told: Callback | None = None,
+        /,  # a setting is called ``conversation`` too
         *,
         chat_id: str | None = None,
         message_id: str | None = None,
