@@ -30,13 +30,15 @@ __all__ = ["main"]
 _MOST_INPUT = 32 * 2**20
 """Bytes of standard input that are read: tool calls come with what they were given and gave."""
 _MOST_SPOOL = 2 * 2**20
-"""Bytes of a session's file, after which only ends are noted."""
+"""Bytes of a session's file, after which only starts, answers and ends are noted."""
+_MOST_LOG = 2**20
 _MOST_ITEMS = 1_000
 _TEXT_CAP = 8_000
 _ID_CAP = 200
 
 _EVENTS = ("UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
-_ENDS = {"Stop", "SessionEnd"}
+_MILESTONES = {"UserPromptSubmit", "Stop", "SessionEnd"}
+"""What a run cannot be told without; so is what the finish tool says."""
 _LONGEST_WAIT = 50.0
 """Seconds. OpenHands gives a hook 60 by default."""
 _START_PATIENCE = 5.0
@@ -101,7 +103,8 @@ def _note(options: argparse.Namespace) -> None:
         "event": _trimmed(raw),
     }
     key = session_key(session)
-    if _append(spool_path(key), line, is_end=raw["event_type"] in _ENDS):
+    is_milestone = raw["event_type"] in _MILESTONES or raw.get("tool_name") == "finish"
+    if _append(spool_path(key), line, is_milestone=is_milestone):
         _see_to_courier(key, options.env_file)
         if raw["event_type"] == "SessionEnd":
             _wait_for_courier(key, options.wait)
@@ -120,8 +123,8 @@ def _trimmed(raw: dict[str, Any]) -> dict[str, Any]:
         event["tool_response"] = {"is_error": answer.get("is_error") is True}
         tasks = answer.get("task_list")
         if tool == "task_tracker" and isinstance(tasks, list):
-            done = [{"status": task.get("status")} for task in tasks[:_MOST_ITEMS] if isinstance(task, dict)]
-            event["tool_response"]["task_list"] = done
+            items = [task.get("status") for task in tasks[:_MOST_ITEMS] if isinstance(task, dict)]
+            event["tool_response"]["task_list"] = [{"status": "done" if item == "done" else ""} for item in items]
     return event
 
 
@@ -165,11 +168,13 @@ def starting_path(key: str) -> Path:
     return _folder() / f"openhands-{key}.starting"
 
 
-def _append(path: Path, line: dict[str, Any], *, is_end: bool) -> bool:
-    data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+def _append(path: Path, line: dict[str, Any], *, is_milestone: bool) -> bool:
+    # The first line break ends what a full disk left unfinished: it must not spoil the line after it as well.
+    data = b"\n" + json.dumps(line, separators=(",", ":")).encode() + b"\n"
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
-        if os.fstat(fd).st_size > _MOST_SPOOL and not is_end:
+        size = os.fstat(fd).st_size
+        if size > (2 * _MOST_SPOOL if is_milestone else _MOST_SPOOL):
             return False
         # One write to a file that is open for appending: hooks that run side by side do not mix their lines.
         os.write(fd, data)
@@ -179,6 +184,10 @@ def _append(path: Path, line: dict[str, Any], *, is_end: bool) -> bool:
 
 
 # -- the courier -----------------------------------------------------------------------------------------------------
+
+_LEAVE_WORKSPACE = "import sys; sys.path[:] = [p for p in sys.path if p]"
+"""How Python starts here. `-m` and `-c` look for modules in the working directory first, where the agent writes: its
+json.py would take the place of Python's, and end a hook with a code of its own."""
 
 
 def _see_to_courier(key: str, env_file: str | None) -> None:
@@ -198,10 +207,12 @@ def _see_to_courier(key: str, env_file: str | None) -> None:
 def _start_courier(key: str, env_file: str | None) -> None:
     import subprocess
 
-    # Not `-m`, and without the working directory on its path: that is where the agent writes files.
-    code = "import sys; sys.path[:] = [p for p in sys.path if p]; from otel_letta._hook_courier import main; main()"
-    log = os.open(_folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    code = f"{_LEAVE_WORKSPACE}; from otel_letta._hook_courier import main; main()"
+    # For appending: the couriers of other sessions write to the same file.
+    log = os.open(_folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
+        if os.fstat(log).st_size > _MOST_LOG:
+            os.ftruncate(log, 0)
         # Nothing of ours may hold OpenHands' pipes: it reads them to their end.
         subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code, key, *([str(Path(env_file).absolute())] if env_file else [])],
@@ -261,4 +272,6 @@ def _command() -> list[str]:
     if script.name.startswith("otel-letta") and script.is_file():
         return [str(script.absolute()), "hook"]
     found = shutil.which("otel-letta")
-    return [found, "hook"] if found else [sys.executable, "-m", "otel_letta", "hook"]
+    if found:
+        return [found, "hook"]
+    return [sys.executable, "-c", f"{_LEAVE_WORKSPACE}; from otel_letta.cli import main; main()", "hook"]

@@ -22,7 +22,7 @@ import click
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.opt_in import OptIn
-from otel_letta.otlp_json import read_batches
+from otel_letta.otlp_json import Batch, read_batches
 from otel_letta.report import ProgressReport
 from otel_letta.semconv import OPTED_IN
 from otel_letta.settings import Settings
@@ -80,6 +80,8 @@ def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None
         for name in files:
             player.read(name)
         player.finish()
+        if not player.reports:
+            click.echo(f"No task in {player.spans} {'span' if player.spans == 1 else 'spans'}.", err=True)
     finally:
         delivered = sender is None or sender.close()
     if not delivered:
@@ -101,6 +103,8 @@ class Replay:
     ) -> None:
         self.broken = 0
         """Lines and spans that could not be read."""
+        self.spans = 0
+        self.reports = 0
         self._outputs = outputs
         self._speed = speed
         self._now = 0
@@ -128,27 +132,35 @@ class Replay:
             except OSError as error:
                 self._complain(f"{name}: {error.strerror or type(error).__name__}")
                 return
-            number = 0
-            try:
-                for batch in read_batches(lines):
-                    number = batch.line
-                    for why in batch.broken:
-                        self._complain(f"{name}, line {batch.line}: {why}")
-                    self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
-                    for span in batch.spans:
-                        facts = SpanFacts.read(span)
-                        opted = self._opt_in.name_of(span)
-                        if opted is not None:
-                            facts.attributes[OPTED_IN] = opted
-                        self._tracker.ended_alone(facts)
-            except (OSError, EOFError, zlib.error) as error:
-                self._complain(f"{name}, after line {number}: {type(error).__name__}, the rest cannot be read")
+            for batch in self._batches(name, lines):
+                for why in batch.broken:
+                    self._complain(f"{name}, line {batch.line}: {why}")
+                self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
+                self.spans += len(batch.spans)
+                for span in batch.spans:
+                    facts = SpanFacts.read(span)
+                    opted = self._opt_in.name_of(span)
+                    if opted is not None:
+                        facts.attributes[OPTED_IN] = opted
+                    self._tracker.ended_alone(facts)
+
+    def _batches(self, name: str, lines: IO[bytes]) -> Iterator[Batch]:
+        """A generator of its own, so that only what goes wrong with the input is complained of as that."""
+        number = 0
+        try:
+            for batch in read_batches(lines):
+                number = batch.line
+                yield batch
+        except (OSError, EOFError, zlib.error) as error:
+            where = f"after line {number}" if number else "at its beginning"
+            self._complain(f"{name}, {where}: {type(error).__name__}, the rest cannot be read")
 
     def finish(self) -> None:
         """The input is over: all waiting counts as done."""
         self._tracker.finish()
 
     def _emit(self, report: ProgressReport) -> None:
+        self.reports += 1
         for output in self._outputs:
             output(report)
 
@@ -183,9 +195,11 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
 
 def _as_text(report: ProgressReport) -> None:
     at = f"{report.timestamp:%H:%M:%S}" if report.timestamp is not None else "--:--:--"
-    quiet = "" if report.wakes or not report.status.is_terminal else "  (board only)"
-    line = f"{at}  {report.status.value:<11} {percent(report.progress):>4}  {report.name}: {report.content}{quiet}"
-    click.echo(clean_line(line, 2_000))
+    # Several agents of one name may be at work at once.
+    chat = f" (chat {report.chat_id})" if report.chat_id not in (None, report.trace_id) else ""
+    quiet = "" if report.wakes or not report.status.is_terminal else " (board only)"
+    text = clean_line(f"{report.name}{chat}: {report.content}{quiet}", 2_000)
+    click.echo(f"{at}  {report.status.value:<11} {percent(report.progress):>4}  {text}")
 
 
 def _as_json(report: ProgressReport) -> None:

@@ -10,8 +10,13 @@ from otel_letta.settings import Secret
 
 __all__ = ["openhands_webhooks"]
 
-_MOST_CONNECTIONS = 64
-"""Each may hold a body of some megabytes. The agent-server tries again what is turned away."""
+_MOST_CONNECTIONS = 512
+"""Open ones, busy or not, below the usual limit of open files. How many bodies they hold is bounded by the
+application."""
+
+
+_PATIENCE_WITH_REQUESTS = 2
+"""Seconds. Without it one slow client keeps a receiver that was told to stop from ever telling what is open."""
 
 
 @click.command("openhands-webhooks")
@@ -34,6 +39,7 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
     """
     from otel_letta.openhands_webhooks import OpenHandsWebhooks, is_loopback
 
+    token = (token or "").strip()
     if not is_loopback(host) and not token:
         raise click.UsageError(f"{host} can be reached by others: set OTEL_LETTA_WEBHOOK_TOKEN")
     try:
@@ -45,6 +51,8 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
         sys.exit(1)  # the log says why
     uvicorn.run(
         app,
+        http="h11",  # the other one puts no bound on headers
+        ws="none",
         host=host,
         port=port,
         access_log=False,
@@ -52,4 +60,5 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
         lifespan="on",
         limit_concurrency=_MOST_CONNECTIONS,
         h11_max_incomplete_event_size=65_536,
+        timeout_graceful_shutdown=_PATIENCE_WITH_REQUESTS,
     )

@@ -35,6 +35,9 @@ _FLUSH = 30.0
 _STALE = 7 * 86_400.0
 """Seconds that the file of a session is kept which never said that it ended."""
 _MOST_READ = 2**20
+_LOCK_PATIENCE = 1.0
+"""Seconds in which a courier that starts tries to get its lock: a hook that looks whether it lives holds it for a
+moment, and then relies on it."""
 
 
 class Courier:
@@ -108,7 +111,8 @@ class Courier:
                 data = spool.read(_MOST_READ)
         except OSError:
             return False, False
-        data = data[: data.rfind(b"\n") + 1]
+        if len(data) < _MOST_READ or b"\n" in data:  # else one line is longer than any of ours: it is passed over
+            data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         ended = False
         for line in data.splitlines():
@@ -152,8 +156,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     key, *rest = sys.argv[1:]
     lock = courier_lock(key)
-    if not lock.try_acquire():
-        return
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while not lock.try_acquire():
+        if time.monotonic() > deadline:
+            return  # another one lives
+        time.sleep(0.01)
     _remove_stale(time.time())
     # Where there is none: the working directory's belongs to the agent, and so would the server that it names.
     share = Share(None, {"dotenv_path": rest[0] if rest else os.devnull})

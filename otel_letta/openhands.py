@@ -16,13 +16,14 @@ Importing this imports nothing of OpenHands.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ def share(transport: Transport | None, options: dict[str, Any]) -> Share:
     """The share for these settings, made if there is none. Bad settings are logged, and it does nothing."""
     given = options.pop("settings", None)
     try:
+        if given is not None and not isinstance(given, Settings):
+            raise LettaConfigurationError("settings are what Settings.resolve() gives")
         if given is not None and options:
             raise LettaConfigurationError(f"settings and {', '.join(sorted(options))} exclude each other")
         settings = Settings.resolve(**options) if given is None else given
@@ -171,7 +174,9 @@ class Callback:
         self._share = share
         self._origin = origin
         self._conversation_id = conversation_id
-        self._bound = conversation_id is not None
+        self._bound_to = conversation_id
+        self._made_up = str(uuid.uuid4())
+        """What it is called as long as nobody says; the same for threads that ask at once."""
         if conversation_id is not None:
             share.claim(conversation_id)
 
@@ -184,7 +189,7 @@ class Callback:
             news = read_event(event)
             if news is None:
                 return
-            if not self._bound or news.what is What.BEGUN:
+            if self._bound_to is None or news.what is What.BEGUN:
                 self._bind(_conversation_on_stack())
             share.tell(self._conversation_id or self._name_myself(), self._origin, news)
         except Exception as error:  # noqa: BLE001 - it would end OpenHands' run
@@ -205,12 +210,18 @@ class Callback:
     def _bind(self, conversation: object) -> None:
         """Learn whose events these are: they do not say it themselves."""
         conversation_id = _id_of(conversation)
-        if conversation_id is not None:
-            self._conversation_id, self._bound = conversation_id, True
-            self._share.claim(conversation_id)
+        if conversation_id is None:
+            return
+        self._share.claim(conversation_id)
+        if conversation_id == self._bound_to:
+            return
+        # What was told before its id was known, of a remote conversation, goes on under the name that it has then.
+        if self._bound_to is not None or self._conversation_id is None:
+            self._conversation_id = conversation_id
+        self._bound_to = conversation_id
 
     def _name_myself(self) -> str:
-        self._conversation_id = str(uuid.uuid4())
+        self._conversation_id = self._made_up
         return self._conversation_id
 
 
@@ -238,7 +249,7 @@ def callback(
         transport: instead of Letta's REST API; for tests.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``.
     """
-    return Callback(share(transport, dict(options)), Origin(chat_id, message_id, name), conversation_id)
+    return Callback(share(transport, dict(options)), Origin.given(chat_id, message_id, name), conversation_id)
 
 
 def _conversation_on_stack() -> object | None:
@@ -305,24 +316,28 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
 
     def __enter__(self) -> Callback:
         told = self._told
-        try:
+        with self._swallowing():
             told._bind(self._conversation)
-            self._seen = _number_of_events(self._conversation)
-            self._say(Event(What.ENTERED, code="" if self._seen else "new"))
-        except Exception as error:  # noqa: BLE001
-            told._share.swallow(error)
+            seen = _number_of_events(self._conversation)
+            if seen is None:
+                self._replays = False  # what is old and what is new could not be told apart
+            else:
+                self._seen = seen
+            self._say(Event(What.ENTERED, code="new" if seen == 0 else ""))
         return told
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        # Each for itself: a remote conversation whose server is gone cannot be read, and has ended all the same.
+        status = None
+        with self._swallowing():
             if self._replays:
                 self._replay()
+        with self._swallowing():
             status = as_text(getattr(getattr(self._conversation, "state", None), "execution_status", None))
+        with self._swallowing():
             self._say(Event(What.LEFT, code=status or "", text="" if error is None else _words(error)))
-        except Exception as trouble:  # noqa: BLE001
-            self._told._share.swallow(trouble)
 
     async def __aenter__(self) -> Callback:
         return self.__enter__()
@@ -331,6 +346,13 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+    @contextlib.contextmanager
+    def _swallowing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as trouble:  # noqa: BLE001
+            self._told._share.swallow(trouble)
 
     def _say(self, event: Event) -> None:
         told = self._told
@@ -345,11 +367,11 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
                 self._say(news)
 
 
-def _number_of_events(conversation: Any) -> int:
+def _number_of_events(conversation: Any) -> int | None:
     try:
         return len(conversation.state.events)
-    except (AttributeError, TypeError):
-        return 0
+    except Exception:  # noqa: BLE001 - a remote conversation asks its server
+        return None
 
 
 def _words(error: BaseException) -> str:
@@ -357,6 +379,8 @@ def _words(error: BaseException) -> str:
     reason = abort_reason(error)
     if reason is not None:
         return reason
+    if not isinstance(error, Exception):
+        return ""  # sys.exit(0) and a generator that is closed are no failures: the status says how it ended
     cause = error.__cause__ if type(error).__name__ == "ConversationRunError" and error.__cause__ else error
     try:
         text = str(cause)

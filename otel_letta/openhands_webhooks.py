@@ -13,13 +13,14 @@ key: a few fields are read and the rest is forgotten, and nothing of a body is e
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import hmac
 import ipaddress
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.delivery.stats import Throttle
@@ -42,6 +43,10 @@ MOST_BYTES = 8 * 2**20
 """Longest body that is read: the agent-server's batches have at most 5 MiB, unless one event alone is longer."""
 _MOST_DISCARDED = 64 * 2**20
 """Longest body that is received and thrown away."""
+_MOST_BODIES = 16
+"""That are received at once; more are told to come again (503), which the agent-server does."""
+_BODY_PATIENCE = 60.0
+"""Seconds that a body may take: one whose sender fell silent would keep its place for ever."""
 _MOST_EVENTS = 10_000
 _ID_CAP = 200
 _CONVERSATION = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
@@ -50,6 +55,9 @@ CHAT_TAG = "lettachat"
 MESSAGE_TAG = "lettamessage"
 NAME_TAG = "lettaname"
 """Tags of a conversation that say who asked. The agent-server allows only a-z and 0-9 in their names."""
+
+_NOT_A_NEIGHBOUR = {b"origin", b"sec-fetch-site", b"forwarded", b"x-forwarded-for"}
+"""Headers of a browser, where any page may post to this machine, and of a proxy, which speaks for somebody else."""
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -60,11 +68,11 @@ class OpenHandsWebhooks:
     """The ASGI application: ``app.mount("/openhands", OpenHandsWebhooks())``.
 
     Chat and message id are the tags ``lettachat`` and ``lettamessage`` of a conversation, or the ones given here.
-    Without a token only programs of this machine are heard: a request from elsewhere, and one that a browser sends, is
-    refused. A proxy on this machine makes everybody look local: set a token there.
+    Without a token only programs of this machine are heard: a request from elsewhere, and one that a browser or a
+    proxy says it sends, is refused. A proxy that does not say so makes everybody look local: set a token there.
 
     Args:
-        token: what must come as ``Authorization: Bearer <token>``.
+        token: what must come as ``Authorization: Bearer <token>``; a blank one is none.
         chat_id: for conversations without the tag.
         message_id: the same.
         transport: instead of Letta's REST API; for tests.
@@ -80,10 +88,13 @@ class OpenHandsWebhooks:
         transport: Transport | None = None,
         **options: Unpack[SettingsOptions],
     ) -> None:
-        self._token = Secret(token) if isinstance(token, str) else token
-        self._origin = Origin(chat_id, message_id, is_default=True)
+        plain = token.reveal() if isinstance(token, Secret) else token or ""
+        # Blanks around it come from files with a last line break; a header cannot carry them.
+        self._token = Secret(plain.strip()) if plain.strip() else None
+        self._origin = Origin.given(chat_id, message_id, is_default=True)
         self._share = Share(transport, dict(options))
         self._log = Throttle(_logger)
+        self._bodies = 0
         atexit.register(self._share.close)  # an application that is mounted in another one is not told of the end
 
     @property
@@ -111,10 +122,12 @@ class OpenHandsWebhooks:
         elif scope["type"] == "http":
             status = await self._answer(scope, receive)
             headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
-            if status >= 400:
+            if status >= 400 and str(scope.get("http_version", "1.1")).startswith("1"):
                 headers.append((b"connection", b"close"))  # what is left of the body is not read
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": b"{}"})
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: refused
 
     async def _live(self, receive: _Receive, send: _Send) -> None:
         while True:
@@ -139,14 +152,25 @@ class OpenHandsWebhooks:
             return 404
         if scope["method"] != "POST":
             return 405
+        if self._bodies >= _MOST_BODIES:
+            return 503
+        self._bodies += 1
         try:
-            content = json.loads(await _read(receive))
+            content = json.loads(await _in_time(_read(receive)))
         except _TooLong as error:
             # An error would make the agent-server send the same again for ever, and nothing after it.
             self._log.log(logging.WARNING, "long", "a webhook of more than %d bytes is ignored", MOST_BYTES)
             return 200 if error.was_read else 413
-        except (ValueError, RecursionError):
+        except asyncio.TimeoutError:
+            return 408
+        except (_BrokenOff, json.JSONDecodeError, UnicodeDecodeError):
             return 400
+        except (ValueError, RecursionError):
+            # Sound JSON, as a model may have made it: nested too deep, or with a number of thousands of digits.
+            self._log.log(logging.WARNING, "odd", "a webhook that is nested too deep is ignored")
+            return 200
+        finally:
+            self._bodies -= 1
         if conversation is None:
             self._take_info(content)
         else:
@@ -159,8 +183,8 @@ class OpenHandsWebhooks:
             wanted = b"Bearer " + self._token.reveal().encode("utf-8", "replace")
             return 0 if hmac.compare_digest(sent, wanted) else 401
         client = scope.get("client")
-        # A page in a browser may post to this machine, but not without saying where it comes from.
-        return 0 if client is not None and is_loopback(client[0]) and b"origin" not in headers else 403
+        is_neighbour = client is not None and is_loopback(client[0]) and not _NOT_A_NEIGHBOUR & headers.keys()
+        return 0 if is_neighbour else 403
 
     def _take_events(self, conversation: str, events: object) -> None:
         if not isinstance(events, list):
@@ -191,26 +215,39 @@ class _TooLong(Exception):
         self.was_read = was_read
 
 
-async def _read(receive: _Receive) -> bytes:
-    """The body. ValueError if its sender went away; one that is too long is read to its end, if that is not too far."""
-    parts: list[bytes] = []
+class _BrokenOff(Exception):
+    pass
+
+
+async def _read(receive: _Receive) -> bytearray:
+    """The body. `_BrokenOff` if its sender went away; one that is too long is read to its end, if that is not too
+    far."""
+    body = bytearray()  # not a list: a body may come in parts of one byte
     size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise ValueError("the request was broken off")
+            raise _BrokenOff
         part = message.get("body", b"")
         size += len(part)
         if size <= MOST_BYTES:
-            parts.append(part)
+            body += part
         elif size > _MOST_DISCARDED:
             raise _TooLong(was_read=False)
         else:
-            parts.clear()
+            body.clear()
         if not message.get("more_body"):
             if size > MOST_BYTES:
                 raise _TooLong(was_read=True)
-            return b"".join(parts)
+            return body
+
+
+def _in_time(reading: Coroutine[Any, Any, bytearray]) -> Awaitable[bytearray]:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return reading  # another event loop than asyncio's: its server has to see to it
+    return asyncio.wait_for(reading, _BODY_PATIENCE)
 
 
 def _path(scope: _Scope) -> str:

@@ -45,8 +45,9 @@ class OptIn:
             answer = self._ask(self._filter, span)
             if answer is True:
                 return clean_line(name, _NAME_CAP) or "task"
-            if isinstance(answer, str):
-                return clean_line(answer, _NAME_CAP) or None
+            text = as_text(answer) if isinstance(answer, str) else None
+            if text is not None:
+                return clean_line(text, _NAME_CAP) or None
         if any(fnmatchcase(name, pattern) for pattern in self._names):
             return clean_line(name, _NAME_CAP)
         scope = span.instrumentation_scope

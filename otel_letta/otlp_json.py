@@ -60,16 +60,19 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
 
     A line that cannot be read gives a batch that says so, and the next one is read. Metrics and logs are no error.
     """
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    numbered: Iterator[tuple[int, bytes]] = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     first = next(numbered, None)
     if first is None:
         return
     try:
         document = _parsed(first[1])
     except _BrokenError as error:
-        # The first line of an indented document ends in an opening bracket; that of a broken file may look like
-        # anything.
-        if first[1].rstrip().endswith((b"{", b"[")):
+        # The first line of an indented document ends in an opening bracket, and so may one that was cut off. Only
+        # behind that another request can begin.
+        second = next(numbered, None)
+        numbered = numbered if second is None else chain([second], numbered)
+        start = first[1].strip()
+        if start.endswith((b"{", b"[")) and (start == b"[" or second is None or not _is_request(second[1])):
             yield _one_document(first[0], b"".join(chain([first[1]], (line for _, line in numbered))))
             return
         yield Batch(first[0], broken=[str(error)])
@@ -82,6 +85,13 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
             yield Batch(number, broken=[str(error)])
         else:
             yield _batch(number, document)
+
+
+def _is_request(text: bytes) -> bool:
+    try:
+        return isinstance(_parsed(text), dict)
+    except _BrokenError:
+        return False
 
 
 def _one_document(line: int, text: bytes) -> Batch:

@@ -72,7 +72,7 @@ _ONE_EXIT = 30.0
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
-_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CONVERSATION = range(8)
+_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CONVERSATION, _OVER = range(9)
 _Note = tuple[int, Any, Any, Any]
 
 if sys.version_info >= (3, 11):
@@ -143,6 +143,7 @@ class Pipeline:
             idle_timeout=settings.idle_timeout,
             chat_attributes=settings.chat_id_attributes,
             content=settings.content,
+            claimed=self.claims.__contains__,
             most_tasks=settings.max_pending_tasks,
         )
         self._conversations = ConversationTracker(
@@ -212,6 +213,8 @@ class Pipeline:
                 self._note((_END, entry, span, _why_aborted(span, entry)))
         else:
             entry.over = True
+            if entry.awaited is not None:  # set by the thread before it asks for `over`
+                self._note((_OVER, entry, None, None))
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
         """A span ended whose processor was shut down, while others of this pipeline go on."""
@@ -403,6 +406,8 @@ class Pipeline:
                 what.parent = None  # whoever looks up from a child stops at this span's task
         elif kind == _PASSED:
             tracker.passed(what, span, aborted)
+        elif kind == _OVER:
+            tracker.ended_plain(what)
         elif kind == _ALONE:
             while self._passed:
                 tracker.passed(*self._passed.popleft())
@@ -414,10 +419,11 @@ class Pipeline:
         elif kind == _CONVERSATION:
             self._conversations.hear(what, span, aborted)
 
-    def _start_task(self, entry: OpenSpan, span: ReadableSpan) -> None:
+    def _start_task(self, entry: OpenSpan, span: ReadableSpan, *, found: bool = False) -> None:
+        """``found``: what makes a task of the span was not there from its start."""
         # Remembered as it was before it is read: what is set in between shall look new at the next look.
         seen = attributes_of(span)
-        self._tracker.started(entry, _read(span, entry.opted))
+        (self._tracker.observed if found else self._tracker.started)(entry, _read(span, entry.opted))
         entry.seen = seen
 
     def _watch(self) -> None:
@@ -441,7 +447,7 @@ class Pipeline:
                 continue
             attributes = attributes_of(span)
             if (may_declare(attributes) or ancestor.opted) and _differs(attributes, ancestor.seen):
-                self._start_task(ancestor, span)
+                self._start_task(ancestor, span, found=True)
 
     def _poll(self) -> None:
         """Look at every open span for what was set since the last time."""
@@ -464,7 +470,7 @@ class Pipeline:
         if entry.task is None and not entry.has_role:
             if may_declare(attributes) and _differs(attributes, entry.seen):
                 self._look_at_ancestors(entry)
-                self._start_task(entry, span)
+                self._start_task(entry, span, found=True)
             return
         events = span.events
         newest_event = events[-1].timestamp if events else 0

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 __all__ = ["when_imported"]
 
@@ -52,6 +53,10 @@ class _Loader(importlib.abc.Loader):
     def __init__(self, real: importlib.abc.Loader, done: Callable[[], None]) -> None:
         self._real = real
         self._done = done
+
+    def __getattr__(self, name: str) -> Any:
+        # Whoever only asks for the spec may want what a loader can beside loading: sources, resources.
+        return getattr(self._real, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._real.create_module(spec)

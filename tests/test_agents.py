@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -32,6 +36,8 @@ FAILED, COMPLETED = TaskStatus.FAILED, TaskStatus.COMPLETED
 TWO = ["search_docs", "send_report"]
 QUOTA = "mail service returned 503: ERR-REPORT quota exceeded"
 SERVER = "The server had an error while processing your request"
+OPENAI = "InternalServerError: OpenAIException - scripted failure"
+UNFINISHED = "stopped before it was finished"
 
 
 @dataclass
@@ -99,6 +105,55 @@ EXPECTED: dict[str, list[Told]] = {
     "openai_agents.genai_content.success": [Told(COMPLETED, "Quarterly report")],
     "openai_agents.genai_raise.tool_error": [Told(FAILED, "Quarterly report", says=QUOTA)],
     "openai_agents.genai_stream.success": [Told(COMPLETED, "Quarterly report")],
+    "openhands.lmnr.interrupt_tool": [
+        Told(
+            FAILED,
+            "OpenHands",
+            # A second call of the terminal was cut off, and its span arrives after the run's.
+            ["task_tracker", "terminal", "terminal"],
+            "b195e859-b079-47e0-9cf5-fd4a9d4bb27c",
+            UNFINISHED,
+        )
+    ],
+    "openhands.lmnr.llm_error": [Told(FAILED, "OpenHands", [], "7ddc4b85-d438-40ff-8dd1-1c69a9df6c78", OPENAI)],
+    "openhands.lmnr.llm_error-later": [
+        Told(
+            FAILED,
+            "OpenHands",
+            ["task_tracker", "file_editor", "task_tracker"],
+            "01259751-d539-49f8-aa2a-27b7e6b77163",
+            OPENAI,
+        )
+    ],
+    "openhands.lmnr.max_iterations": [
+        Told(FAILED, "OpenHands", ["terminal"] * 3, "29423141-f440-4ae8-92e2-190b7ca9a06d", UNFINISHED)
+    ],
+    "openhands.lmnr.parallel": [
+        Told(
+            COMPLETED,
+            "OpenHands",
+            ["task_tracker", "file_editor", "terminal"],
+            "7f045334-12a4-4aca-89fd-6ccf0eaf2878",
+        )
+    ],
+    "openhands.lmnr.success": [
+        Told(
+            COMPLETED,
+            "OpenHands",
+            ["task_tracker", *["file_editor", "task_tracker", "terminal", "task_tracker"] * 2],
+            "9ff3da80-23e4-4f9f-a936-512fe8e8fbb0",
+        )
+    ],
+    # Calls of tools that do not exist hang below the conversation, not below the run, and are none of these.
+    "openhands.lmnr.tool_error": [
+        Told(
+            COMPLETED,
+            "OpenHands",
+            ["task_tracker", "file_editor", "file_editor", "terminal", "explode", "task_tracker"],
+            "00f8facb-b1c1-4f42-a76e-ed2993935f1e",
+            problems=3,
+        )
+    ],
     "pydantic_ai.otel.cancel": [Told(FAILED, "reporter", ["search_docs"], says="ended without an answer")],
     "pydantic_ai.otel.handoff": [Told(COMPLETED, "supervisor", [*TWO, "transfer_to_reporter"])],
     "pydantic_ai.otel.llm_error": [Told(FAILED, "reporter", ["search_docs"], says=SERVER)],
@@ -119,7 +174,13 @@ EXPECTED: dict[str, list[Told]] = {
     ],
     "web_agent.pydantic_ai.success": [Told(COMPLETED, "reporter", chat=f"thread-{n}") for n in (1, 2)],
 }
-NEVER_ENDED = ("langgraph.oi.crash", "openai_agents.genai.crash", "smolagents.oi.llm_error")
+NEVER_ENDED = (
+    "langgraph.oi.crash",
+    "openai_agents.genai.crash",
+    "openhands.lmnr.interrupt_tool",
+    "smolagents.oi.llm_error",
+)
+"""A span of theirs was never exported, so it cannot be played from its start to its end."""
 
 
 def test_every_recorded_trace_has_its_expectation() -> None:
@@ -151,7 +212,8 @@ def check(name: str, reports: list[ProgressReport]) -> None:
         assert want.says in end.content
         if want.status is COMPLETED:
             number = f"{len(want.tools)} tools"
-            problems = f", {want.problems} problem" if want.problems else ""
+            plural = "s" if want.problems > 1 else ""
+            problems = f", {want.problems} problem{plural}" if want.problems else ""
             assert end.content.endswith(number + problems)
             assert end.content.startswith(f"Finished '{want.name}' in ")
             assert (end.progress, end.error) == (1.0, None)
@@ -392,11 +454,12 @@ def test_of_a_laminar_conversation_each_run_is_a_task(name: str) -> None:
     played = arrived(
         made("conversation.send_message", 9, 1, 0, 0.1, plain),
         made("TerminalAction", 4, 3, 1, 2, {"lmnr.span.type": "TOOL"}),
+        made("FinishAction", 5, 3, 2, 3, {"lmnr.span.type": "TOOL"}),
         made("agent.step", 3, 2, 1, 3, plain),
         made(name, 2, 1, 1, 4, {**plain, "lmnr.association.properties.session_id": "c-1"}),
         made("conversation", 1, None, 0, 5, plain),
     )
-    assert [end.content for end in played.ends] == ["Finished 'conversation' in 3.0 s, 1 tool"]
+    assert [end.content for end in played.ends] == ["Finished 'OpenHands' in 3.0 s, 1 tool"]
     assert played.ends[0].chat_id == "c-1"
 
 
@@ -530,6 +593,26 @@ def test_every_span_puts_the_idle_time_off() -> None:
 def test_an_agent_whose_outer_span_never_comes_is_judged_by_itself() -> None:
     played = arrived(tool("t", 3, 2), agent("A", 2, 1, 0, 3), wait=1_000)
     assert [end.content for end in played.ends] == ["Finished 'A' in 3.0 s, 1 tool"]
+
+
+def test_agents_below_a_span_that_never_ends_are_each_told_as_they_ended() -> None:
+    spans = []
+    for n, error in enumerate((None, "boom", None)):
+        top = 10 * (n + 1)
+        spans += [tool("t", top + 1, top, 10 * n, 10 * n + 1), agent(f"A{n}", top, 1, 10 * n, 10 * n + 5, error=error)]
+    played = arrived(*spans, wait=1_000)
+    assert [end.content for end in played.ends] == [
+        "Finished 'A0' in 5.0 s, 1 tool",
+        "'A1' failed: boom",
+        "Finished 'A2' in 5.0 s, 1 tool",
+    ]
+    assert len({end.task_id for end in played.ends}) == 3
+
+
+def test_a_crash_after_a_sub_agent_went_well_is_told_for_what_came_last() -> None:
+    crashed = chat(4, 1, 6, 7, attributes={"gen_ai.operation.name": "chat"}, error="429 slow down")
+    played = arrived(agent("B", 2, 1, 0, 5), crashed, wait=1_000)
+    assert [(end.status, end.error) for end in played.ends] == [(FAILED, "429 slow down")]
 
 
 def test_work_that_comes_after_the_verdict_is_not_told_any_more() -> None:
@@ -668,6 +751,12 @@ def test_a_reason_that_says_nothing_is_replaced_by_its_cause() -> None:
         ('Traceback (most recent call last):\n  File "x.py"\nValueError: secret', ""),
         ("first line\nsecond line", "first line"),
         ("{'message': 'Error in agent run', 'data': {'error': 'Error code: 500 - down'}}", "Error code: 500 - down"),
+        ("Error in agent run: {'error': 'Error code: 500 - down'}", "Error code: 500 - down"),
+        (
+            "Error running tool: {'tool_name': 'mail', 'error': 'server: \\'my prompt\\' refused'}",
+            "server: '…' refused",
+        ),
+        ("Error running tool: {'error': 'down', 'input': 'my prompt'}", "Error running tool: {…}"),
         ("Error code: 400 - {'error': {'message': 'too long', 'param': 'my prompt'}}", "Error code: 400 - too long"),
         (
             "Error executing tool 'mail' with arguments {'to': 'a@b.example'}: down",
@@ -680,6 +769,13 @@ def test_a_reason_that_says_nothing_is_replaced_by_its_cause() -> None:
         ("unterminated 'my prompt", "unterminated '…'"),
         ("KeyError('my prompt')", ""),
         ("can't open the file, it isn't there", "can't open the file, it isn't there"),
+        ("invalid value “my prompt” or «my prompt»", "invalid value '…' or '…'"),
+        ("bad 「my prompt」 and ‘my prompt’", "bad '…' and '…'"),
+        ("bad <query a='1'>my prompt</query> here", "bad <…> here"),
+        ("no such file: /home/prompt/x.txt", "no such file: ~/x.txt"),
+        ("open C:\\Users\\prompt\\x.txt failed", "open ~\\x.txt failed"),
+        ("user_id: prompt is not allowed", "user_id: …"),
+        ("BadRequest(message=my prompt)", "BadRequest(message= …"),
         ("run status: error", ""),
     ],
 )
@@ -687,6 +783,14 @@ def test_reasons_are_one_line_without_what_they_quote(raw: str, text: str) -> No
     reason = clean_reason(raw)
     assert reason.text == text
     assert "prompt" not in str(reason)
+
+
+@pytest.mark.parametrize("kind", ["Refused", "mail.client.Refused"])
+@pytest.mark.parametrize("prefix", ["Refused: ", "mail.client.Refused: ", ""])
+def test_a_type_in_front_of_an_errors_text_is_not_said_twice_whatever_its_name(kind: str, prefix: str) -> None:
+    reason = clean_reason(f"{prefix}the mail server refused it", kind)
+    assert (reason.kind, reason.text) == ("Refused", "the mail server refused it")
+    assert reason.full == "Refused: the mail server refused it"
 
 
 @given(st.text(max_size=300))
@@ -710,6 +814,67 @@ def test_a_span_name_that_is_a_prompt_is_not_told() -> None:
             assert "revenue" not in everything_sent(played.reports)
             assert "house" not in everything_sent(played.reports)
             assert played.ends[0].content == "Finished 'agent' in 9.0 s"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "invoke_agent Sell my house please now",
+        "Who is Bob Smith?",
+        "四半期の収益に関する文書を検索して報告書を送ってください",
+        "ค้นหาเอกสารเกี่ยวกับรายได้ประจำไตรมาสนี้",
+        "bob@example.com",
+    ],
+)
+def test_a_span_name_that_is_a_short_prompt_or_a_person_is_not_told(name: str) -> None:
+    played = arrived(made(name, 1, None, 0, 9, AGENT))
+    assert [end.content for end in played.ends] == ["Finished 'agent' in 9.0 s"]
+
+
+@pytest.mark.parametrize("name", ["Senior Data Researcher", "四半期レポート作成", "Dr. No's agent", "a/b?", "get_x"])
+def test_a_name_is_told(name: str) -> None:
+    assert arrived(agent(name, 1)).ends[0].name.startswith(name.rstrip("?")[:3])
+
+
+def test_an_address_in_a_name_keeps_no_query_password_or_person() -> None:
+    names = ["fetch https://bob:pw@host/x?q=house", "mail to bob@example.com"]
+    played = arrived(*(tool(name, n + 2, 1) for n, name in enumerate(names)), agent("A", 1))
+    assert tools(played.reports) == ["fetch https://host/x?…", "mail to …"]
+
+
+@pytest.mark.parametrize("attribute", ["error.type", "exception"])
+def test_an_error_type_that_is_a_text_is_not_told(attribute: str) -> None:
+    text = "User bob said: Buy my house. Now buy it"
+    if attribute == "exception":
+        failed = agent("A", 1, error="", events=(("exception", {"exception.type": text}),))
+    else:
+        failed = agent("A", 1, attributes={attribute: text})
+    played = arrived(failed)
+    assert (played.ends[0].status, played.ends[0].content) == (FAILED, "'A' failed")
+    assert "house" not in everything_sent(played.reports)
+    assert "buy" not in everything_sent(played.reports)
+
+
+@pytest.mark.parametrize("value", ["bob@example.com", "please sell my house to Bob for a dollar"])
+def test_a_conversation_id_that_names_a_person_or_is_a_text_is_none_unless_it_was_chosen(value: str) -> None:
+    for attribute in ("gen_ai.conversation.id", "session.id"):
+        one = agent("A", 1, attributes={attribute: value})
+        assert arrived(one).ends[0].chat_id == f"{1:032x}"
+        assert arrived(one, chat_attributes=[attribute]).ends[0].chat_id == value
+    assert arrived(agent("A", 1, attributes={"letta.chat.id": value})).ends[0].chat_id == value
+
+
+def test_a_log_line_about_an_agents_span_does_not_quote_a_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    bad = {**AGENT, "letta.task.progress": "half", "letta.agent.id": "agent-other"}
+    arrived(made("Find the documents on quarterly revenue and send them", 1, None, 0, 9, bad))
+    assert len(caplog.records) == 2
+    assert "revenue" not in caplog.text
+
+
+def test_reading_a_dictionary_in_an_error_warns_nobody(recwarn: pytest.WarningsRecorder) -> None:
+    for text in (r"{'message': 'C:\d \400 \w'}", "{'message': 1or 2}"):
+        clean_reason(text)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_content_is_told_field_by_field_where_the_settings_ask_for_it() -> None:
@@ -822,6 +987,46 @@ def test_agents_inside_a_declared_task_are_its_steps() -> None:
         assert [report.sequence for report in played.reports] == list(range(1, len(played.reports) + 1))
 
 
+def test_a_declared_task_that_waits_for_a_parent_that_never_comes_is_not_told_as_its_agent_first() -> None:
+    spans = [chat(4, 3), agent("A", 3, 1, 0, 8), declared(1, 99)]
+    ended, waited = arrived(*spans), arrived(*spans)
+    ended.tracker.finish()
+    for _ in range(5):
+        waited.pass_seconds(900)
+    stopped = arrived(*spans)
+    stopped.tracker.shutdown([])
+    for played in (ended, waited, stopped):
+        assert [(end.name, end.wakes) for end in played.ends] == [("Mine", True)]
+        assert played.reports[-1] is played.ends[0]
+
+
+def test_what_was_told_of_an_agent_goes_on_under_the_same_id_when_a_task_turns_out_to_be_around_it() -> None:
+    played = arrived(tool("t", 5, 3), agent("A", 3, 2), made("helper", 2, 1), declared(1), wait=4_000)
+    assert len({report.task_id for report in played.reports}) == 1
+    assert [report.sequence for report in played.reports] == list(range(1, len(played.reports) + 1))
+
+
+def test_a_task_whose_agent_was_given_up_long_before_it_ended_is_another_run_of_the_same_id() -> None:
+    played = arrived(agent("A", 2, 1, 0, 3), wait=1_000)
+    played.arrive([declared(1, None, 0, 1_000)])
+    played.pass_seconds(4_000)
+    assert [(end.name, end.run) for end in played.ends] == [("A", 1), ("Mine", 2)]
+    assert [report.sequence for report in played.reports] == [1, 2, 3]
+
+
+def test_what_an_agent_inside_a_request_declares_is_its_own_word_in_any_order() -> None:
+    words = {"letta.task.name": "Night run", "letta.task.status": "failed", "letta.task.result": "half of it"}
+    prompt = {"gen_ai.input.messages": "do it", "final_result": "did half"}
+    spans = [agent("A", 2, 1, attributes=words | prompt), made("POST /", 1, None, 0, 9.5, kind=SpanKind.SERVER)]
+    for order in (spans, spans[::-1]):
+        (end,) = arrived(*order).ends
+        assert (end.name, end.status, end.result) == ("Night run", FAILED, "half of it")
+    unsaid = [agent("A", 2, 1, attributes=prompt), spans[1]]
+    for order in (unsaid, unsaid[::-1]):
+        (end,) = arrived(*order, content=("prompt", "answer")).ends
+        assert (end.result, "asked: do it" in end.content) == ("did half", True)
+
+
 def test_what_is_declared_inside_an_agents_work_is_about_the_agents_task() -> None:
     step = made("import", 3, 2, 1, 2, {"letta.task.progress": 0.5, "letta.task.content": "half of it"})
     for order in ([step, tool("t", 2, 1), agent("A", 1)], [agent("A", 1), tool("t", 2, 1), step]):
@@ -926,6 +1131,160 @@ def test_progress_that_a_tool_declares_is_its_agents() -> None:
     assert max(report.progress for report in live.reports[:-1]) == 0.6
 
 
+@contextmanager
+def late(live: Live, name: str, kind: str | None, *, scope: str = "langchain", **more: str) -> Iterator[Any]:
+    """A span that says what it is only when it ends."""
+    with live.provider.get_tracer(scope).start_as_current_span(name) as span:
+        yield span
+        if kind is not None:
+            span.set_attributes({"openinference.span.kind": kind, "session.id": "c-1", **more})
+
+
+def run_late(live: Live, kind: str | None = "CHAIN", name: str = "reporter") -> None:
+    with late(live, name, kind):
+        with late(live, "model", "CHAIN"), late(live, "ChatOpenAI", "LLM", **{"output.value": "x"}):
+            pass
+        for tool_name, error in (("search", None), ("send", "boom")):
+            with late(live, "tools", "CHAIN"), late(live, tool_name, "TOOL", **{"tool.name": tool_name}) as span:
+                if error:
+                    span.set_status(Status(StatusCode.ERROR, error))
+        with late(live, "model", "CHAIN"), late(live, "ChatOpenAI", "LLM", **{"output.value": "x"}):
+            pass
+
+
+LATE_RUN = [
+    "Started 'reporter'",
+    "Used tool search (0.0 s); 1 tool used",
+    "Tool send failed: boom; 2 tools used",
+    "Finished 'reporter' in 0.0 s, 2 tools, 1 problem",
+]
+
+
+def test_spans_that_say_only_at_their_end_what_they_are_make_one_task_that_is_told_as_it_goes() -> None:
+    live = Live()
+    run_late(live)
+    assert contents(live) == LATE_RUN
+    assert {(report.name, report.chat_id) for report in live.reports} == {("reporter", "c-1")}
+    assert len({report.task_id for report in live.reports}) == 1
+    assert live.tracker.open_tasks == 0
+    assert live.tracker._agents._traces == {}
+
+
+@pytest.mark.parametrize("scope", ["http", "mine"])
+def test_such_a_run_inside_a_span_of_another_scope_ends_without_waiting_for_that(scope: str) -> None:
+    live = Live()
+    with live.provider.get_tracer(scope).start_as_current_span("POST /chat"):
+        run_late(live)
+        assert contents(live) == LATE_RUN
+        run_late(live)
+    assert contents(live) == LATE_RUN * 2
+    assert len({report.task_id for report in live.reports}) == 2
+
+
+def test_such_runs_side_by_side_in_one_trace_are_a_task_each() -> None:
+    live = Live()
+    tracer = live.provider.get_tracer("langchain")
+    with live.tracer.start_as_current_span("both"):
+        roots = {name: tracer.start_span(name) for name in "AB"}
+        for round_trip in "12":
+            for name, root in roots.items():
+                step = tracer.start_span("tools", context=_within(root))
+                call = tracer.start_span("x", context=_within(step))
+                call.set_attributes({"openinference.span.kind": "TOOL", "tool.name": f"{name}{round_trip}"})
+                call.end()
+                step.set_attributes(CHAIN)
+                step.end()
+        for root in roots.values():
+            root.set_attributes(CHAIN)
+            root.end()
+    for name in "AB":
+        assert [report.content for report in live.reports if report.name == name] == [
+            f"Started '{name}'",
+            f"Used tool {name}1 (0.0 s); 1 tool used",
+            f"Used tool {name}2 (0.0 s); 2 tools used",
+            f"Finished '{name}' in 0.0 s, 2 tools",
+        ]
+    assert len(live.reports) == 8
+
+
+def test_a_users_own_span_between_such_spans_is_looked_through() -> None:
+    live = Live()
+    with late(live, "reporter", "CHAIN"), late(live, "node", "CHAIN"), late(live, "mine", None, scope="mine"):
+        with late(live, "x", "TOOL", **{"tool.name": "dig"}):
+            pass
+    assert contents(live) == [
+        "Started 'reporter'",
+        "Used tool dig (0.0 s); 1 tool used",
+        "Finished 'reporter' in 0.0 s, 1 tool",
+    ]
+
+
+def test_if_the_outermost_such_span_is_none_in_the_end_the_next_one_with_a_role_is_the_root() -> None:
+    live = Live()
+    with late(live, "prompt template", None):
+        run_late(live)
+    assert contents(live)[:3] == ["Started 'prompt template'", *LATE_RUN[1:3]]
+    assert [(end.name, end.content) for end in live.ends] == [("reporter", LATE_RUN[-1])]
+    assert len({report.task_id for report in live.reports}) == 1
+    assert live.tracker._agents._traces == {}
+
+
+def test_a_tool_in_such_a_span_that_is_none_in_the_end_leaves_no_task_open() -> None:
+    live = Live()
+    live.clock.now = time.time_ns()  # as the spans' times are
+    with late(live, "outer", None), late(live, "inner", None), late(live, "x", "TOOL", **{"tool.name": "dig"}):
+        pass
+    assert [(end.status, end.wakes) for end in live.ends] == [(COMPLETED, False)]
+    assert live.tracker._agents._traces == {}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("end", ["collected", "shut down"])
+def test_a_run_whose_outermost_such_span_never_ends_fails(end: str, failed: bool) -> None:
+    import gc
+
+    live = Live()
+    tracer = live.provider.get_tracer("langchain")
+    root = tracer.start_span("reporter")
+    step = tracer.start_span("model", context=_within(root), attributes=None)
+    step.set_attributes({**CHAIN, "session.id": "c-1"})
+    if failed:
+        step.set_status(Status(StatusCode.ERROR, "on strike"))
+    step.end()
+    if end == "shut down":
+        live.stop()
+    else:
+        del root
+        gc.collect()
+        live.look()
+    lost = "its span was never ended (lost)"
+    if end == "shut down":
+        lost = "the program shut down while the task was still open"
+    assert [report.content for report in live.ends] == [f"'reporter' failed: {'on strike' if failed else lost}"]
+    assert live.tracker._agents._traces == {}
+
+
+def test_the_silence_of_such_a_run_is_told_and_it_is_not_given_up() -> None:
+    live = Live(idle_timeout=100)
+    with late(live, "reporter", "CHAIN"):
+        with late(live, "model", "CHAIN"):
+            pass
+        for _ in range(5):
+            live.clock.pass_seconds(60)
+            live.tracker.tick()
+    assert contents(live)[:2] == ["Started 'reporter'", "No news from 'reporter' for 1 min 40 s"]
+    assert [end.status for end in live.ends] == [COMPLETED]
+
+
+def test_the_name_of_such_a_span_is_not_told_if_a_span_below_shows_that_it_is_a_prompt() -> None:
+    live = Live()
+    with late(live, "fire all staff", "CHAIN", **{"input.value": "please fire all staff today"}):
+        with late(live, "model", "CHAIN", **{"input.value": "[user] please fire all staff today"}):
+            pass
+    assert len(live.ends) == 1
+    assert "fire" not in everything_sent(live.reports)
+
+
 def test_a_live_agent_that_is_collected_without_an_end_is_lost() -> None:
     import gc
 
@@ -935,6 +1294,44 @@ def test_a_live_agent_that_is_collected_without_an_end_is_lost() -> None:
     gc.collect()
     live.look()
     assert live.ends[0].content == "'A' failed: its span was never ended (lost)"
+
+
+@pytest.mark.parametrize("end", ["collected", "shut down"])
+def test_a_live_agent_that_never_ends_failed_for_what_failed_last_below_it(end: str) -> None:
+    import gc
+
+    live = Live()
+    root = live.tracer.start_span("A", attributes=AGENT)
+    live.tracer.start_span("t", context=_within(root), attributes={**TOOL, "gen_ai.tool.name": "t"}).end()
+    step = live.tracer.start_span("Step 2", context=_within(root), attributes=CHAIN)
+    model = live.tracer.start_span("generate", context=_within(step), attributes={"openinference.span.kind": "LLM"})
+    model.set_status(Status(StatusCode.ERROR, "InternalServerError: Error code: 500 - on strike"))
+    model.end()
+    step.set_status(Status(StatusCode.ERROR))
+    step.end()
+    if end == "shut down":
+        live.stop()
+    else:
+        del root, step, model
+        gc.collect()
+        live.look()
+    assert [(report.content, report.error) for report in live.ends] == [
+        ("'A' failed: Error code: 500 - on strike", "InternalServerError: Error code: 500 - on strike")
+    ]
+
+
+@pytest.mark.parametrize(("failing", "later"), [(CHAIN, CHAIN), (TOOL, CHAT), (TOOL, None)])
+def test_a_failure_that_something_came_after_is_not_why_an_agent_never_ended(failing: Any, later: Any) -> None:
+    live = Live()
+    root = live.tracer.start_span("A", attributes=AGENT)
+    failed = live.tracer.start_span("x", context=_within(root), attributes=failing)
+    failed.set_status(Status(StatusCode.ERROR, "boom"))
+    failed.end()
+    # Without any span of a model nobody knows what came after a tool.
+    still_open = live.tracer.start_span("y", context=_within(root), attributes=later)
+    live.stop()
+    assert live.ends[0].error == "the program shut down while the task was still open"
+    still_open.end()
 
 
 def test_what_is_open_at_shutdown_fails() -> None:
@@ -985,6 +1382,76 @@ def test_a_task_of_very_many_spans_keeps_only_the_last_and_counts_all_of_its_too
     assert played.ends[0].content == "Finished 'A' in 3 h 20 min, 11998 tools"
 
 
+def test_tools_that_come_before_their_agent_are_all_counted_however_many() -> None:
+    played = Played()
+    for n in range(2, 10_000):
+        played.arrive([tool("t", n, 1, n, n + 1)])
+    assert len(next(iter(played.tracker._agents._traces.values())).nodes) <= 4_097
+    played.arrive([agent("A", 1, None, 0, 10_001)])
+    played.pass_seconds(3)
+    assert played.ends[0].content.endswith(", 9998 tools")
+
+
+def test_forgetting_a_span_in_the_middle_leaves_what_is_below_it_in_the_task() -> None:
+    played = Played()
+    played.arrive([agent("A", 1, None, 0, 9)])
+    step = made("step", 2, 1, 1, 2, CHAIN)
+    played.arrive([step, tool("deep", 3, 2), *(tool("t", n, 1, 2, 3) for n in range(10, 4_200))])
+    assert all(node.key[1] != 2 for node in next(iter(played.tracker._agents._traces.values())).nodes.values())
+    played.pass_seconds(3)
+    assert played.ends[0].content == "Finished 'A' in 9.0 s, 4191 tools"
+    assert played.tracker._agents._size == 0
+
+
+@pytest.mark.parametrize("shape", ["plain line", "deep agents", "remote agents"])
+def test_work_grows_with_the_number_of_spans_and_not_with_its_square(shape: str) -> None:
+    def steps(size: int) -> int:
+        if shape == "plain line":
+            leaves = [tool("t", 10_000 + n, size, 0, 1) for n in range(size)]
+            spans = [*leaves, *(made("plain", n, n - 1, 0, 1) for n in range(size, 1, -1)), agent("A", 1)]
+        elif shape == "deep agents":
+            spans = [agent("a", n, n - 1 or None, 0, 1) for n in range(size, 0, -1)]
+        else:
+            spans = [agent("a", n, n + 10_000, 0, 1, remote=True) for n in range(1, size)]
+        return lines_run(lambda: arrived(*spans, wait=3).pass_seconds(10))
+
+    # Placing leaves again for each span of the line above is allowed, once; walking that line for each is not.
+    few, many = steps(40), steps(160)
+    assert many < few * (4 if shape != "plain line" else 16) * 1.5
+
+
+def lines_run(work: Any) -> int:
+    """Lines of this package's tracking that work runs through: a measure that no machine's speed changes."""
+    import sys
+
+    number = 0
+
+    def count(frame: Any, event: str, argument: object) -> Any:
+        nonlocal number
+        if "tracking" not in frame.f_code.co_filename:
+            return None
+        number += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return number
+
+
+def test_alarms_of_traces_that_are_over_do_not_pile_up_behind_one_that_stays() -> None:
+    live = Live()
+    root = live.tracer.start_span("A", attributes=AGENT)
+    for _ in range(3_000):
+        live.tracer.start_span("B", context=Context(), attributes=AGENT).end()
+        live.tracker.tick()
+    assert len(live.tracker._agents._alarms) < 1_100
+    root.end()
+
+
 def test_after_everything_is_over_nothing_is_kept_but_what_is_bounded() -> None:
     played = Played()
     for n in range(1, 500):
@@ -993,6 +1460,18 @@ def test_after_everything_is_over_nothing_is_kept_but_what_is_bounded() -> None:
     agents = played.tracker._agents
     assert (len(agents._traces), agents._size, len(agents._busy), len(agents._faint)) == (0, 0, 0, 0)
     assert played.tracker.tick() is None
+
+
+@pytest.mark.parametrize("end", [-5, 0, 2**70])
+def test_an_end_at_an_impossible_time_is_an_end(end: int) -> None:
+    live, played = Live(), Played()
+    live.tracer.start_span("A", attributes=AGENT).end(end)
+    span = agent("A", 1)
+    span._end_time = end
+    played.tracker.ended_alone(SpanFacts.read(span))
+    played.pass_seconds(3)
+    for ends in (live.ends, played.ends):
+        assert [one.status for one in ends] == [COMPLETED]
 
 
 def test_a_start_that_is_read_late_ends_nothing() -> None:

@@ -12,9 +12,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
+from otel_letta.opt_in import OptIn
 from otel_letta.settings import LettaConfigurationError, Settings
 from otel_letta.testing import InMemoryLetta
 from otel_letta.tracking.conventions import CONTENT_FIELDS
+from tests.support.tracked import hostile_text
 
 AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "A", "gen_ai.conversation.id": "c-1"}
 TOOL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "dig"}
@@ -269,6 +271,21 @@ def test_a_filter_that_raises_is_logged_once_and_ignored(
     lines = [record.getMessage() for record in caplog.records if record.name == "otel_letta.opt_in"]
     assert lines == ["task_filter raised RuntimeError and is ignored for such spans"]
     assert "Finished 'A'" in one.board()
+
+
+@WAYS
+def test_naming_an_agent_or_a_job_inside_one_by_a_filter_does_not_make_it_wake(world: Any, ways: str) -> None:
+    def task_filter(span: ReadableSpan) -> bool | str:
+        return "Night run" if span.name.startswith("invoke_agent") else span.name == "SELECT"
+
+    one = world(ways, task_filter=task_filter)
+    one.run_agent()
+    assert one.messages() == []
+    assert "Finished 'Night run'" in one.board()
+
+
+def test_a_filters_answer_of_a_hostile_kind_of_text_is_a_text() -> None:
+    assert OptIn([], lambda span: hostile_text("deploy")).name_of(ReadableSpan(name="x")) == "deploy"
 
 
 def test_an_agent_inside_an_opted_in_job_is_its_step(world: Any) -> None:

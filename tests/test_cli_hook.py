@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from otel_letta import _hook_courier, locks
+from otel_letta import _cli_hook, _hook_courier, locks
 from otel_letta._cli_hook import courier_lock, session_key, spool_path, starting_path
 from otel_letta._hook_courier import Courier
 from otel_letta.openhands import Share
@@ -159,18 +159,96 @@ def test_hooks_at_once_do_not_mix_their_lines(private_folder: Path) -> None:
     ]
     for process in running:
         process.communicate(raw, timeout=30)
-    lines = spool_path(KEY).read_text().splitlines()
+    lines = spool_path(KEY).read_text().split()
     assert [json.loads(line)["event"]["tool_name"] for line in lines] == ["x" * 150] * 8
 
 
-def test_a_file_that_has_grown_long_takes_only_ends(private_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from otel_letta import _cli_hook
-
+def test_a_file_that_has_grown_long_takes_only_what_a_run_cannot_do_without(
+    private_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     private_folder.mkdir(mode=0o700)
-    monkeypatch.setattr(_cli_hook, "_MOST_SPOOL", 10)
+    monkeypatch.setattr(_cli_hook, "_MOST_SPOOL", 8)  # one line has nine bytes
     spool = spool_path(KEY)
-    assert [_cli_hook._append(spool, {"n": n}, is_end=n == 3) for n in range(4)] == [True, True, False, True]
-    assert len(spool.read_text().splitlines()) == 3
+    milestones = [False, False, True, True]
+    assert [_cli_hook._append(spool, {"n": n}, is_milestone=m) for n, m in enumerate(milestones)] == [
+        True,
+        False,
+        True,
+        False,  # twice the limit is the end of all
+    ]
+    assert [json.loads(line) for line in spool.read_text().split()] == [{"n": 0}, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        ({"event_type": "UserPromptSubmit"}, True),
+        ({"event_type": "PostToolUse", "tool_name": "finish"}, True),
+        ({"event_type": "Stop"}, True),
+        ({"event_type": "SessionEnd"}, True),
+        ({"event_type": "PreToolUse", "tool_name": "terminal"}, False),
+    ],
+)
+def test_a_long_session_still_tells_its_next_run(private_folder: Path, raw: dict[str, Any], kept: bool) -> None:
+    """An end alone would be the end of a run that never began, and told to nobody."""
+    private_folder.mkdir(mode=0o700)
+    no_courier()
+    spool = spool_path(KEY)
+    spool.write_bytes(b" " * (_cli_hook._MOST_SPOOL + 1))
+    hook({**raw, "session_id": SESSION})
+    assert (raw["event_type"] in spool.read_text()) is kept
+
+
+def test_what_a_plan_says_cannot_make_a_line_long(private_folder: Path) -> None:
+    private_folder.mkdir(mode=0o700)
+    no_courier()
+    tasks = [{"status": "done"}, {"status": "x" * 2_000_000}, {"status": {"deep": [1] * 1_000}}, {}]
+    raw = {"event_type": "PostToolUse", "tool_name": "task_tracker", "tool_response": {"task_list": tasks}}
+    hook({**raw, "session_id": SESSION})
+    (line,) = spool_path(KEY).read_text().split()
+    assert json.loads(line)["event"]["tool_response"]["task_list"] == [{"status": s} for s in ("done", "", "", "")]
+
+
+def test_modules_of_the_workspace_do_not_take_part(tmp_path: Path) -> None:
+    """The agent writes there: a json.py of its own ended the hook with 2, which denies it its tools."""
+    workspace = tmp_path / "workspace"
+    (workspace / "otel_letta").mkdir(parents=True)
+    for module in ("json.py", "argparse.py", "otel_letta/__init__.py"):
+        (workspace / module).write_text("raise SystemExit(2)\n")
+    code = (
+        "import sys; sys.argv = ['-m']; from otel_letta import _cli_hook; "
+        "print(__import__('json').dumps(_cli_hook._command()))"
+    )
+    environment = {**os.environ, "PATH": ""}
+    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    command = json.loads(asked.stdout)
+    assert command[0] == sys.executable
+    done = subprocess.run(
+        [*command, "--no-such-option"], cwd=workspace, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+    )
+    assert done.returncode == 0
+    assert b"--no-such-option" in done.stderr
+
+
+def test_couriers_of_two_sessions_do_not_overwrite_each_other_s_log(
+    private_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private_folder.mkdir(mode=0o700)
+    log = private_folder / "openhands-hook.log"
+    log.write_text("why the other one failed\n")
+    started: list[list[str]] = []
+
+    def start(command: list[str], *, stderr: int, **_: object) -> None:
+        started.append(command)
+        os.write(stderr, b"mine\n")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    _cli_hook._start_courier("one", None)
+    assert log.read_text() == "why the other one failed\nmine\n"
+    monkeypatch.setattr(_cli_hook, "_MOST_LOG", 10)
+    _cli_hook._start_courier("two", None)
+    assert log.read_text() == "mine\n"
+    assert [command[-1] for command in started] == ["one", "two"]
 
 
 def test_who_asked_comes_from_where_openhands_looks(private_folder: Path) -> None:
@@ -179,7 +257,7 @@ def test_who_asked_comes_from_where_openhands_looks(private_folder: Path) -> Non
     metadata = {"letta.chat_id": "chat-9", "letta.message.id": "msg-9", "letta.task.name": "Tidy up"}
     hook(recorded("hooks")[1], OPENHANDS_OBSERVABILITY_METADATA=json.dumps(metadata))
     hook(recorded("hooks")[1], "--chat-id", "mine", OPENHANDS_OBSERVABILITY_METADATA='{"letta.chat.id": 5')
-    origins = [json.loads(line)["origin"] for line in spool_path(KEY).read_text().splitlines()]
+    origins = [json.loads(line)["origin"] for line in spool_path(KEY).read_text().splitlines() if line]
     assert origins == [
         {"chat_id": "chat-9", "message_id": "msg-9", "name": "Tidy up"},
         {"chat_id": "mine", "message_id": None, "name": None},
@@ -308,6 +386,45 @@ def test_lines_that_are_not_ours_are_passed_over(letta: InMemoryLetta, agent: st
     session.write(FINISH, STOP, END)
     session.courier()
     assert [end["status"] for end in ends(letta, agent)] == ["completed"]
+
+
+def test_a_line_that_a_full_disk_cut_off_costs_none_but_itself(letta: InMemoryLetta, agent: str) -> None:
+    session = Session(letta, agent)
+    session.write(ASKED)
+    with spool_path(KEY).open("a") as spool:
+        spool.write('{"at": 1, "session": "s", "ori')
+    line = {"at": 1_800_000_000_000_000_000, "session": SESSION, "origin": {}}
+    for raw in (FINISH, STOP, END):
+        _cli_hook._append(spool_path(KEY), {**line, "event": raw}, is_milestone=True)
+    session.courier()
+    assert [(end["status"], end["result"]) for end in ends(letta, agent)] == [("completed", "done")]
+
+
+def test_a_line_that_is_too_long_to_be_ours_is_passed_over(
+    letta: InMemoryLetta, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hook_courier, "_MOST_READ", 1_000)
+    session = Session(letta, agent)
+    session.write(ASKED)
+    with spool_path(KEY).open("a") as spool:
+        spool.write("x" * 5_000 + "\n")
+    session.write(FINISH, STOP, END)
+    session.courier()
+    assert [end["status"] for end in ends(letta, agent)] == ["completed"]
+
+
+def test_a_courier_that_starts_while_a_hook_looks_for_it_stays(
+    letta: InMemoryLetta, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook holds the lock for that moment, and starts no other one."""
+    (tmp_path / "env").write_text(f"LETTA_BASE_URL={letta.base_url}\nLETTA_AGENT_ID={agent}\n")
+    Session(letta, agent).write(ASKED, FINISH, STOP, END)
+    look = courier_lock(KEY)
+    assert look.try_acquire()
+    monkeypatch.setattr(sys, "argv", ["courier", KEY, str(tmp_path / "env")])
+    monkeypatch.setattr(_hook_courier.time, "sleep", lambda _: look.release())
+    _hook_courier.main()
+    assert len(ends(letta, agent)) == 1
 
 
 def test_files_that_nobody_needs_any_more_are_removed(private_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import subprocess
 import sys
@@ -108,6 +109,22 @@ def test_a_callback_without_valid_settings_does_nothing(caplog: pytest.LogCaptur
     assert not told.active
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "LETTA_AGENT_ID" in caplog.text
+
+
+def test_ids_need_not_be_text(letta: InMemoryLetta, agent: str, settings: dict[str, Any]) -> None:
+    chat: Any = uuid.uuid4()
+    number: Any = 7
+    thing: Any = object()
+    callback(chat_id=chat, message_id=number, name=thing, **settings)(ASKED)
+    assert openhands.flush(10)
+    (report,) = letta.reports(agent)
+    assert (report["chat_id"], report["message_id"], report["task"]) == (str(chat), "7", "OpenHands")
+
+
+def test_settings_of_another_kind_are_one_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    wrong: Any = {"base_url": "http://127.0.0.1:1"}
+    assert not callback(settings=wrong).active
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 def test_callbacks_with_the_same_settings_share_one_pipeline(settings: dict[str, Any]) -> None:
@@ -290,6 +307,61 @@ def test_an_abort_goes_on_and_is_told(
     assert [end["error"].startswith(reason) for end in ends(letta, agent)] == [True]
 
 
+@pytest.mark.parametrize(("status", "told"), [("finished", "completed"), ("running", "failed")])
+def test_a_program_that_exits_with_success_is_judged_by_the_status(
+    letta: InMemoryLetta, agent: str, settings: dict[str, Any], status: str, told: str
+) -> None:
+    conversation = Conversation()
+    with pytest.raises(SystemExit), reporting(conversation, **settings):
+        conversation.state.execution_status = status
+        sys.exit(0)
+    assert [end["status"] for end in ends(letta, agent)] == [told]
+
+
+def test_what_was_told_before_the_conversation_was_known_is_no_second_task(
+    letta: InMemoryLetta, agent: str, settings: dict[str, Any]
+) -> None:
+    """A remote conversation delivers events on a thread of its own, where nothing says whose they are."""
+    told = callback(**settings)
+    conversation = Conversation(told)
+    conversation.happen(ASKED)
+    for status in ("paused", "finished"):
+        with reporting(conversation, told):
+            conversation.happen(status=status)
+    (end,) = ends(letta, agent)
+    assert end["status"] == "completed"
+    assert told.stats()["open_tasks"] == 0
+    other = Conversation(told)
+    with reporting(other, told):
+        other.run()
+    assert ends(letta, agent)[-1]["task_id"] == f"{other.id}/1"
+
+
+def test_threads_that_ask_at_once_speak_of_one_conversation(settings: dict[str, Any]) -> None:
+    told = callback(**settings)
+    assert told._name_myself() == told._name_myself()
+
+
+def test_a_conversation_whose_server_died_has_its_end_all_the_same(
+    letta: InMemoryLetta, agent: str, settings: dict[str, Any]
+) -> None:
+    class Remote:
+        id = uuid.uuid4()
+        server: Any = SimpleNamespace(execution_status="running", events=[])
+
+        @property
+        def state(self) -> Any:
+            if self.server is None:
+                raise OSError("no answer")
+            return self.server
+
+    conversation = Remote()
+    with pytest.raises(ConnectionError), reporting(conversation, **settings):
+        conversation.server = None
+        raise ConnectionError("server gone")
+    assert [end["error"] for end in ends(letta, agent)] == ["ConnectionError: server gone"]
+
+
 def test_reporting_works_around_arun(letta: InMemoryLetta, agent: str, settings: dict[str, Any]) -> None:
     async def main() -> None:
         conversation = Conversation()
@@ -441,6 +513,21 @@ def test_an_import_is_announced_once_and_left_as_it_was(tmp_path: Path, monkeypa
     when_imported("otel_letta_probe", lambda: heard.append("there already"))
     assert heard[-1] == "there already"
     del sys.modules["otel_letta_probe"]
+
+
+def test_who_asks_only_where_a_module_is_gets_all_that_its_loader_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "otel_letta_probe.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = list(sys.meta_path)
+    when_imported("otel_letta_probe", lambda: pytest.fail("not imported"))
+    try:
+        spec = importlib.util.find_spec("otel_letta_probe")
+        assert spec is not None
+        assert spec.loader.get_source("otel_letta_probe") == "value = 1\n"  # type: ignore[union-attr]
+    finally:
+        sys.meta_path[:] = before
 
 
 def test_an_import_that_does_not_exist_fails_as_ever() -> None:

@@ -211,6 +211,29 @@ def test_an_exception_of_the_run_is_a_failure() -> None:
     assert (end.status, end.error) == (FAILED, "ValueError: password=[redacted]")
 
 
+@pytest.mark.parametrize("left", [Event(What.LEFT, code="error"), Event(What.LEFT, text="RuntimeError: run failed")])
+def test_a_reason_that_comes_after_the_end_is_no_task_of_its_own(left: Event) -> None:
+    """Events of a remote conversation come by a way of their own, and may be late."""
+    told = Told()
+    told.hear(Event(What.ENTERED, code="new"), left)
+    told.hear({"kind": "ConversationErrorEvent", "code": "LLMTimeout", "detail": "no answer"})
+    assert [report.status for report in told.reports] == [IN_PROGRESS, FAILED]
+    told.hear(ASKED, {"kind": "ConversationErrorEvent", "code": "LLMTimeout", "detail": "again"})
+    assert [end.error for end in told.ends][1:] == ["LLMTimeout: again"]
+
+
+def test_of_a_long_summary_little_is_kept_until_it_is_told() -> None:
+    event = read_event(action(summary="x" * 2**20))
+    assert event is not None
+    assert len(event.text) <= 1_000
+
+
+def test_a_plan_is_counted_up_to_a_bound() -> None:
+    event = read_event(plan(*["done"] * 5_000))
+    assert event is not None
+    assert (event.done, event.total) == (1_000, 1_000)
+
+
 def test_what_is_open_when_the_program_ends_has_failed() -> None:
     told = Told().hear(ASKED)
     told.tracker.shutdown()

@@ -187,7 +187,8 @@ def test_full_state_is_neither_logged_nor_kept(app: OpenHandsWebhooks, caplog: p
         ("/events/../conversations", [], 404),
         ("/", [], 404),
         ("/conversations", [b"{"], 400),
-        ("/conversations", [b"[" * 200_000], 400),
+        ("/conversations", [b"[" * 100_000 + b"]" * 100_000], 200),  # a model can make OpenHands send this
+        ("/conversations", [b"[" + b"9" * 5_000 + b"]"], 200),
         ("/conversations", [b"\xff\xfe"], 400),
         ("/conversations", "text", 200),
         ("/conversations", {"id": {}, "tags": []}, 200),
@@ -222,6 +223,85 @@ def test_a_body_that_is_too_long_is_read_and_forgotten(
     assert app.stats()["reports"] == 0
 
 
+def test_more_bodies_at_once_than_fit_are_told_to_come_again(
+    app: OpenHandsWebhooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openhands_webhooks, "_MOST_BODIES", 1)
+    scope = {"type": "http", "method": "POST", "path": "/conversations", "client": ("127.0.0.1", 1), "headers": []}
+
+    async def main() -> list[int]:
+        rest = asyncio.Event()
+        answers: list[int] = []
+
+        async def slow() -> Any:
+            await rest.wait()
+            return {"type": "http.request", "body": b"{}"}
+
+        async def quick() -> Any:
+            return {"type": "http.request", "body": b"{}"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answers.append(message["status"])
+
+        first = asyncio.create_task(app(dict(scope), slow, send))
+        await asyncio.sleep(0)
+        await app(dict(scope), quick, send)
+        rest.set()
+        await first
+        await app(dict(scope), quick, send)
+        return answers
+
+    assert asyncio.run(main()) == [503, 200, 200]
+
+
+def test_a_sender_that_falls_silent_loses_its_place(app: OpenHandsWebhooks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openhands_webhooks, "_BODY_PATIENCE", 0.01)
+    scope = {"type": "http", "method": "POST", "path": "/conversations", "client": ("127.0.0.1", 1), "headers": []}
+    answers: list[int] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))
+    assert answers == [408]
+    assert app._bodies == 0
+
+
+@pytest.mark.parametrize(("version", "closes"), [("1.1", True), ("2", False)])
+def test_only_http_1_is_told_to_close_the_connection(app: OpenHandsWebhooks, version: str, closes: bool) -> None:
+    """HTTP/2 forbids that header, and its servers fail on it."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": version, "method": "GET", "path": "/", "client": None, "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 403
+    assert (b"connection" in dict(sent[0]["headers"])) is closes
+
+
+def test_a_websocket_is_refused(app: OpenHandsWebhooks) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "websocket", "path": "/conversations", "headers": []}, receive, send))
+    assert sent == [{"type": "websocket.close"}]
+
+
 def test_a_request_that_breaks_off_is_none(app: OpenHandsWebhooks) -> None:
     async def main() -> int:
         sent: list[Any] = []
@@ -250,6 +330,10 @@ def test_a_request_that_breaks_off_is_none(app: OpenHandsWebhooks) -> None:
         ("192.0.2.1", {}, 403),
         ("", {}, 403),
         ("127.0.0.1", {"Origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {"Origin": "null"}, 403),
+        ("127.0.0.1", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, 403),
+        ("127.0.0.1", {"Forwarded": "for=192.0.2.1"}, 403),
     ],
 )
 def test_without_a_token_only_programs_of_this_machine_are_heard(
@@ -277,6 +361,18 @@ def test_with_a_token_everybody_who_knows_it_is_heard(settings: dict[str, Any], 
     app.close()
 
 
+def test_a_blank_token_opens_nothing(settings: dict[str, Any]) -> None:
+    app = OpenHandsWebhooks(token=" \n", **settings)
+    assert post(app, "/conversations", {}, client="192.0.2.1", Authorization="Bearer  \n") == 403
+    app.close()
+
+
+def test_the_line_break_of_a_token_file_is_no_part_of_it(settings: dict[str, Any]) -> None:
+    app = OpenHandsWebhooks(token="right\n", **settings)
+    assert post(app, "/conversations", {}, client="192.0.2.1", Authorization="Bearer right") == 200
+    app.close()
+
+
 def test_a_token_shows_nowhere(settings: dict[str, Any]) -> None:
     app = OpenHandsWebhooks(token="the-token-itself", **settings)
     assert "the-token-itself" not in repr(vars(app))
@@ -295,6 +391,11 @@ def test_the_command_refuses_to_listen_to_everybody_without_a_token() -> None:
     done = CliRunner().invoke(cli(), ["openhands-webhooks", "--host", "0.0.0.0"])
     assert done.exit_code == 2
     assert "set OTEL_LETTA_WEBHOOK_TOKEN" in done.output
+
+
+def test_a_blank_token_is_none_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LETTA_WEBHOOK_TOKEN", " \n")
+    assert CliRunner().invoke(cli(), ["openhands-webhooks", "--host", "0.0.0.0"]).exit_code == 2
 
 
 def test_the_command_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

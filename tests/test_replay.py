@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind, StatusCode
 
+from otel_letta._cli_replay import Replay
 from otel_letta.cli import app
 from otel_letta.otlp_json import Batch, read_batches
+from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.recorded import TRACES, traces
 
@@ -63,7 +65,8 @@ def test_every_task_has_exactly_one_end_and_it_is_the_last_word(name: str) -> No
 
 def test_people_read_one_line_for_each_report() -> None:
     out = replay("--dry-run", recorded("pydantic_ai.otel.tool_error")).stdout.splitlines()
-    assert [line.split("reporter: ")[1] for line in out] == [
+    assert {line[8:26] for line in out} == {"  in_progress   0%", "  completed   100%"}
+    assert [line.split("  reporter (chat thread-42): ")[1] for line in out] == [
         "Started 'reporter'",
         "Used tool search_docs (0.4 s); 1 tool used",
         "Tool send_report failed: mail service returned 503: ERR-REPORT quota exceeded; 2 tools used",
@@ -116,6 +119,42 @@ def test_a_broken_span_does_not_take_the_others_of_its_line_with_it(tmp_path: Pa
     result = replay("--dry-run", path)
     assert (result.exit_code, "line 1: span 1: traceId is not 32" in result.stderr) == (1, True)
     assert "Finished 'reporter'" in result.stdout
+
+
+@pytest.mark.parametrize("first", [b"{", b'{"resourceSpans":[{', b"", b"\x80"])
+def test_a_first_line_that_was_cut_off_does_not_take_the_file_with_it(tmp_path: Path, first: bytes) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(first + b"\n" + gzip.decompress(recorded("strands.native.success").read_bytes()))
+    result = replay("--dry-run", path)
+    assert (result.exit_code, result.stderr.count("line 1: not")) == ((1, 1) if first else (0, 0))
+    assert "Finished 'reporter'" in result.stdout
+
+
+def test_a_list_of_one_request_over_several_lines_is_one_document(tmp_path: Path) -> None:
+    requests = gzip.decompress(recorded("strands.native.success").read_bytes()).splitlines()
+    path = tmp_path / "spans.json"
+    path.write_bytes(b"[\n" + b",\n".join(requests) + b"\n]\n")
+    assert "Finished 'reporter'" in replay("--dry-run", path).stdout
+    path.write_bytes(b"[\n" + requests[0] + b"\n]\n")
+    assert replay("--dry-run", path).exit_code == 0
+
+
+def test_input_without_a_task_says_so(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for path, spans in ((empty, 0), (recorded("celery_batch.success"), 10)):
+        result = replay("--dry-run", path)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"No task in {spans} spans.\n")
+
+
+def test_an_output_that_nobody_reads_is_not_called_broken_input() -> None:
+    def close(report: object) -> None:
+        raise BrokenPipeError
+
+    player = Replay(Settings.resolve(require_agent=False, environ={}), [close])
+    with pytest.raises(BrokenPipeError):
+        player.read(str(recorded("strands.native.success")))
+    assert player.broken == 0
 
 
 @pytest.mark.parametrize("cut", [5, 100, 400])

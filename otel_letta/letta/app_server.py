@@ -74,6 +74,8 @@ end, and a report that arrives in another conversation is better than one that w
 _DETOURS = 2
 _DETOUR_LASTS = 1_800.0
 """Seconds until the blocked conversation is tried again. Only a restart of the server frees it, which may go unseen."""
+_LOOKS_AFTER_TURN = 0.5
+"""Seconds after a turn within which the server looks whether the agent's memory is committed."""
 _ABORT_TAKES = 0.6
 """Seconds kept for stopping a turn. What matters is that the server has read the word before the socket closes; the
 turn itself ends when the LLM's answer comes (measured), and nobody has to be there for that."""
@@ -176,6 +178,25 @@ class _Watch:
         return False
 
 
+class _Held:
+    """A lock that is done without if it cannot be had soon: a long turn must not keep the board from its readers."""
+
+    _SOON = 3.0
+    """Seconds."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._mine = False
+
+    def __enter__(self) -> _Held:
+        self._mine = self._lock.acquire(timeout=self._SOON)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            self._lock.release()
+
+
 class AppServerTransport:
     """Speaks to one App Server. See `Transport` for what each call means."""
 
@@ -201,6 +222,10 @@ class AppServerTransport:
         """Agent and blocked conversation → the one to use instead, and until when (on `time.monotonic`)."""
         self._owners: OrderedDict[str, str] = OrderedDict()
         """Conversation → the agent that it was seen to belong to."""
+        self._memory = threading.Lock()
+        """Held while the board is written, and during our turns: the server looks right after each turn, and a file that
+        is not committed by then makes it tell the agent to see to that (measured)."""
+        self._turn_ended = -math.inf
         self._unsettled: OrderedDict[tuple[str, ...], list[Message]] = OrderedDict()
         """Inputs without an answer, as they were sent: the same one again is the one thing that cannot double them."""
         self._attempts: OrderedDict[tuple[str, ...], int] = OrderedDict()
@@ -324,17 +349,20 @@ class AppServerTransport:
                 for message, identifier in zip(messages, ids, strict=True)
             ],
         }
-        turn.request_id = session.send(
-            "input",
-            {"runtime": _runtime(turn), "terminal_consumer_id": turn.consumer, "payload": payload},
-        )
-        try:
-            missing = self._follow(session, turn, messages, deadline)
-        except LettaError:
-            raise
-        except BaseException:  # Ctrl-C
-            self._linger(session, turn)
-            raise
+        with _Held(self._memory):
+            turn.request_id = session.send(
+                "input",
+                {"runtime": _runtime(turn), "terminal_consumer_id": turn.consumer, "payload": payload},
+            )
+            try:
+                missing = self._follow(session, turn, messages, deadline)
+            except LettaError:
+                raise
+            except BaseException:  # Ctrl-C
+                self._linger(session, turn)
+                raise
+            finally:
+                self._turn_ended = time.monotonic()
         return turn, [message for message in messages if message.otid in missing]
 
     def _follow(self, session: Session, turn: Turn, messages: Sequence[Message], deadline: float) -> set[str]:
@@ -643,7 +671,9 @@ class AppServerTransport:
         path = _path(label)
         mark = _MARK + json.dumps({"label": label, **metadata}, separators=(",", ":"), sort_keys=True)
         body = {"agent_id": agent_id, "path": path, "content": content, "commit_message": mark}
-        answer = session.request("write_memory_file", body)
+        with _Held(self._memory):
+            time.sleep(min(max(self._turn_ended + _LOOKS_AFTER_TURN - time.monotonic(), 0.0), _LOOKS_AFTER_TURN))
+            answer = session.request("write_memory_file", body)
         if answer.get("success") is True:
             return
         # A refused file stays behind, uncommitted, and the agent is told with every turn to see to it (measured).

@@ -12,23 +12,43 @@ import enum
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opentelemetry.trace import SpanKind
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line
+from otel_letta.tracking import laminar
 from otel_letta.tracking.roles import SpanFacts, SpanKey, _id, number_of, share_of
 
-__all__ = ["CONTENT_FIELDS", "AgentFacts", "Pending", "Reason", "Role", "pending_of", "read_agent", "role_of"]
+__all__ = [
+    "CONTENT_FIELDS",
+    "AgentFacts",
+    "Pending",
+    "Reason",
+    "Role",
+    "early_name",
+    "name_for_logs",
+    "pending_of",
+    "read_agent",
+    "role_of",
+]
 
 NAME_CAP = 80
 _REASON_CAP = 200
 _EXTRA_CAP = 300
+_KIND_CAP = 200
 _JSON_CAP = 65_536
 _PROSE_WORDS = 7
-"""A span name of so many words is a sentence: some frameworks put the prompt there."""
+"""A name of so many words is a sentence: some frameworks put the prompt there."""
+_SPAN_NAME_WORDS = 5
+"""The same for the name of a span that has no attribute for its name."""
+_SPACELESS = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_SPACELESS_LETTERS = 20
+"""In scripts without spaces between words (Chinese, Japanese, Thai …) so many letters are a sentence."""
+_PUNCTUATION = re.compile(r"[?!。？！]|;\s")
+_ADDRESS = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 
 
 class Role(enum.Enum):
@@ -66,13 +86,10 @@ _TRACELOOP: Mapping[str, Role | None] = {
     "tool": Role.TOOL,
 }
 _LAMINAR: Mapping[str, Role | None] = {"TOOL": Role.TOOL, "LLM": Role.LLM}
-# Laminar's default kind says nothing, so the operation is told by the name that the instrumented program gave it. A
-# conversation's own span stays open from one run to the next, perhaps for ever: the run is the task.
+# Laminar's default kind says nothing, so the operation is told by the name that the instrumented program gave it.
 _LAMINAR_NAMES: Mapping[str, Role | None] = {
-    "conversation.run": Role.AGENT,
-    "conversation.arun": Role.AGENT,
-    "agent.step": Role.STEP,
-    "agent.astep": Role.STEP,
+    **dict.fromkeys(laminar.RUNS, Role.AGENT),
+    **dict.fromkeys(laminar.STEPS, Role.STEP),
 }
 
 
@@ -95,9 +112,10 @@ def role_of(facts: SpanFacts) -> Role | None:
         return _OPENINFERENCE.get(kind.upper())
     if traceloop is not None:
         return _TRACELOOP.get(traceloop)
-    laminar = as_text(attributes.get(semconv.LAMINAR_KIND))
-    if laminar is not None:
-        return _LAMINAR.get(laminar, _LAMINAR_NAMES.get(facts.name))
+    kind = as_text(attributes.get(semconv.LAMINAR_KIND))
+    if kind is not None:
+        role = _LAMINAR.get(kind, _LAMINAR_NAMES.get(facts.name))
+        return None if role is Role.LLM and laminar.is_outside_runs(attributes) else role
     if semconv.GEN_AI_MODEL in attributes:
         return Role.LLM
     return Role.TOOL if semconv.GEN_AI_TOOL_NAME in attributes else None
@@ -140,6 +158,16 @@ class AgentFacts:
     """The share of a plan's points that are done."""
     extras: dict[str, str] = field(default_factory=dict)
     """Content that the settings ask for, by field."""
+    message_id: str | None = None
+    """The message that asked, if its user had it put on all spans."""
+    session: str | None = None
+    """OpenHands' id of its conversation."""
+    is_run: bool = False
+    """A run of a conversation: a task whatever is above it, and completed only if something shows that."""
+    finishes: bool = False
+    """A tool by which the agent says that it is finished."""
+    outside: bool = False
+    """A tool call that hangs beside the run that it was made in."""
 
 
 def read_agent(
@@ -153,7 +181,7 @@ def read_agent(
     """
     attributes = facts.attributes
     failed = _failed(facts)
-    return AgentFacts(
+    seen = AgentFacts(
         role=role,
         name=_NAMES[role](facts),
         hint="" if role is Role.AGENT else _told_name(facts, semconv.GEN_AI_AGENT_NAME),
@@ -165,6 +193,30 @@ def read_agent(
         plan=_plan(attributes) if role is Role.TOOL else None,
         extras=dict(_extras(attributes, role, content)) if content else {},
     )
+    if semconv.LAMINAR_KIND in attributes:
+        _read_laminar(facts, seen, content)
+    return seen
+
+
+def _read_laminar(facts: SpanFacts, seen: AgentFacts, content: Collection[str]) -> None:
+    attributes = facts.attributes
+    seen.session = _id(attributes.get(laminar.SESSION))
+    seen.message_id = next((found for name in laminar.MESSAGE_IDS if (found := _id(attributes.get(name)))), None)
+    seen.is_run = seen.role is Role.AGENT and facts.name in laminar.RUNS
+    if laminar.is_of_run(attributes):
+        seen.hint = laminar.AGENT
+    if seen.is_run:
+        seen.name, seen.hint = laminar.AGENT, ""
+        whole = "errors" in content
+        cause = laminar.cause_of(facts.described or facts.exception[1])
+        seen.reason = clean_reason(cause, whole=whole) if seen.failed and cause else seen.reason
+    elif seen.role is Role.TOOL:
+        seen.name = laminar.tool_name(seen.name)
+        seen.failed = seen.failed or laminar.reports_error(attributes)
+        seen.outside = laminar.is_outside_runs(attributes)
+        seen.finishes = laminar.finishes(facts.name)
+        if seen.finishes and "answer" in content:
+            seen.extras["answer"] = clean_line(laminar.finish_message(attributes), _EXTRA_CAP)
 
 
 # -- pending twins ---------------------------------------------------------------------------------------------------
@@ -198,18 +250,27 @@ def pending_of(facts: SpanFacts) -> Pending | None:
 def _told_name(facts: SpanFacts, *names: str) -> str:
     for name in names:
         text = as_text(facts.attributes.get(name))
-        shown = clean_line(text, NAME_CAP) if text else ""
+        shown = _without_values(clean_line(text, NAME_CAP)) if text else ""
         if shown and not _is_prose(shown, facts.attributes):
             return shown
     return ""
 
 
-def _is_prose(name: str, attributes: Mapping[str, Any]) -> bool:
+def _without_values(name: str) -> str:
+    """A name without what addresses in it hold: queries, passwords, people."""
+    if "@" in name or "?" in name or "://" in name:
+        name = _ADDRESS.sub("…", clean_error(name, NAME_CAP))
+        return name if any(character.isalnum() for character in name) else ""
+    return name
+
+
+def _is_prose(name: str, attributes: Mapping[str, Any], most: int = _PROSE_WORDS) -> bool:
     """True for a name that is rather a text: it is long, or part of what stands in the span's inputs."""
     words = len(name.split())
-    if words >= _PROSE_WORDS:
+    letters = 0 if name.isascii() else len(_SPACELESS.findall(name))
+    if words >= most or letters >= _SPACELESS_LETTERS or (_PUNCTUATION.search(name) and "/" not in name):
         return True
-    return words > 2 and any(
+    return (words > 2 or letters > 4) and any(
         name.rstrip("…") in (as_text(value) or "")[:_JSON_CAP]
         for key, value in attributes.items()
         if key not in _NAME_ATTRIBUTES
@@ -232,13 +293,27 @@ _NAME_ATTRIBUTES = frozenset(
         "logfire.msg_template",
     }
 )
-_PREFIX = re.compile(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent)\s+")
+_PREFIX = re.compile(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent|tools/call)\s+")
 _SUFFIX = re.compile(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool))$")
 
 
 def _span_name(facts: SpanFacts) -> str:
     name = _SUFFIX.sub("", _PREFIX.sub("", clean_line(facts.name, 4 * NAME_CAP)))
-    return "" if _is_prose(name, facts.attributes) else clean_line(name, NAME_CAP)
+    if _is_prose(name, facts.attributes, _SPAN_NAME_WORDS):
+        return ""
+    return _without_values(clean_line(name, NAME_CAP))
+
+
+def early_name(facts: SpanFacts, near: Mapping[str, Any]) -> str:
+    """The name of an open span whose attributes are still to come. ``near``: those of a span below it, which may hold
+    the text that the name is part of."""
+    return _span_name(replace(facts, attributes={**near, **facts.attributes}))
+
+
+def name_for_logs(facts: SpanFacts) -> str:
+    """What a log line may call a span."""
+    name = clean_line(facts.name, NAME_CAP)
+    return name if semconv.AGENT_SPAN_MARKS.isdisjoint(facts.attributes) else _span_name(facts) or "(of an agent)"
 
 
 def _agent_name(facts: SpanFacts) -> str:
@@ -272,21 +347,28 @@ _NAMES: Mapping[Role, Callable[[SpanFacts], str]] = {
 
 _CHAT_ATTRIBUTES = (
     semconv.CHAT_ID,
-    "lmnr.association.properties.metadata.letta.chat_id",  # how OpenHands passes on what its user says
+    *laminar.CHAT_IDS,
     semconv.GEN_AI_CONVERSATION,
     semconv.SESSION_ID,
     "traceloop.association.properties.session_id",
     "traceloop.association.properties.thread_id",
-    "lmnr.association.properties.session_id",
+    laminar.SESSION,
 )
+_CHOSEN = 1 + len(laminar.CHAT_IDS)
+"""So many of them are ours: whoever set them wants them told."""
 
 
 def _conversation(attributes: Mapping[str, Any], more: Sequence[str]) -> tuple[int, str] | None:
     for rank, name in enumerate((*_CHAT_ATTRIBUTES, *more)):
         value = _id(attributes.get(name))
-        if value is not None:
+        if value is not None and (rank < _CHOSEN or name in more or not _tells_more_than_an_id(value)):
             return rank, value
     return None
+
+
+def _tells_more_than_an_id(value: str) -> bool:
+    """True for what names a person, or is a text."""
+    return len(value.split()) >= _PROSE_WORDS or _ADDRESS.search(value) is not None
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
@@ -344,19 +426,27 @@ _TYPED = re.compile(r"(?P<kind>[A-Za-z_][\w.]{0,120}(?:Error|Exception|Exit|Inte
 _PROVIDER = re.compile(
     r"(?P<head>Error code: \d{3}|status_code: \d{3})(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{"
 )
+_DETAILED = re.compile(r"Error (?:in agent run|running tool)[^:{]{0,80}: (?={)")
+_DETAILS = frozenset({"error", "tool_name"})
 _QUOTED = re.compile(r"(?<!\w)(?P<q>['\"`])(?:(?!(?P=q)(?!\w)).)*(?:(?P=q)|$)")
+_QUOTED_ELSEWHERE = re.compile(r"“[^”]*”?|„[^“”]*[“”]?|«[^»]*»?|「[^」]*」?|『[^』]*』?|‘[^’]*’(?!\w)")
+_TAGGED = re.compile(r"<(?P<tag>[A-Za-z][\w.-]{0,60})(?:\s[^<>]*)?>.*?(?:</(?P=tag)>|$)")
+_HOME = re.compile(r"(?:/home|/Users|\b[A-Za-z]:\\{1,2}Users)[/\\]{1,2}[^/\\\s:]+")
 _BRACED = re.compile(r"\{.*\}|\{.*$")
 _LISTED = re.compile(r"\[[^\]]*[,'\"…][^\]]*\]|\[[^\]]*$")
-_MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _VALUE_OF = re.compile(
-    r"(?i)(?P<head>\b(?:input_value|arguments?|args|kwargs|prompt|input|query|parameters?)\s*[=:]).*"
+    r"(?i)(?P<head>\b(?:input_value|arguments?|args|kwargs|prompt|input|query|parameters?|content|payload|body"
+    r"|e-?mail|user(?:[ _-]?(?:id|name))?)\s*[=:]|\b(?:message|text)=).*"
 )
+_TYPE_NAME = re.compile(r"[\w.:$<>\[\]-]+")
 
 
 def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
     """One line of an error's text without what it quotes: texts in quotation marks, dictionaries, lists and addresses
     in an error are the values that somebody's program worked on."""
-    kind = clean_line(kind.rpartition(".")[2] or kind, NAME_CAP)
+    kind = clean_line(kind, _KIND_CAP)
+    # An error's type is one word; what has more of them is an error's text.
+    kind = clean_line(kind.rpartition(".")[2] or kind, NAME_CAP) if _TYPE_NAME.fullmatch(kind) else ""
     text = text.partition("Traceback (most recent")[0].strip()
     shown = _REPR.match(text)
     if shown is not None:
@@ -366,6 +456,10 @@ def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
     typed = _TYPED.match(text)
     if typed is not None:
         kind, text = kind or typed["kind"].rpartition(".")[2], text[typed.end() :]
+    elif kind:
+        # Classes of users' own may have any name; the SDK writes it in front of the text.
+        before, colon, after = text.partition(": ")
+        text = after if colon and before.rpartition(".")[2] == kind else text
     if kind == "KeyError" and not whole:
         return Reason(kind)  # its text is the key alone
     if kind == "CancelledError":
@@ -376,8 +470,9 @@ def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
     line = clean_error(text, 4 * _REASON_CAP)
     if not whole:
         line = _VALUE_OF.sub(r"\g<head> …", line)
-        line = _BRACED.sub("{…}", _QUOTED.sub("'…'", line))
-        line = _MAIL.sub("…", _LISTED.sub("[…]", line))
+        line = _BRACED.sub("{…}", _QUOTED_ELSEWHERE.sub("'…'", _QUOTED.sub("'…'", line)))
+        line = _ADDRESS.sub("…", _LISTED.sub("[…]", _TAGGED.sub("<…>", line)))
+        line = _HOME.sub("~", line)
     line = clean_line(line, _REASON_CAP)
     if _EMPTY_WORDS.fullmatch(line) or not any(character.isalnum() for character in line):
         line = ""
@@ -394,6 +489,11 @@ def _unwrapped(text: str) -> str:
             cause = inner.get("error") if isinstance(inner, dict) else None
             return _unwrapped(cause) if isinstance(cause, str) and cause else found["message"]
         return text
+    detailed = _DETAILED.match(text)
+    if detailed is not None:
+        found = _literal(text[detailed.end() :])
+        cause = found.get("error") if isinstance(found, dict) and found.keys() <= _DETAILS else None
+        return _unwrapped(cause) if isinstance(cause, str) and cause else text
     provider = _PROVIDER.search(text)
     if provider is not None:
         body = _literal(text[provider.end() - 1 :])
@@ -405,11 +505,18 @@ def _unwrapped(text: str) -> str:
     return text
 
 
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_GLUED = re.compile(r"(?<=[0-9])(?=(?:and|else|for|if|in|is|not|or)\b)")
+"""Between a number and a keyword: the same."""
+
+
 def _literal(text: str) -> object:
     text = text[:4_000].strip()
     end = text.rfind("}") + 1
+    # Python complains about escapes that it does not know in a warning that shows them, on the program's stderr.
+    text = _ESCAPE.sub(lambda m: m[0] if m[1] in "\\'\"abfnrtvxuUN\n" else f"\\{m[0]}", text[:end])
     try:
-        return ast.literal_eval(text[:end])
+        return ast.literal_eval(_GLUED.sub(" ", text))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
 

@@ -37,6 +37,8 @@ class OpenSpan(weakref.ref[Span]):
     """It is part of an agent's work; see `otel_letta.tracking.conventions`."""
     owner: bool = False
     """True if the task is the span's own, False if the span is a step of it."""
+    awaited: str | None = None
+    """The instrumentation scope whose spans below wait to hear whether this one, of the same scope, has a role."""
     start_exception: int = 0
     """id() of the exception being handled when the span started, 0 if none that matters."""
     inbound: tuple[object, object] = (None, None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
+from uuid import UUID
 
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import as_text, clean_block, clean_error, clean_line
@@ -22,11 +23,15 @@ __all__ = ["Claims", "ConversationTracker", "Event", "Origin", "What", "read_eve
 
 _RAW_CAP = 8_000
 """Characters of a text that an event keeps; it is cleaned and cut to size later, on a thread that may take its time."""
+_RAW_LINE_CAP = 1_000
+"""The same of a text of which one short line is told: tools start by the thousand."""
 _SUMMARY_CAP = 120
 _ERROR_CAP = 200
 _ID_CAP = 200
 
 _MOST_CONVERSATIONS = 1_000
+_MOST_ITEMS = 1_000
+"""Of a plan. It is counted on OpenHands' thread, under the conversation's lock."""
 _REMEMBERED_EVENTS = 20_000
 """Ids of events that were heard: webhooks deliver a batch again when its answer got lost."""
 _PATIENCE = 40 * 10**9
@@ -98,6 +103,14 @@ class Origin:
     name: str | None = None
     is_default: bool = False
     """Counts only where nobody else says anything."""
+
+    @classmethod
+    def given(cls, chat_id: object, message_id: object, name: object = None, *, is_default: bool = False) -> Origin:
+        """What a caller passed: people have UUIDs and numbers for ids too, and a report takes text alone."""
+        chat, message, called = (
+            str(value) if type(value) is UUID else as_text(value) for value in (chat_id, message_id, name)
+        )
+        return cls(chat, message, called, is_default)
 
     def over(self, other: Origin) -> Origin:
         """This one; where it says nothing, the other."""
@@ -171,7 +184,7 @@ def _read_action(raw: object) -> Event:
     tool = _text(_get(raw, "tool_name"), _ID_CAP)
     if tool == _FINISH:
         return Event(What.FINISH, _id(raw), tool, _text(_get(_get(raw, "action"), "message"), _RAW_CAP))
-    summary = _text(_get(raw, "summary"), _RAW_CAP)
+    summary = _text(_get(raw, "summary"), _RAW_LINE_CAP)
     # Where the model gave no summary OpenHands makes one of the tool's arguments: those are nobody's business.
     return Event(What.TOOL, _id(raw), tool, "" if summary.startswith(f"{tool}: {{") else summary)
 
@@ -185,6 +198,7 @@ def _tool_ended(event_id: str, tool: str, observation: object) -> Event:
     tasks = _get(observation, "task_list") if tool == _PLAN and not failed else None
     if not isinstance(tasks, (list, tuple)) or not tasks:
         return Event(What.TOOL_ENDED, event_id, tool, failed=failed)
+    tasks = tasks[:_MOST_ITEMS]
     done = sum(_text(_get(task, "status"), 20) == "done" for task in tasks)
     return Event(What.TOOL_ENDED, event_id, tool, done=done, total=len(tasks))
 
@@ -469,17 +483,18 @@ class ConversationTracker:
 
     def _left(self, conversation: _Conversation, event: Event) -> None:
         conversation.exact = False
-        if event.text:
-            self._fail(conversation, clean_error(event.text, _ERROR_CAP))
-            return
-        self._judge(conversation, event.code)
         run = conversation.run
-        if run is None or run.halted:
-            return
-        if event.code != "error" and run.result is not None:
-            self._complete(conversation)
-        else:
-            self._fail(conversation, "stopped before it was finished")
+        if not event.text:
+            self._judge(conversation, event.code)
+            if conversation.run is None or conversation.run.halted:
+                return
+            if event.code != "error" and conversation.run.result is not None:
+                self._complete(conversation)
+                return
+        # A remote conversation may hear of the reason only now, when this is told: it is no failure of its own.
+        if run is not None:
+            conversation.explained = False
+        self._fail(conversation, clean_error(event.text, _ERROR_CAP) or "stopped before it was finished")
 
     def _stopped(self, conversation: _Conversation, event: Event) -> None:
         self._complete(conversation)

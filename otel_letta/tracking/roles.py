@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.text import as_text, clean_error, clean_line
+from otel_letta.tracking import laminar
 
 __all__ = [
     "Declaration",
@@ -25,6 +26,7 @@ __all__ = [
     "key_of",
     "may_declare",
     "number_of",
+    "scope_of",
     "share_of",
 ]
 
@@ -78,7 +80,6 @@ class SpanFacts:
         parent = span.parent
         above = None if parent is None else (parent.trace_id, parent.span_id)
         away = parent is not None and parent.is_remote
-        scope = span.instrumentation_scope
         return cls(
             key=(context.trace_id, context.span_id),
             name=as_text(span.name) or "",
@@ -92,7 +93,7 @@ class SpanFacts:
             events=_progress_events(span),
             remote=above if away else None,
             kind=span.kind,
-            scope=(as_text(scope.name) or "") if scope is not None else "",
+            scope=scope_of(span),
             described=(as_text(span.status.description) or "")[:_ERROR_CAP],
             exception=_exception_of(span),
         )
@@ -113,6 +114,12 @@ class SpanFacts:
 def key_of(span: ReadableSpan) -> SpanKey:
     context = span.context
     return (context.trace_id, context.span_id)
+
+
+def scope_of(span: ReadableSpan) -> str:
+    """The name of the instrumentation scope; empty for none."""
+    scope = span.instrumentation_scope
+    return (as_text(scope.name) or "") if scope is not None else ""
 
 
 def attributes_of(span: ReadableSpan) -> dict[str, Any]:
@@ -159,6 +166,8 @@ def declaration(facts: SpanFacts) -> Declaration | None:
     bare = _bare_words_count(attributes)
     opted = attributes.get(semconv.OPTED_IN)
     if not bare and opted is None and semconv.DECLARING.isdisjoint(attributes):
+        return None
+    if opted is None and laminar.is_conversation(facts.name, attributes):
         return None
     said = Declaration(quiet=not bare and semconv.DECLARING.isdisjoint(attributes))
 

@@ -45,6 +45,7 @@ class Task:
         "agent_id",
         "chat_id",
         "content",
+        "echoes",
         "ended",
         "failed_steps",
         "key",
@@ -63,6 +64,7 @@ class Task:
         "service",
         "started",
         "stated",
+        "told_at",
     )
 
     def __init__(self, task_id: str, agent_id: str | None, key: SpanKey, started: int) -> None:
@@ -83,10 +85,12 @@ class Task:
         self.owners = 0
         self.failed_steps = 0
         self.sequence = 0
+        self.told_at = 0  # the latest time that a report of it bears
         self.run = 1
         self.service: str | None = None
         self.ended = False
         self.quiet = False  # nobody declared it: short successes of it are not worth waking an agent
+        self.echoes = False  # somebody else tells the same, so its end is not worth that either
 
 
 def automatic_id(key: SpanKey) -> str:

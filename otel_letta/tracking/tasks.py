@@ -23,9 +23,9 @@ from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import as_text, clean_block, clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTask, AgentTracker
-from otel_letta.tracking.conventions import AgentFacts, Role, pending_of, reason_of
+from otel_letta.tracking.conventions import AgentFacts, Role, name_for_logs, pending_of, reason_of
 from otel_letta.tracking.open_spans import OpenSpan
-from otel_letta.tracking.roles import Declaration, SpanFacts, SpanKey, _id, declaration, event_declaration
+from otel_letta.tracking.roles import Declaration, SpanFacts, SpanKey, _id, declaration, event_declaration, scope_of
 from otel_letta.tracking.state import REMEMBERED, Recent, Task, automatic_id, seconds_between, utc
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = ["AgentOptions", "Task", "TaskTracker"]
 _logger = logging.getLogger(__name__)
 
 _LAST_WORD_CAP = 120
+_DECLARED = semconv.DECLARING | {semconv.OPTED_IN}
 _SHUT_DOWN = "the program shut down while the task was still open"
 
 
@@ -46,6 +47,7 @@ class AgentOptions(TypedDict, total=False):
     idle_timeout: float
     chat_attributes: Sequence[str]
     content: Collection[str]
+    claimed: Callable[[str], bool]
     most_tasks: int
 
 
@@ -138,7 +140,9 @@ class TaskTracker:
         self._deadlines: list[tuple[int, int, _Held]] = []
         self._count = itertools.count()
         self._wake_after = wake_after
-        self._agents = AgentTracker(report=self._report, address=self._address_agent, now=now, **agent_options)
+        self._agents = AgentTracker(
+            report=self._report, address=self._address_agent, remember=self._remember, now=now, **agent_options
+        )
         self.spans_ignored = 0
         """Ended spans without a task, counted for statistics."""
 
@@ -153,18 +157,22 @@ class TaskTracker:
 
     # -- live: spans with a start ----------------------------------------------------------------------------------
 
-    def started(self, span: OpenSpan, facts: SpanFacts) -> None:
-        """A span started, or an open span was found to have become a task."""
+    def started(self, span: OpenSpan, facts: SpanFacts, *, late: bool = False) -> None:
+        """A span started."""
         facts.end = None  # it may have ended since, of which `ended` will tell, after all that comes before that
-        if not self._observe_agent(span, facts):
+        if not self._observe_agent(span, facts, late=late):
             self._observe(span, facts, tell=True)
 
-    observed = started
+    def observed(self, span: OpenSpan, facts: SpanFacts) -> None:
+        """A started span was looked at again: it may have become a task."""
+        self.started(span, facts, late=facts.end is not None)
 
     def ended(self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None) -> None:
         """An open span ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not record."""
-        if facts.key in self._ended_spans or self._observe_agent(span, facts, aborted):
+        self._give_an_end(facts)
+        if facts.key in self._ended_spans or self._observe_agent(span, facts, aborted, late=True):
             return
+        self.ended_plain(span)
         news = self._observe(span, facts, tell=False)
         task = span.task
         if task is None:
@@ -181,10 +189,21 @@ class TaskTracker:
         if news:
             self._tell_progress(task)
 
+    def ended_plain(self, span: OpenSpan) -> None:
+        """A span ended without a role in an agent's work."""
+        span.over = span.task is None
+        if span.awaited is not None:
+            above, under = self._above(span, span.awaited)
+            self._agents.passed(span.key, above, awaits=under is not None)
+
     def lost(self, span: OpenSpan) -> None:
         """An open span was garbage-collected: nobody can end it any more."""
         if span.has_role:
             self._agents.lost(span.key)
+        elif span.awaited is not None:
+            span.over = span.task is None
+            above, under = self._above(span, span.awaited)
+            self._agents.lost_plain(span.key, above, awaits=under is not None)
         task = span.task
         if task is None:
             return
@@ -201,41 +220,73 @@ class TaskTracker:
                 self._ended_spans.put(span.key, span.task)
         for task in list(self._tasks.values()):
             self._abandon(task, _SHUT_DOWN)
+        self.release()  # first, since agents may be steps of what waits
         self._agents.shutdown()
-        self.release()
 
     def finish(self) -> None:
         """No more spans will come: tell of everything that waits, as if all times of waiting had passed."""
-        self._agents.finish()
         self.release()
+        self._agents.finish()
 
-    def _observe_agent(self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None) -> bool:
-        """Tell of a live span that has a role in an agent's work; False for one that has none."""
+    def _observe_agent(
+        self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None, *, late: bool = False
+    ) -> bool:
+        """Tell of a live span that has a role in an agent's work; False for one that has none.
+
+        Args:
+            late: the span has ended; if it has shown no role until now, its instrumentation gives roles at the end,
+                so open spans of the same instrumentation may get theirs yet.
+        """
         if facts.is_lettas_own:
             return True
         if span.task is not None and not span.has_role:
             return False
         seen = self._agents.read(facts)
-        said = declaration(facts) if seen is None or not semconv.DECLARING.isdisjoint(facts.attributes) else None
+        said = declaration(facts) if seen is None or not _DECLARED.isdisjoint(facts.attributes) else None
         if seen is None or (said is not None and said.task_id is not None and not span.has_role):
             return False
+        late = late and not span.has_role
         span.has_role = True
         if said is not None:
             self._warn(facts, said)
         parent = span.parent
-        top = span
         while parent is not None and parent.task is None and not parent.has_role:
-            top, parent = parent, parent.parent
-        if parent is not None and parent.task is not None:
+            parent = parent.parent
+        if parent is not None and parent.task is not None and span.awaited is None:
             self._observe_step(span, parent.task, facts, seen, said, aborted)
             return True
-        above = parent.key if parent is not None else top.outside
+        above, under = self._above(span, facts.scope if late else None)
         ours = self._agents.observe(
-            facts, seen, parent=above, live=True, said=said, inbound=span.inbound, aborted=aborted
+            facts, seen, parent=above, live=True, said=said, inbound=span.inbound, aborted=aborted, under=under
         )
         if facts.end is not None and not ours:
             self.spans_ignored += 1
         return True
+
+    def _above(self, span: OpenSpan, scope: str | None) -> tuple[SpanKey | None, SpanFacts | None]:
+        """The next span above a live one that has a role, or may get one yet.
+
+        Args:
+            scope: open spans of this instrumentation scope may; None for none.
+
+        Returns:
+            Its key, and the topmost span that may get a role, if the key is of such a one.
+        """
+        top, parent = span, span.parent
+        candidates = []
+        while parent is not None and parent.task is None and not parent.has_role:
+            source = parent()
+            if scope is not None and source is not None and not parent.ignored and scope_of(source) == scope:
+                candidates.append((parent, source))
+            top, parent = parent, parent.parent
+        if parent is not None and parent.has_role:
+            return parent.key, None
+        for entry, _ in candidates:
+            entry.awaited = scope  # before asking whether it is over, so that the one thread or the other notices
+        candidates = [(entry, source) for entry, source in candidates if not getattr(entry, "over", False)]
+        if candidates:
+            return candidates[0][0].key, SpanFacts.read(candidates[-1][1])
+        return (top.outside if parent is None else None), None
 
     def _observe_step(
         self,
@@ -345,6 +396,7 @@ class TaskTracker:
         """A span ended whose start nobody saw. ``parent``: its parent, if that is open and known."""
         if facts.key in self._ended_spans or facts.is_lettas_own or self._is_pending(facts):
             return
+        self._give_an_end(facts)
         said = declaration(facts)
         seen = self._agents.read(facts)
         waiting = self._take_waiting(facts.key)
@@ -398,6 +450,11 @@ class TaskTracker:
             self._take_in(held, around)
         for child in others:
             self._find_place(child, facts.key)
+
+    def _give_an_end(self, facts: SpanFacts) -> None:
+        """A span whose end has no time, or an impossible one, ended all the same."""
+        if facts.end is None:
+            facts.end = max(self._now(), facts.start, 1)
 
     def _is_pending(self, facts: SpanFacts) -> bool:
         pending = pending_of(facts)
@@ -470,6 +527,7 @@ class TaskTracker:
                     # A task with an id of its own is told at once: its parent may go on for hours.
                     self._tell(held)
                 held.awaits = above
+                self._agents.expect(held.facts.key, held.deadline)
                 self._awaiting.setdefault(above, []).append(held)
                 self._held[held.facts.key] = held
                 return
@@ -521,6 +579,10 @@ class TaskTracker:
             if inferred is not None:
                 # Its place, and what was told of it so far, stay the same; only now somebody gives it a name.
                 task.key, task.started = inferred.key, min(task.started, inferred.started)
+                if said.task_id is None:
+                    del self._tasks[(agent, task.named)]
+                    task.named = inferred.named
+                    self._tasks[(agent, task.named)] = task
                 task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
                 task.failed_steps += inferred.problems
         for step in held.steps:
@@ -670,6 +732,9 @@ class TaskTracker:
             content = content or wording.completed(seconds_between(task.started, at), task.failed_steps)
         self._report(task, status, content or wording.failed(error or "", _last_word(task)), at, error=error)
         self._drop(task)
+        self._remember(task)
+
+    def _remember(self, task: Task) -> None:
         self._past.put((task.agent_id, task.named), (task.run, task.sequence))
 
     def _report(
@@ -683,6 +748,8 @@ class TaskTracker:
         name: str | None = None,
     ) -> None:
         task.sequence += 1
+        # What an exporter brings is told when it comes, and may have ended before: a reader's order is that of telling.
+        task.told_at = max(at, task.told_at)
         trace_id, span_id = task.key
         duration = seconds_between(task.started, at) if task.started else None
         self._emit(
@@ -699,10 +766,11 @@ class TaskTracker:
                 error=error,
                 sequence=task.sequence,
                 run=task.run,
-                timestamp=utc(at),
+                timestamp=utc(task.told_at),
                 started=utc(task.started) if task.started else None,
                 duration=duration,
-                wakes=not task.quiet or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after,
+                wakes=not task.echoes
+                and (not task.quiet or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after),
                 trace_id=f"{trace_id:032x}",
                 span_id=f"{span_id:016x}",
                 service=task.service,
@@ -726,7 +794,7 @@ class TaskTracker:
             (wanted, semconv.AGENT_ID),
             "span %r wants to report to agent %r, which OTEL_LETTA_AGENT_ALLOW_LIST does not name: "
             "reporting to the configured agent",
-            clean_line(facts.name, 80),
+            name_for_logs(facts),
             wanted,
         )
         return None
@@ -735,7 +803,7 @@ class TaskTracker:
         for name, reason in said.ignored:
             # The bare word is on many a span that means something else by it ("status": "200").
             about = (reason if name == semconv.BARE_STATUS else facts.key, name)
-            self._warn_once(about, "span %r: attribute %s is ignored: %s", clean_line(facts.name, 80), name, reason)
+            self._warn_once(about, "span %r: attribute %s is ignored: %s", name_for_logs(facts), name, reason)
 
     def _warn_once(self, about: tuple[object, str], message: str, *arguments: object) -> None:
         if about not in self._warned:

@@ -9,7 +9,7 @@ from typing import Protocol
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.conventions import Reason, Role
 
-__all__ = ["Judged", "Verdict", "judge", "judge_orphans"]
+__all__ = ["Judged", "Verdict", "judge", "judge_orphans", "judge_unended"]
 
 
 class Judged(Protocol):
@@ -22,26 +22,41 @@ class Judged(Protocol):
     reason: Reason
     answered: bool
     depth: int
+    is_run: bool
+    finishes: bool
+
+    @property
+    def above(self) -> Judged | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``stopped``: nothing failed, and yet the last question to the model has no answer."""
+    """``stopped``: nothing failed, and yet the last question to the model has no answer. ``spoke``: it completed with
+    a message to whom it works for, which may be a question."""
 
     status: TaskStatus
     reason: Reason = Reason()  # noqa: RUF009 - frozen
     stopped: bool = False
+    spoke: bool = False
 
 
-def judge(root: Judged, below: Sequence[Judged]) -> Verdict:
+_UNFINISHED = Reason("", "stopped before it was finished: paused, interrupted, stuck, or at a limit")
+
+
+def judge(root: Judged, below: Sequence[Judged], outside: int = 0) -> Verdict:
     """The verdict on a task whose root has ended.
 
     A failed tool or model call below is a problem of a step: agents recover from those. Only what came last, with
     nothing after it that went well, tells how the task ended.
+
+    Args:
+        outside: when the last call of a tool started that belongs to the task and is not below its root.
     """
     ended = [span for span in below if span.end is not None]
     if root.failed:
         return Verdict(TaskStatus.FAILED, _reason(root, ended))
+    if root.is_run:
+        return _judge_run(below, outside)
     models = [span for span in ended if span.role is Role.LLM]
     agent = _last(span for span in ended if span.role is Role.AGENT)
     if agent is not None and agent.failed and not _recovered(agent, models):
@@ -57,14 +72,44 @@ def judge(root: Judged, below: Sequence[Judged]) -> Verdict:
     return Verdict(TaskStatus.COMPLETED)
 
 
+def _judge_run(below: Sequence[Judged], outside: int) -> Verdict:
+    """The verdict on a run whose own status says only that it did not raise.
+
+    It finished if its last step called the tool for that, or answered without calling any. A step that was cut off
+    never ends.
+    """
+    step = max((span for span in below if span.role is Role.STEP), key=lambda span: span.start, default=None)
+    began = step.start if step is not None else 0
+    if any(span.finishes and not span.failed and span.end is not None and span.start >= began for span in below):
+        return Verdict(TaskStatus.COMPLETED)
+    if step is not None and step.end is not None and not step.failed:
+        parts = [span for span in below if span.above is step]
+        used_tool = began <= outside <= step.end or any(span.role is Role.TOOL for span in parts)
+        if not used_tool and any(span.role is Role.LLM and span.answered for span in parts):
+            return Verdict(TaskStatus.COMPLETED, spoke=True)
+    return Verdict(TaskStatus.FAILED, _UNFINISHED)
+
+
 def judge_orphans(tops: Sequence[Judged], below: Sequence[Judged]) -> Verdict | None:
     """The verdict on spans whose root never came; None if they do not tell, and the task is lost."""
     last = _last(span for span in tops if span.end is not None)
-    if last is None:
+    return Verdict(TaskStatus.FAILED, _reason(last, below)) if last is not None and last.failed else None
+
+
+def judge_unended(root: Judged, below: Sequence[Judged]) -> Verdict | None:
+    """The verdict on a task whose root came and never ended; None if nothing tells, and the task is lost.
+
+    Some instrumentations never end the span that an exception went through. Then what failed last right below it is
+    why, unless something went on after that.
+    """
+    if any(span.end is None for span in below):
         return None
-    if last.role is Role.AGENT:
-        return judge(last, [*(span for span in tops if span is not last), *below])
-    return Verdict(TaskStatus.FAILED, _reason(last, below)) if last.failed else None
+    last = _last(span for span in below if span.above is root)
+    if last is None or not last.failed:
+        return None
+    if last.role is Role.TOOL and not any(span.role is Role.LLM for span in below):
+        return None  # agents recover from those, and where models are not traced nobody sees it
+    return Verdict(TaskStatus.FAILED, _reason(last, below))
 
 
 def _last(spans: Iterable[Judged]) -> Judged | None:

@@ -11,12 +11,14 @@ __all__ = [
     "agent_stopped",
     "completed",
     "duration",
+    "ended_with_message",
     "failed",
     "in_progress",
     "lost",
     "silent",
     "started",
     "sub_agent",
+    "told_elsewhere",
     "tool_used",
     "using_tool",
 ]
@@ -85,6 +87,14 @@ def agent_failed(name: str, reason: str) -> str:
 
 def agent_stopped(name: str) -> str:
     return f"'{name}' stopped: it ended without an answer"
+
+
+def ended_with_message() -> str:
+    return "it ended with a message, which may be a question"
+
+
+def told_elsewhere(name: str) -> str:
+    return f"'{name}' ended; its callback tells how"
 
 
 def lost(seconds: float) -> str:

@@ -402,6 +402,19 @@ def test_hostile_text_cannot_leave_the_board(app_server: AppServerHarness) -> No
     assert prompt.count("</task_progress>") == 1
 
 
+def test_the_agent_is_not_told_to_commit_what_the_board_is_writing(app_server: AppServerHarness) -> None:
+    agent = app_server.create_agent()
+
+    with program(app_server, agent, delivery="auto", board_interval=0.05) as app:
+        for number in range(8):
+            app.do(f"task {number}")  # the end goes out as a message while the board is written
+            assert app.flush()
+
+    told = [message for message in app_server.messages(agent) if "task-progress" in str(message)]
+    assert len(told) == 8
+    assert not [message for message in told if "MEMORY COMMIT NEEDED" in str(message)]
+
+
 # -- the server goes away --------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,33 @@ def wait_until_open(port: int, alive: Any) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
+def test_a_slow_client_does_not_keep_the_receiver_from_telling_what_is_open(
+    letta: InMemoryLetta, tmp_path: Path
+) -> None:
+    """uvicorn waits for open requests before it tells an application of the end, and a supervisor kills it then."""
+    agent, port = letta.create_agent(), free_port()
+    environment = {**os.environ, "LETTA_BASE_URL": letta.base_url, "LETTA_AGENT_ID": agent}
+    command = [sys.executable, "-m", "otel_letta", "openhands-webhooks", "--port", str(port)]
+    events = [{"kind": "MessageEvent", "source": "user", "id": "m"}]
+    with subprocess.Popen(command, env=environment) as receiver, contextlib.ExitStack() as open_ones:
+        try:
+            wait_until_open(port, lambda: receiver.poll() is None)
+            address = f"http://127.0.0.1:{port}/events/21c17376-01f4-4c0a-bf84-5dd2e515b4e5"
+            assert httpx.post(address, json=events).status_code == 200
+            idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+            for each in idle:
+                open_ones.enter_context(each)
+            idle[0].sendall(b"POST /conversations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n[")
+            # Connections that say nothing turn nobody away.
+            parts = (part for part in (b"[", b"]"))
+            assert httpx.post(address, content=parts).status_code == 200
+            receiver.terminate()
+            receiver.wait(15)
+        finally:
+            receiver.kill()
+    assert [report["status"] for report in letta.reports(agent)][-1] == "failed"
+
+
 class AgentServer:
     """As much of the agent-server's API as is needed."""
 

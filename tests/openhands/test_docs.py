@@ -94,8 +94,12 @@ def test_the_callback_of_the_readme(
 
 def test_the_spans(letta: InMemoryLetta, agent: str, environment: dict[str, str], tmp_path: Path) -> None:
     exports = EXPORTS.replace("http://localhost:4318", letta.base_url)
+    # Else a success of a task that nobody declared is worth a message only if it took a minute.
+    exports += "export OTEL_LETTA_WAKE_AFTER=0\n"
     log = python(BLOCKS["spans"], environment, tmp_path, exports)
     assert "tracing is off" not in log
+    (end,) = ends(letta, agent)
+    assert (end["status"], end["chat_id"], end["message_id"]) == ("completed", "chat-123", "msg-456")
 
 
 def test_the_mounted_receiver(letta: InMemoryLetta, agent: str, environment: dict[str, str], tmp_path: Path) -> None:
