@@ -201,6 +201,10 @@ class _Examination:
                 None: "",
             }[info.openai_api]
             self._view.good(None, f"reports go over its WebSocket{also}")
+        if settings.conversation is not None:
+            self._view.good(None, f"reports go to its conversation {settings.conversation!r}, made if there is none")
+        if settings.max_steps is not None:
+            self._view.note("OTEL_LETTA_MAX_STEPS has no effect on an App Server.")
 
     def _agent(self, settings: Settings, server: _Asking) -> bool:
         """Ask for the agent, which needs the token; False if none is named."""
@@ -231,6 +235,9 @@ class _Examination:
             return False
         self._view.facts["agent"] = {"id": settings.agent_id, **found}
         name, model = found["name"], found["model"]
+        if settings.server is ServerKind.APP_SERVER_HTTP:
+            self._view.note(f"agent {settings.agent_id}: this API cannot tell whether it exists; --send does.")
+            return True
         self._view.good(
             "agent",
             (f'agent "{name}"' if name else f"agent {settings.agent_id}") + (f", model {model}" if model else ""),
@@ -267,7 +274,12 @@ class _Examination:
     def _accepted(self, settings: Settings) -> None:
         name = settings.token_name
         self._view.facts["server"]["credentials"] = "accepted" if name else "none needed"
-        self._view.good(None, f"{_ENV[name]} is accepted" if name else f"no {self._asked_for} needed")
+        if name is None:
+            self._view.good(None, f"no {self._asked_for} needed")
+        else:
+            # An App Server that was started without a token takes any.
+            also = ", or none is needed" if self._asked_for == "token" else ""
+            self._view.good(None, f"{_ENV[name]} is accepted{also}")
 
     @property
     def _asked_for(self) -> str:
@@ -312,7 +324,8 @@ class _Examination:
             self._view.good(None, f"board: possible; {kind} {label} is not otel_letta's, so {label}_2 or so is used")
         else:
             how = "it is there" if mine is not None else "made at the first report"
-            self._view.good(None, f"board: memory {kind} {label}, {how}")
+            shown = f"{label}.md" if kind == "file" else label
+            self._view.good(None, f"board: memory {kind} {shown}, {how}")
         return True
 
     def _cost(self, settings: Settings, board: bool) -> None:
@@ -334,8 +347,9 @@ class _Examination:
         }
         self._view.plain(f"{mode}: {how}.")
         turns = {0: "no agent turn", 1: "1 agent turn"}.get(most, f"up to {most} agent turns")
-        budget = f", and reports no more than {settings.wake_budget} an hour" if most else ""
-        self._view.plain(f"One task costs {turns} (a turn is an LLM call over the agent's context){budget}.")
+        self._view.plain(f"One task costs {turns} (a turn is an LLM call over the agent's context).")
+        if most:
+            self._view.plain(f"All tasks of a process together: at most {settings.wake_budget} turns an hour.")
 
     def _test_report(self, settings: Settings) -> None:
         self._view.section("Test report")

@@ -443,8 +443,28 @@ def test_an_app_server_says_what_it_can_do(
     assert f"reports go over its WebSocket; its OpenAI-compatible API is {word}" in result.output
     assert "no token needed" in result.output
     assert 'agent "helper"' in result.output
-    assert "board: memory file task_progress, made at the first report" in result.output
+    assert "board: memory file task_progress.md, made at the first report" in result.output
     assert stub.tokens == []
+
+
+def test_settings_that_mean_something_else_on_an_app_server_are_named(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_LETTA_CONVERSATION", "Reports")
+    monkeypatch.setenv("OTEL_LETTA_MAX_STEPS", "3")
+    monkeypatch.setenv("LETTA_PASSWORD", PASSWORD)
+    said = check().output
+    assert "reports go to its conversation 'Reports', made if there is none" in said
+    assert "OTEL_LETTA_MAX_STEPS has no effect on an App Server" in said
+    assert "LETTA_PASSWORD is accepted, or none is needed" in said
+
+
+def test_an_agent_that_the_http_api_cannot_ask_for_gets_no_tick(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LETTA_SERVER", "app-server-http")
+    monkeypatch.setenv("LETTA_BASE_URL", stub.url)
+    said = check().output
+    assert "agent agent-local-1: this API cannot tell whether it exists; --send does" in said
+    assert "✓ agent" not in said
 
 
 def test_programs_hear_the_same_about_an_app_server(stub: Stub) -> None:

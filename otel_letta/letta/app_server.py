@@ -223,8 +223,8 @@ class AppServerTransport:
         self._owners: OrderedDict[str, str] = OrderedDict()
         """Conversation → the agent that it was seen to belong to."""
         self._memory = threading.Lock()
-        """Held while the board is written, and during our turns: the server looks right after each turn, and a file that
-        is not committed by then makes it tell the agent to see to that (measured)."""
+        """Held while the board is written, and during our turns: the server looks right after each turn, and tells the
+        agent to see to a file that is not committed by then (measured)."""
         self._turn_ended = -math.inf
         self._unsettled: OrderedDict[tuple[str, ...], list[Message]] = OrderedDict()
         """Inputs without an answer, as they were sent: the same one again is the one thing that cannot double them."""
