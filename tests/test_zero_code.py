@@ -401,6 +401,7 @@ def test_the_entry_points_are_those_and_no_others() -> None:
         "opentelemetry_traces_exporter",
         "opentelemetry_post_instrument",
         "opentelemetry_instrumentor",
+        "opentelemetry_traces_sampler",
     }
     assert ours["opentelemetry_traces_exporter"].load() is LettaSpanExporter
     assert ours["opentelemetry_post_instrument"].load() is autoload.post_instrument
