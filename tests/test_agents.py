@@ -1209,9 +1209,10 @@ def test_such_runs_side_by_side_in_one_trace_are_a_task_each() -> None:
 
 def test_a_users_own_span_between_such_spans_is_looked_through() -> None:
     live = Live()
-    with late(live, "reporter", "CHAIN"), late(live, "node", "CHAIN"), late(live, "mine", None, scope="mine"):
-        with late(live, "x", "TOOL", **{"tool.name": "dig"}):
-            pass
+    start = live.tracer.start_as_current_span
+    dig = {"tool.name": "dig"}
+    with late(live, "reporter", "CHAIN"), late(live, "node", "CHAIN"), start("mine"), late(live, "x", "TOOL", **dig):
+        pass
     assert contents(live) == [
         "Started 'reporter'",
         "Used tool dig (0.0 s); 1 tool used",
@@ -1236,6 +1237,39 @@ def test_a_tool_in_such_a_span_that_is_none_in_the_end_leaves_no_task_open() -> 
         pass
     assert [(end.status, end.wakes) for end in live.ends] == [(COMPLETED, False)]
     assert live.tracker._agents._traces == {}
+
+
+@pytest.mark.parametrize("kind", ["CHAIN", None])
+def test_such_a_run_that_outlives_the_agent_around_it_ends_once(kind: str | None) -> None:
+    live = Live()
+    tracer = live.provider.get_tracer("langchain")
+    outer = live.tracer.start_span("outer")
+    root = tracer.start_span("reporter", context=_within(outer))
+    step = tracer.start_span("model", context=_within(root))
+    step.set_attributes(CHAIN)
+    step.end()
+    outer.set_attributes({**AGENT, "gen_ai.agent.name": "A"})
+    outer.end()
+    if kind is not None:
+        root.set_attribute("openinference.span.kind", kind)
+    root.end()
+    assert [end.name for end in live.ends] == ["A", "reporter" if kind else "model"]
+    assert live.tracker.open_tasks == 0
+
+
+def test_a_run_around_which_an_agent_shows_up_is_its_step_from_then_on() -> None:
+    live = Live()
+    live.clock.now = time.time_ns()
+    with live.provider.get_tracer("mine").start_as_current_span("outer") as outer:
+        with late(live, "reporter", "CHAIN"):
+            with late(live, "search", "TOOL"):
+                pass
+            outer.set_attributes({**AGENT, "gen_ai.agent.name": "A"})
+            live.look()
+        assert [(end.name, end.status, end.wakes) for end in live.ends] == [("reporter", COMPLETED, False)]
+    assert [end.name for end in live.ends] == ["reporter", "A"]
+    assert live.last.content == "Finished 'A' in 0.0 s, 1 tool"
+    assert live.tracker.open_tasks == 0
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -1278,9 +1312,9 @@ def test_the_silence_of_such_a_run_is_told_and_it_is_not_given_up() -> None:
 
 def test_the_name_of_such_a_span_is_not_told_if_a_span_below_shows_that_it_is_a_prompt() -> None:
     live = Live()
-    with late(live, "fire all staff", "CHAIN", **{"input.value": "please fire all staff today"}):
-        with late(live, "model", "CHAIN", **{"input.value": "[user] please fire all staff today"}):
-            pass
+    asked = {"input.value": "[user] please fire all staff today"}
+    with late(live, "fire all staff", "CHAIN", **asked), late(live, "model", "CHAIN", **asked):
+        pass
     assert len(live.ends) == 1
     assert "fire" not in everything_sent(live.reports)
 

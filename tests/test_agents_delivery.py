@@ -23,6 +23,21 @@ TOOL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "dig"}
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.response.id": "r"}
 
 
+def run_late(world: World) -> None:
+    """An agent whose spans say only at their end what they are, inside one of the same scope that never says so."""
+    start = world.provider.get_tracer("langchain").start_as_current_span
+    with start("outer"), start("reporter") as root:
+        for name in ("search", "send"):
+            with start("branch"), start("plain"), start("tools") as step:
+                with start(name) as tool:
+                    tool.set_attributes({"openinference.span.kind": "TOOL", "tool.name": name, "session.id": "c-1"})
+                step.set_attributes({"openinference.span.kind": "CHAIN", "session.id": "c-1"})
+            if name == "search":
+                world.flush()  # half of it is known while the rest is open, the rest perhaps all at once
+        root.set_attributes({"openinference.span.kind": "CHAIN", "session.id": "c-1"})
+        root.set_status(Status(StatusCode.ERROR, "boom"))
+
+
 @pytest.fixture(scope="module")
 def letta() -> Iterator[InMemoryLetta]:
     with InMemoryLetta() as letta:
@@ -136,6 +151,27 @@ def test_an_addressed_agent_always_wakes(world: Any, ways: str) -> None:
     one = world(ways)
     one.run_agent(**{"letta.chat.id": "chat-7"})
     assert [status for status, _ in one.messages()] == ["completed"]
+
+
+@WAYS
+def test_an_agent_whose_spans_say_late_what_they_are_is_told_once(world: Any, ways: str) -> None:
+    one = world(ways)
+    run_late(one)
+    assert one.messages() == [("failed", "'reporter' failed: boom")]
+    assert "'tools'" not in one.board()
+    assert "In progress: none" in one.board()
+    assert one.parts[0].stats()["open_tasks"] == 0
+
+
+def test_such_an_agent_is_told_once_if_its_spans_reach_an_exporter_first(world: Any) -> None:
+    one = world("exporter")
+    one.parts.append(LettaSpanProcessor(**one.options))
+    one.provider.add_span_processor(one.parts[-1])
+    run_late(one)
+    assert one.messages() == [("failed", "'reporter' failed: boom")]
+    assert "'tools'" not in one.board()
+    assert "In progress: none" in one.board()
+    assert one.parts[0].stats()["open_tasks"] == 0
 
 
 def test_with_messages_alone_short_agents_that_went_well_tell_nothing(world: Any) -> None:

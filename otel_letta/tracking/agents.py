@@ -372,6 +372,8 @@ class AgentTracker:
         trace = self._traces.get(key[0])
         if trace is None:
             trace = self._traces[key[0]] = _Trace(key[0])
+        if self._is_left_over(trace, key, parent):
+            parent, remote = None, False
         node = trace.nodes.get(key)
         arrived: list[_Node] = []
         known = node is not None
@@ -380,6 +382,7 @@ class AgentTracker:
             if under is not None and parent is not None:
                 node.under = under.key
                 self._unsure.put(parent, None)
+                self._unsure.put(under.key, None)
                 if self._roots.get(under.key) is None:
                     self._roots.put(under.key, (early_name(under, facts.attributes), under.start))
         self._update(node, facts, seen, aborted)
@@ -405,10 +408,12 @@ class AgentTracker:
 
     def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False, *, awaits: bool = False) -> None:
         """A span without a role: what is below it hangs below its parent. ``awaits``: that one may get a role yet."""
+        trace = self._traces.get(key[0])
+        if trace is not None and self._is_left_over(trace, key, parent):
+            parent, remote = None, False
         self._links.put(key, (parent, remote))
         if awaits and parent is not None:
             self._unsure.put(parent, None)
-        trace = self._traces.get(key[0])
         if trace is not None:
             for node in self._arrived(trace, key):
                 self._tell(trace, node)
@@ -550,8 +555,8 @@ class AgentTracker:
                 self._settle(trace, task)
         if trace.heard + self._idle > now:
             return
-        awaited = any(task.root is None and task.awaits is not None for task in trace.tasks)
-        if awaited or any(node.live and node.end is None for node in trace.nodes.values()):
+        is_open = any(node.live and node.end is None for node in trace.nodes.values())
+        if is_open or any(self._awaits(trace, task) for task in trace.tasks):
             # It is open in this process, so it is not lost: it may wait for a person.
             if not trace.silent:
                 trace.silent = True
@@ -657,7 +662,10 @@ class AgentTracker:
             link = self._links.get(key)
             if link is None:
                 if node.live and not remote and not self._may_come(key):
-                    return
+                    if node.under is None or node.under in self._links:
+                        return
+                    key = node.under
+                    continue
                 node.missing = key
                 if remote:
                     node.patience = self._now() + self._grace
@@ -665,6 +673,17 @@ class AgentTracker:
                 trace.waiting.setdefault(key, {})[node] = None
                 return
             key, remote = link
+
+    def _awaits(self, trace: _Trace, task: AgentTask) -> bool:
+        """True as long as the span is open, and without a role, that may be a task's root."""
+        key = task.awaits
+        if key is None or task.root is not None:
+            return False
+        return key not in self._links and key not in trace.nodes and key not in self._over
+
+    def _is_left_over(self, trace: _Trace, key: SpanKey, parent: SpanKey | None) -> bool:
+        """True for a span that is told of as a task of its own, inside a task that is over."""
+        return parent is not None and parent in self._over and any(task.awaits == key for task in trace.tasks)
 
     def _may_come(self, key: SpanKey) -> bool:
         """False for what is above a live span and has not been heard of: whatever is open in this process is known."""
@@ -1022,8 +1041,10 @@ class AgentTracker:
             # What it was inferred from turned out to be no agent's work: a lone tool, say, inside a request.
             self._conclude(trace, rootless, Verdict(TaskStatus.COMPLETED), self._now(), ())
         for task in list(trace.tasks):
-            passed = task.root is None and task.awaits is not None and task.awaits in self._links
-            if passed and not trace.orphans_of(task):  # the same, inside an open span that got no role
+            if task.root is not None or task.awaits is None or self._awaits(trace, task):
+                continue
+            # The same, if the open span that it waited for got no role, or is no root.
+            if not trace.orphans_of(task):
                 self._conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
         if not trace.nodes and not trace.tasks:
             self._traces.pop(trace.id, None)

@@ -157,15 +157,18 @@ class TaskTracker:
 
     # -- live: spans with a start ----------------------------------------------------------------------------------
 
-    def started(self, span: OpenSpan, facts: SpanFacts, *, late: bool = False) -> None:
+    def started(self, span: OpenSpan, facts: SpanFacts) -> None:
         """A span started."""
-        facts.end = None  # it may have ended since, of which `ended` will tell, after all that comes before that
-        if not self._observe_agent(span, facts, late=late):
-            self._observe(span, facts, tell=True)
+        self._look(span, facts, late=False)
 
     def observed(self, span: OpenSpan, facts: SpanFacts) -> None:
         """A started span was looked at again: it may have become a task."""
-        self.started(span, facts, late=facts.end is not None)
+        self._look(span, facts, late=facts.end is not None)
+
+    def _look(self, span: OpenSpan, facts: SpanFacts, *, late: bool) -> None:
+        facts.end = None  # it may have ended since, of which `ended` will tell, after all that comes before that
+        if not self._observe_agent(span, facts, late=late):
+            self._observe(span, facts, tell=True)
 
     def ended(self, span: OpenSpan, facts: SpanFacts, aborted: str | None = None) -> None:
         """An open span ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not record."""
