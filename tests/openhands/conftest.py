@@ -6,7 +6,9 @@ environment once and says where its Python is.
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.openhands)
             item.add_marker(pytest.mark.filterwarnings("default"))  # OpenHands' own, and there are many
+
+
+@pytest.fixture(autouse=True, scope="session")
+def leftovers() -> Iterator[None]:
+    """An interrupted run of OpenHands leaves an open event loop: it is collected here, where that is no error."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
