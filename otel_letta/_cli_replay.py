@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import socket
 import sys
 import time
 import zlib
@@ -23,11 +22,12 @@ import click
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.opt_in import OptIn
 from otel_letta.otlp_json import Batch, read_batches
+from otel_letta.pipeline import tracker_for
 from otel_letta.report import ProgressReport
 from otel_letta.semconv import OPTED_IN
 from otel_letta.settings import Settings
 from otel_letta.text import clean_line, percent
-from otel_letta.tracking import SpanFacts, TaskTracker
+from otel_letta.tracking import SpanFacts
 
 __all__ = ["Replay", "replay"]
 
@@ -109,20 +109,7 @@ class Replay:
         self._speed = speed
         self._now = 0
         self._opt_in = OptIn(settings.tasks, None)
-        self._tracker = TaskTracker(
-            emit=self._emit,
-            now=lambda: self._now,
-            host=socket.gethostname(),
-            allowed_agents=settings.agent_allow_list,
-            default_agent=settings.agent_id,
-            content_cap=settings.content_cap,
-            wake_after=settings.wake_after,
-            grace=settings.grace,
-            idle_timeout=settings.idle_timeout,
-            chat_attributes=settings.chat_id_attributes,
-            content=settings.content,
-            most_tasks=settings.max_pending_tasks,
-        )
+        self._tracker = tracker_for(settings, self._emit, lambda: self._now)
 
     def read(self, name: str) -> None:
         """Read a file; ``-`` is the standard input."""

@@ -83,6 +83,30 @@ else:
         return sys.exc_info()[1]
 
 
+def tracker_for(
+    settings: Settings,
+    emit: Callable[[ProgressReport], None],
+    now: Callable[[], int],
+    claimed: Callable[[str], bool] = lambda conversation_id: False,
+) -> TaskTracker:
+    """A tracker as the settings want it; see `TaskTracker` for ``emit``, ``now`` and ``claimed``."""
+    return TaskTracker(
+        emit=emit,
+        now=now,
+        host=socket.gethostname(),
+        allowed_agents=settings.agent_allow_list,
+        default_agent=settings.agent_id,
+        content_cap=settings.content_cap,
+        wake_after=settings.wake_after,
+        grace=settings.grace,
+        idle_timeout=settings.idle_timeout,
+        chat_attributes=settings.chat_id_attributes,
+        content=settings.content,
+        claimed=claimed,
+        most_tasks=settings.max_pending_tasks,
+    )
+
+
 class Pipeline:
     """The way from a provider's spans to one Letta agent. Made by `join`."""
 
@@ -131,21 +155,7 @@ class Pipeline:
         self._reads_baggage = settings.baggage
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self._courier.lanes())
         self._tracker_due: int | None = None
-        self._tracker = TaskTracker(
-            emit=self.deliver,
-            now=time.time_ns,
-            host=socket.gethostname(),
-            allowed_agents=settings.agent_allow_list,
-            default_agent=settings.agent_id,
-            content_cap=settings.content_cap,
-            wake_after=settings.wake_after,
-            grace=settings.grace,
-            idle_timeout=settings.idle_timeout,
-            chat_attributes=settings.chat_id_attributes,
-            content=settings.content,
-            claimed=self.claims.__contains__,
-            most_tasks=settings.max_pending_tasks,
-        )
+        self._tracker = tracker_for(settings, self.deliver, time.time_ns, claimed=self.claims.__contains__)
         self._conversations = ConversationTracker(
             emit=self.deliver, now=time.time_ns, host=socket.gethostname(), content_cap=settings.content_cap
         )
