@@ -201,6 +201,24 @@ def test_a_question_that_is_not_answered_does_not_close_the_socket_of_a_running_
     assert not server.wedged
 
 
+def test_the_end_of_a_turn_that_arrives_behind_the_word_that_nothing_runs_is_heard(
+    server: ScriptedAppServer, make: Make
+) -> None:
+    server.on_input = lambda held: None
+
+    def answer_then_end(connection: ServerConnection, frame: Frame) -> None:
+        (held,) = server.running
+        idle = {"type": "update_loop_status", "loop_status": {"status": "WAITING_ON_INPUT"}}
+        server.tell(connection, {**idle, "runtime": frame["runtime"]})
+        server.reply(connection, frame)
+        held.finish("error", "500: the LLM is down")
+
+    server.answers["sync"] = answer_then_end
+    with pytest.raises(errors.LettaModelError):
+        send(make())
+    assert not server.wedged
+
+
 def test_a_message_that_waits_behind_a_turn_is_waited_for(server: ScriptedAppServer, make: Make) -> None:
     server.accept = lambda frame: {"accepted": True, "disposition": "queued"}
 

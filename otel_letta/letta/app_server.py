@@ -167,7 +167,8 @@ class _Watch:
                 self._heard = now
                 if not turn.over and turn.loop_idle:
                     # A queue on an idle loop is a moment between two turns, or what a restart has left (measured).
-                    if not turn.queued or self._stalled:
+                    # A turn that was seen to run, and no more is, has just ended: its last frames are on their way.
+                    if self._stalled or not (turn.queued or turn.began):
                         return True
                     self._stalled = True
                     return False

@@ -54,6 +54,11 @@ class Turn:
         self._runs: set[str] = set()
         self._failed_early = False
 
+    @property
+    def began(self) -> bool:
+        """Whether a run was seen that one of the messages started."""
+        return bool(self._runs)
+
     def see(self, frame: dict[str, Any]) -> bool:
         """Take a frame; True if it says something about this input or its conversation. Unknown ones are ignored."""
         kind = frame.get("type")

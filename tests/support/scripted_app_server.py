@@ -50,7 +50,6 @@ class Held:
 
     def finish(self, stop_reason: str = "end_turn", error: str | None = None, **body: Any) -> None:
         self.over = True
-        self.server.running.discard(self)
         usage = {"message_type": "usage_statistics", "run_id": self.run, "prompt_tokens": 7, "total_tokens": 9}
         self.tell("stream_delta", delta=usage)
         consumers = [self.frame.get("terminal_consumer_id")]
@@ -61,6 +60,8 @@ class Held:
             stop_reason=stop_reason,
             **{"run_id": self.run, "terminal_consumer_ids": consumers, **more, **body},
         )
+        # Not before: a question that is answered on another thread meanwhile would find nothing that runs.
+        self.server.running.discard(self)
 
 
 class ScriptedAppServer:
@@ -160,7 +161,7 @@ class ScriptedAppServer:
         finally:
             with self.changed:
                 self.open -= 1
-                left = {held for held in self.running if held.socket is socket}
+                left = {held for held in list(self.running) if held.socket is socket and not held.over}
                 self.running -= left
                 self.wedged += [held.conversation for held in left]
                 self.changed.notify_all()
@@ -227,7 +228,7 @@ class ScriptedAppServer:
             held.finish("cancelled")
 
     def _sync(self, socket: ServerConnection, frame: Frame) -> None:
-        ours = [held for held in self.running if held.frame["runtime"] == frame["runtime"]]
+        ours = [held for held in list(self.running) if held.frame["runtime"] == frame["runtime"]]
         status = "SENDING_API_REQUEST" if ours else "WAITING_ON_INPUT"
         runtime = {"runtime": frame["runtime"]}
         self.tell(socket, {"type": "update_loop_status", "loop_status": {"status": status}, **runtime})
