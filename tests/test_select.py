@@ -21,7 +21,7 @@ from otel_letta.errors import (
     LettaModelError,
     LettaServerError,
 )
-from otel_letta.letta import flavour, select
+from otel_letta.letta import flavour
 from otel_letta.letta.flavour import Flavour, ServerInfo
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.select import SelectingTransport
@@ -432,7 +432,7 @@ def test_a_fork_waits_for_a_delegate_in_the_making_and_leaves_no_lock_behind(
         os._exit(0 if made.is_set() and not chosen._lock.locked() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     thread.join(10)
-    assert not chosen._lock.locked() and not select._held_over_fork
+    assert not chosen._lock.locked()
 
 
 def test_neither_websockets_nor_the_app_server_s_module_is_loaded_for_a_rest_server() -> None:

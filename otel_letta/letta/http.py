@@ -10,7 +10,6 @@ import email.utils
 import json
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -34,6 +33,7 @@ from otel_letta.errors import (
     LettaServerError,
     LettaTimeoutError,
 )
+from otel_letta.forks import hold_forks
 from otel_letta.letta.transport import call_deadline
 from otel_letta.settings import Secret, Settings, http_url
 from otel_letta.text import clean_error, clean_line
@@ -111,35 +111,6 @@ class _Connections:
             self._retired = True
         if last:
             self._client.close()
-
-
-_instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()
-
-
-_held_over_fork: list[threading.Lock] = []
-
-
-def _before_fork() -> None:
-    # A thread in the middle of making a client is in the middle of OpenSSL, whose locks the child could never take.
-    for client in list(_instances):
-        lock = client._lock
-        if lock.acquire(timeout=1.0):
-            _held_over_fork.append(lock)
-
-
-def _after_fork_in_parent() -> None:
-    while _held_over_fork:
-        _held_over_fork.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _held_over_fork.clear()
-    for client in list(_instances):
-        client.forget_connections()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class HttpClient:
@@ -273,6 +244,10 @@ class HttpClient:
         # some error reporters print those.
         raise failure
 
+
+_instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()
+# A thread in the middle of making a client is in the middle of OpenSSL, whose locks a child could never take.
+hold_forks(_instances, lambda client: client._lock, HttpClient.forget_connections)
 
 _KEPT = ("content-type", "location", "retry-after", "date")
 

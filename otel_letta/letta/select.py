@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
+from otel_letta.forks import hold_forks
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
@@ -20,33 +20,6 @@ from otel_letta.settings import ServerKind, Settings, http_url
 __all__ = ["SelectingTransport"]
 
 _logger = logging.getLogger(__name__)
-
-_instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
-_held_over_fork: list[threading.Lock] = []
-
-
-def _before_fork() -> None:
-    # A thread that makes a delegate may be in the middle of an import, whose lock a child could never take.
-    for transport in list(_instances):
-        lock = transport._lock
-        if lock.acquire(timeout=1.0):
-            _held_over_fork.append(lock)
-
-
-def _after_fork_in_parent() -> None:
-    while _held_over_fork:
-        _held_over_fork.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _held_over_fork.clear()
-    for transport in list(_instances):
-        transport._lock = threading.Lock()
-        transport._departure = None  # it was the parent's
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class SelectingTransport:
@@ -214,6 +187,16 @@ class SelectingTransport:
             _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
             stale.close()
         return chosen if chosen is not None else self._chosen()
+
+
+def _after_fork_in_child(transport: SelectingTransport) -> None:
+    transport._lock = threading.Lock()
+    transport._departure = None  # it was the parent's
+
+
+_instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
+# A thread that makes a delegate may be in the middle of an import, whose lock a child could never take.
+hold_forks(_instances, lambda transport: transport._lock, _after_fork_in_child)
 
 
 def _fixed(settings: Settings) -> ServerInfo | None:
