@@ -26,7 +26,7 @@ from benchmarks import children
 from benchmarks.figures import Figure, Run, at_most, median, percentile
 from benchmarks.servers import PASSWORD, stand_in
 from otel_letta import LettaSpanProcessor
-from otel_letta.instrument import TaskSpan
+from otel_letta.otel.helpers import TaskSpan
 
 _ENOUGH = 1_000_000
 

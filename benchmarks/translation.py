@@ -24,8 +24,9 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from benchmarks.figures import Figure, Run, at_most, median
 from benchmarks.flood import resident_megabytes
 from otel_letta import LettaSpanProcessor
-from otel_letta.otlp_json import read_batches
-from otel_letta.tracking import SpanFacts, TaskTracker
+from otel_letta.otlp.json import read_batches
+from otel_letta.tracking.roles import SpanFacts
+from otel_letta.tracking.tasks import TaskTracker
 
 _TRACES = Path(__file__).parent.parent / "tests" / "data" / "traces"
 _SPANS_OF_A_TRACE = 100

@@ -25,8 +25,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_letta import LettaSpanProcessor
-from otel_letta.instrument import report_progress, task
+from otel_letta import LettaSpanProcessor, report_progress, task
 
 
 class ReportedTask(celery.Task):

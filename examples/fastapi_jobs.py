@@ -32,8 +32,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_letta import LettaSpanProcessor
-from otel_letta.instrument import task
+from otel_letta import LettaSpanProcessor, task
 
 
 @contextlib.asynccontextmanager

@@ -21,8 +21,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_letta import LettaSpanProcessor
-from otel_letta.instrument import task
+from otel_letta import LettaSpanProcessor, task
 
 
 @functools.cache

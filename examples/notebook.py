@@ -19,8 +19,7 @@ async def notebook() -> None:
     # %% Set up. Run again and it does no harm: nothing global is touched.
     from opentelemetry.sdk.trace import TracerProvider
 
-    from otel_letta import LettaReporter, LettaSpanProcessor
-    from otel_letta.instrument import task
+    from otel_letta import LettaReporter, LettaSpanProcessor, task
 
     provider = TracerProvider()
     provider.add_span_processor(LettaSpanProcessor())

@@ -22,8 +22,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from otel_letta import LettaSpanProcessor
-from otel_letta.instrument import report_progress, task
+from otel_letta import LettaSpanProcessor, report_progress, task
 
 
 def script(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:

@@ -6,8 +6,9 @@ program that only reports by `LettaReporter` loads no more than that.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from otel_letta.runtime.imports import names_on_demand
 
 if TYPE_CHECKING:
     from otel_letta.errors import (
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
         LettaTimeoutError,
         LettaUnsupportedError,
     )
-    from otel_letta.exporter import LettaSpanExporter
-    from otel_letta.instrument import report_progress, task, track
-    from otel_letta.logs import LettaLogRecordProcessor
-    from otel_letta.processor import LettaSpanProcessor
+    from otel_letta.otel.exporter import LettaSpanExporter
+    from otel_letta.otel.helpers import report_progress, task, track
+    from otel_letta.otel.logs import LettaLogRecordProcessor
+    from otel_letta.otel.processor import LettaSpanProcessor
+    from otel_letta.otel.sampler import LettaSampler
     from otel_letta.report import ProgressReport, TaskStatus
     from otel_letta.reporter import LettaReporter
-    from otel_letta.sampler import LettaSampler
     from otel_letta.settings import Settings
 
 __all__ = [
@@ -83,33 +84,21 @@ _HOMES = {
         "LettaTimeoutError",
         "LettaUnsupportedError",
     ),
-    "exporter": ("LettaSpanExporter",),
-    "instrument": (
+    "otel.exporter": ("LettaSpanExporter",),
+    "otel.helpers": (
         "report_progress",
         "task",
         "track",
     ),
-    "logs": ("LettaLogRecordProcessor",),
-    "processor": ("LettaSpanProcessor",),
+    "otel.logs": ("LettaLogRecordProcessor",),
+    "otel.processor": ("LettaSpanProcessor",),
     "report": (
         "ProgressReport",
         "TaskStatus",
     ),
     "reporter": ("LettaReporter",),
-    "sampler": ("LettaSampler",),
+    "otel.sampler": ("LettaSampler",),
     "settings": ("Settings",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_on_demand(__name__, _HOMES)

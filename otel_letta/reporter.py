@@ -13,10 +13,10 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from otel_letta.delivery.envelope import render
+from otel_letta.delivery.gate import exchange
 from otel_letta.delivery.worker import suppressed
 from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
-from otel_letta.letta.envelope import render
-from otel_letta.letta.gate import exchange
 from otel_letta.letta.transport import Message, Transport
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.settings import Settings

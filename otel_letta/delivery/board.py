@@ -20,8 +20,8 @@ from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Retry, Worker
 from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
 from otel_letta.letta.transport import Block, Transport
-from otel_letta.locks import HostLock, scope
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.locks import HostLock, scope
 from otel_letta.settings import Delivery, Settings
 from otel_letta.text import clean_line, escape, percent
 from otel_letta.tracking.wording import duration

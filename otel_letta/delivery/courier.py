@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from otel_letta.delivery.envelope import render, render_losses
+from otel_letta.delivery.gate import exchange, settle
 from otel_letta.delivery.mailbox import Capacity, Mailbox, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Retry, Worker
@@ -18,8 +20,6 @@ from otel_letta.errors import (
     LettaModelError,
     LettaRequestError,
 )
-from otel_letta.letta.envelope import render, render_losses
-from otel_letta.letta.gate import exchange, settle
 from otel_letta.letta.transport import Lane, Message, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings

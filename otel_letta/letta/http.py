@@ -33,8 +33,8 @@ from otel_letta.errors import (
     LettaServerError,
     LettaTimeoutError,
 )
-from otel_letta.forks import hold_forks
 from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.fork import hold_forks
 from otel_letta.settings import Secret, Settings, http_url
 from otel_letta.text import clean_error, clean_line
 

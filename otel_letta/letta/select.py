@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
-from otel_letta.forks import hold_forks
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
+from otel_letta.runtime.fork import hold_forks
 from otel_letta.settings import ServerKind, Settings, http_url
 
 __all__ = ["SelectingTransport"]
@@ -210,7 +210,7 @@ def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
     if info.flavour is not Flavour.APP_SERVER:
         return RestTransport(settings)
     if settings.server is ServerKind.APP_SERVER_HTTP:
-        from otel_letta.letta.app_server_http import AppServerHttpTransport
+        from otel_letta.letta.app_server.openai_api import AppServerHttpTransport
 
         return AppServerHttpTransport(settings, info)
     if importlib.util.find_spec("websockets") is None:
@@ -218,6 +218,6 @@ def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
             f"An App Server answers at {settings.base_url}, and the library websockets is not installed",
             hint="pip install 'otel-letta[app-server]'",
         )
-    from otel_letta.letta.app_server import AppServerTransport
+    from otel_letta.letta.app_server.transport import AppServerTransport
 
     return AppServerTransport(settings, info)

@@ -2,7 +2,7 @@
 
 What a framework's spans look like can only be learnt from the framework: recorded traces grow old, and none shows in
 which order spans start, which attributes they have by then, and what a cancelled run leaves open. So the tests under
-``tests/agents`` run real ones, with `LettaSpanProcessor` added as a user would add it, and read what an
+``tests/real/agents`` run real ones, with `LettaSpanProcessor` added as a user would add it, and read what an
 `InMemoryLetta` received.
 
 Installing (1.5 GB, most of it CrewAI's, some 5 minutes) happens once per machine, framework and list of versions, in
@@ -66,7 +66,7 @@ _FRAMEWORKS: dict[str, tuple[str, ...]] = {
 
 _PYTHONS = ((3, 12), (3, 11), (3, 13))
 _ROOT = Path(__file__).parent.parent.parent
-_PROGRAMS = _ROOT / "tests" / "agents" / "programs"
+_PROGRAMS = _ROOT / "tests" / "real" / "agents" / "programs"
 _INSTALL_TIMEOUT = 1_200.0
 _RUN_TIMEOUT = 120.0
 _HEARD_TIMEOUT = 2.0

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from otel_letta.integrations.openhands.runs import ConversationTracker, Event, Origin, What, read_event
 from otel_letta.report import ProgressReport
-from otel_letta.tracking.openhands import ConversationTracker, Event, Origin, What, read_event
 from tests.support.tracked import Clock
 
 __all__ = ["Told", "recorded"]

@@ -1,6 +1,6 @@
 """A real Letta server on loopback, made from nothing, for tests that must not be fooled by a mock.
 
-What a Letta server keeps, drops or answers can only be learnt from one, so the tests under ``tests/letta``
+What a Letta server keeps, drops or answers can only be learnt from one, so the tests under ``tests/real/letta``
 run against the real thing.  Getting there takes more than ``pip install letta``; for 0.16.8, because
 
 * the newest versions of Letta's dependencies break it at import, so the ``uv.lock`` of its sdist decides;

@@ -1,6 +1,6 @@
 """An environment with the real OpenHands, made once and kept: prints the path of its Python.
 
-    "$(python -m tests.support.openhands_env)" -m pytest -m openhands tests/openhands
+    "$(python -m tests.support.openhands_env)" -m pytest -m openhands tests/real/openhands
 
 It needs a Python 3.12 or 3.13 (on PATH or of pyenv; it need not be the one that runs this), PyPI, and about 0.8 GB in
 ``$OTEL_LETTA_TEST_CACHE`` (``~/.cache/otel-letta-tests``). The package under test is installed from this checkout,

@@ -13,9 +13,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, Status, StatusCode
 
-from otel_letta.otlp_json import Batch, read_batches
+from otel_letta.otlp.json import Batch, read_batches
 from otel_letta.report import ProgressReport
-from otel_letta.tracking import SpanFacts, TaskTracker
+from otel_letta.tracking.roles import SpanFacts
+from otel_letta.tracking.tasks import TaskTracker
 from tests.support.tracked import Clock, Live
 
 __all__ = ["TRACES", "Played", "batches", "content_values", "play", "play_live", "traces"]

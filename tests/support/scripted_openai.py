@@ -19,7 +19,7 @@ from typing import Any
 __all__ = ["FAILURE", "MARKER", "ScriptedOpenAI"]
 
 MARKER = "xyzzy"
-"""Part of each prompt, argument, tool result and answer; the programs in ``tests/agents/programs`` use it too."""
+"""Part of each prompt, argument, tool result and answer; the programs in ``tests/real/agents/programs`` use it too."""
 
 FAILURE = "the model is on strike"
 """What the model says with its HTTP 500."""

@@ -11,8 +11,9 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.trace import Tracer
 
 from otel_letta.report import ProgressReport
-from otel_letta.tracking import SpanFacts, TaskTracker
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
+from otel_letta.tracking.roles import SpanFacts
+from otel_letta.tracking.tasks import TaskTracker
 
 __all__ = ["Alone", "Clock", "Live", "hostile_text"]
 

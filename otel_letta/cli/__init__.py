@@ -1,0 +1,1 @@
+"""The command `otel-letta`; its entry point is `otel_letta.cli.main`."""

@@ -1,0 +1,68 @@
+"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks,
+``replay`` what recorded spans would tell.
+
+``hook`` and ``openhands-webhooks`` listen to OpenHands.
+
+Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
+which OpenHands waits for at every step, does without them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["app", "main"]
+
+
+def app() -> click.Group:
+    """The command with its subcommands. ImportError without the extra ``cli``."""
+    import click
+
+    from otel_letta.cli.check import check
+    from otel_letta.cli.demo import demo
+    from otel_letta.cli.openhands_webhooks import openhands_webhooks
+    from otel_letta.cli.replay import replay
+    from otel_letta.integrations.openhands.hook import main as run_hook
+
+    @click.command(
+        "hook",
+        short_help="Tell how a session of OpenHands' CLI goes: OpenHands runs it as its hook.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def hook(arguments: tuple[str, ...]) -> None:
+        run_hook(arguments)
+
+    group = click.Group(
+        "otel-letta",
+        help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
+        commands=[check, demo, replay, hook, openhands_webhooks],
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
+
+
+def main() -> None:
+    """Entry point of the console script; exits with the command's code, 2 without the extra ``cli``."""
+    if sys.argv[1:2] == ["hook"]:
+        from otel_letta.integrations.openhands.hook import main as hook
+
+        sys.exit(hook(sys.argv[2:]))
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or file that cannot hold a character gets a question mark, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        command = app()
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
+            raise
+        print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
+        sys.exit(2)
+    # The name that people know, also after `python -m otel_letta`.
+    command(prog_name="otel-letta")

@@ -1,0 +1,212 @@
+"""`otel-letta replay`: what would the agent hear of these recorded spans?
+
+Reads what an OpenTelemetry Collector's file exporter writes. Time passes as it did when the spans were recorded: the
+clock stands at the end of the newest span that has arrived, so that tasks are decided when they would have been.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from otel_letta.errors import LettaConfigurationError
+from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.pipeline.pipeline import tracker_for
+from otel_letta.report import ProgressReport
+from otel_letta.semconv import OPTED_IN
+from otel_letta.settings import Settings
+from otel_letta.text import clean_line, percent
+from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.roles import SpanFacts
+
+__all__ = ["Replay", "replay"]
+
+_GZIP = b"\x1f\x8b"
+_FIELDS = (
+    "task_id",
+    "name",
+    "chat_id",
+    "message_id",
+    "status",
+    "progress",
+    "content",
+    "sequence",
+    "timestamp",
+    "trace_id",
+)
+_LONGEST_PAUSE = 60.0
+"""Seconds of real time. With ``--speed`` a night without spans is not waited for."""
+
+
+@click.command
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--dry-run", is_flag=True, help="Send nothing; needs no settings.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="Lines for people, or JSON lines."
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Play so many times as fast as it was recorded; default is as fast as can be.",
+)
+def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None) -> None:
+    """Print the reports that recorded spans make, and send them.
+
+    FILE holds OTLP-JSON: one export request a line, as the OpenTelemetry Collector's file exporter writes them, or one
+    document. It may be compressed with gzip; "-" is the standard input. When all is read, tasks without an end are
+    told as lost. Lines that cannot be read are named and skipped; the exit code is 1 then.
+    """
+    show = _as_json if form == "json" else _as_text
+    try:
+        settings = Settings.resolve(require_agent=not dry_run)
+    except LettaConfigurationError as error:
+        if not dry_run:
+            click.echo(f"{error}\n'otel-letta check' says more; --dry-run needs no settings.", err=True)
+            sys.exit(1)
+        settings = Settings.resolve(require_agent=False, environ={}, dotenv_path=os.devnull)
+    sender = None if dry_run else _Sender(settings)
+    try:
+        player = Replay(settings, [show, *([] if sender is None else [sender])], speed)
+        for name in files:
+            player.read(name)
+        player.finish()
+        if not player.reports:
+            click.echo(f"No task in {player.spans} {'span' if player.spans == 1 else 'spans'}.", err=True)
+    finally:
+        delivered = sender is None or sender.close()
+    if not delivered:
+        click.echo("Not every report was delivered.", err=True)
+    sys.exit(0 if delivered and not player.broken else 1)
+
+
+class Replay:
+    """Feeds recorded spans to a tracker.
+
+    Args:
+        settings: what counts as a task, and times.
+        outputs: each is given every report.
+        speed: how much faster than recorded; None does not wait.
+    """
+
+    def __init__(
+        self, settings: Settings, outputs: list[Callable[[ProgressReport], None]], speed: float | None = None
+    ) -> None:
+        self.broken = 0
+        """Lines and spans that could not be read."""
+        self.spans = 0
+        self.reports = 0
+        self._outputs = outputs
+        self._speed = speed
+        self._now = 0
+        self._opt_in = OptIn(settings.tasks, None)
+        self._tracker = tracker_for(settings, self._emit, lambda: self._now)
+
+    def read(self, name: str) -> None:
+        """Read a file; ``-`` is the standard input."""
+        with ExitStack() as stack:
+            try:
+                lines = stack.enter_context(_opened(name))
+            except OSError as error:
+                self._complain(f"{name}: {error.strerror or type(error).__name__}")
+                return
+            for batch in self._batches(name, lines):
+                for why in batch.broken:
+                    self._complain(f"{name}, line {batch.line}: {why}")
+                self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
+                self.spans += len(batch.spans)
+                for span in batch.spans:
+                    facts = SpanFacts.read(span)
+                    opted = self._opt_in.name_of(span)
+                    if opted is not None:
+                        facts.attributes[OPTED_IN] = opted
+                    self._tracker.ended_alone(facts)
+
+    def _batches(self, name: str, lines: IO[bytes]) -> Iterator[Batch]:
+        """A generator of its own, so that only what goes wrong with the input is complained of as that."""
+        number = 0
+        try:
+            for batch in read_batches(lines):
+                number = batch.line
+                yield batch
+        except (OSError, EOFError, zlib.error) as error:
+            where = f"after line {number}" if number else "at its beginning"
+            self._complain(f"{name}, {where}: {type(error).__name__}, the rest cannot be read")
+
+    def finish(self) -> None:
+        """The input is over: all waiting counts as done."""
+        self._tracker.finish()
+
+    def _emit(self, report: ProgressReport) -> None:
+        self.reports += 1
+        for output in self._outputs:
+            output(report)
+
+    def _pass_time(self, until: int) -> None:
+        """Let the clock go on, with everything that is due on the way."""
+        while True:
+            due = self._tracker.tick()
+            if due is None or due > until:
+                break
+            self._wait(due)
+            self._now = max(self._now, due)
+        self._wait(until)
+        self._now = max(self._now, until)
+
+    def _wait(self, until: int) -> None:
+        if self._speed is not None and self._now and until > self._now:
+            time.sleep(min((until - self._now) / 1e9 / self._speed, _LONGEST_PAUSE))
+
+    def _complain(self, what: str) -> None:
+        self.broken += 1
+        click.echo(clean_line(what, 300), err=True)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        raw: Any = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
+        if raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
+            raw = stack.enter_context(gzip.open(raw))
+        yield raw
+
+
+def _as_text(report: ProgressReport) -> None:
+    at = f"{report.timestamp:%H:%M:%S}" if report.timestamp is not None else "--:--:--"
+    # Several agents of one name may be at work at once.
+    chat = f" (chat {report.chat_id})" if report.chat_id not in (None, report.trace_id) else ""
+    quiet = "" if report.wakes or not report.status.is_terminal else " (board only)"
+    text = clean_line(f"{report.name}{chat}: {report.content}{quiet}", 2_000)
+    click.echo(f"{at}  {report.status.value:<11} {percent(report.progress):>4}  {text}")
+
+
+def _as_json(report: ProgressReport) -> None:
+    fields = report.to_dict()
+    click.echo(json.dumps({name: fields[name] for name in _FIELDS}, allow_nan=False))
+
+
+class _Sender:
+    """Sends reports as the exporter would."""
+
+    def __init__(self, settings: Settings) -> None:
+        from otel_letta.pipeline.pipeline import join
+
+        self._timeout = settings.read_timeout
+        self._handle = join(settings, None, live=False)
+
+    def __call__(self, report: ProgressReport) -> None:
+        self._handle.pipeline.deliver(report)
+
+    def close(self) -> bool:
+        """Wait until all was delivered, as long as a turn of the agent may take; False if not all was."""
+        delivered = self._handle.pipeline.flush(self._timeout)
+        return self._handle.close(self._timeout) and delivered

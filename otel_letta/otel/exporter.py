@@ -1,0 +1,109 @@
+"""`LettaSpanExporter`: the way in for any TracerProvider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otel_letta.letta.transport import Transport
+from otel_letta.pipeline.pipeline import Component
+from otel_letta.tracking.opt_in import TaskFilter
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from typing_extensions import Unpack
+
+    from otel_letta.settings import SettingsOptions
+
+__all__ = ["LettaSpanExporter"]
+
+
+class LettaSpanExporter(Component, SpanExporter):
+    """Tells a Letta agent how the tasks of a program ended, from spans that have ended.
+
+    Works under any span processor, beside any other exporter::
+
+        provider = TracerProvider()
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        provider.add_span_processor(BatchSpanProcessor(LettaSpanExporter()))
+
+    Spans that declare no task and are no agent's are ignored (see `LettaSpanProcessor`). An agent's task is judged by
+    all its spans, ``grace`` seconds after its root has come. A declared one that ended is ``completed``, or ``failed``
+    if its span's status is ERROR or ``letta.task.status`` says so. For starts and live progress add a
+    `LettaSpanProcessor`, instead or beside it. The setting ``baggage`` has no effect here: an ended span does not know
+    the context that it started in.
+
+    Args:
+        transport: instead of Letta's REST API; for tests.
+        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall tell a task once need the same one.
+        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
+            ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
+        super().__init__(
+            "LettaSpanExporter",
+            live=False,
+            transport=transport,
+            meter_provider=meter_provider,
+            task_filter=task_filter,
+            options=dict(options),
+        )
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Hand the spans over; never waits for Letta, so SUCCESS means accepted, not delivered.
+
+        Returns:
+            FAILURE after `shutdown`, else SUCCESS.
+        """
+        error = self._hand_over(spans)
+        if self._metrics is not None:
+            self._metrics.exported(spans, error)
+        return SpanExportResult.SUCCESS if error is None else SpanExportResult.FAILURE
+
+    def _hand_over(self, spans: Sequence[ReadableSpan]) -> str | None:
+        """What is wrong, None if nothing."""
+        if self._shutdown:
+            return "already_shutdown"
+        try:
+            pipeline = self._hooked
+            if pipeline is not None:
+                pipeline.export(spans)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("export", error)
+            return type(error).__name__
+        return None
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait until everything that was exported reached Letta, at most so long.
+
+        A task that names a chat and waits for its parent span to end, since it may be a step of that one, waits no
+        longer. One that names neither id nor chat waits on, up to an hour, and is not counted here.
+        The SDK's `BatchSpanProcessor` does not call this from its own ``force_flush``: call both.
+
+        Returns:
+            False if something is undelivered; at once where waiting cannot help.
+        """
+        return self._flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float | None = None) -> None:
+        """Deliver what is left and stop; quiet when called again.
+
+        Takes at most ``timeout_millis`` (the SDK's batch processor passes what is left of its 30 s), and never more
+        than ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` (5 s).
+        """
+        self._shutdown = True
+        self._close(timeout_millis)

@@ -1,0 +1,59 @@
+"""`LettaLogRecordProcessor`: progress as OpenTelemetry log events, from anyone.
+
+OpenTelemetry's conventions say that a point in time of a longer operation is an event, and the logs signal is the
+standard way for events to leave a program at once. An event named ``letta.task.progress`` with the attributes of
+`otel_letta.semconv` speaks for the span that it belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.sdk._logs import LogRecordProcessor
+
+from otel_letta import semconv
+from otel_letta.letta.transport import Transport
+from otel_letta.pipeline.pipeline import Component
+
+__all__ = ["LettaLogRecordProcessor"]
+
+
+class LettaLogRecordProcessor(Component, LogRecordProcessor):
+    """Lets log events named ``letta.task.progress`` tell of the open span that they belong to::
+
+        provider = LoggerProvider()
+        provider.add_log_record_processor(LettaLogRecordProcessor())
+
+    The event makes its span a task, as attributes of the span would, and is told at once. It works together with a
+    `LettaSpanProcessor` of the same settings, which knows the open spans; an event of any other span is ignored.
+    SDKs whose log records have no event name (before 1.35) give it nothing to read.
+
+    Args:
+        transport: instead of Letta's REST API; for tests.
+        options: as for `LettaSpanProcessor`, and best the very same.
+    """
+
+    def __init__(self, *, transport: Transport | None = None, **options: Any) -> None:
+        super().__init__("LettaLogRecordProcessor", live=False, transport=transport, options=options)
+
+    def on_emit(self, log_record: Any) -> None:
+        """Called by the SDK for each log record, on the emitting thread; neither raises nor waits."""
+        try:
+            pipeline = self._hooked
+            record = getattr(log_record, "log_record", log_record)
+            if pipeline is None or getattr(record, "event_name", None) != semconv.TASK_PROGRESS:
+                return
+            if record.trace_id and record.span_id:
+                pipeline.on_event((record.trace_id, record.span_id), dict(record.attributes or {}))
+        except Exception as error:  # noqa: BLE001
+            self._swallow("on_emit", error)
+
+    emit = on_emit  # the name until SDK 1.34
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Deliver what is known now; see `LettaSpanProcessor.force_flush`."""
+        return self._flush(timeout_millis)
+
+    def shutdown(self) -> None:
+        """Stop listening; quiet when called again."""
+        self._close(None)

@@ -1,0 +1,111 @@
+"""`LettaSpanProcessor`: the live way in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from otel_letta.letta.transport import Transport
+from otel_letta.pipeline.pipeline import Component
+from otel_letta.tracking.opt_in import TaskFilter
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from typing_extensions import Unpack
+
+    from otel_letta.settings import SettingsOptions
+
+__all__ = ["LettaSpanProcessor"]
+
+
+class LettaSpanProcessor(Component, SpanProcessor):
+    """Tells a Letta agent how the tasks of a program go, while they go.
+
+    A span is a task when it carries a ``letta.task.*``, ``letta.chat.id`` or ``letta.message.id`` attribute (see
+    `otel_letta.semconv`), from its start or later. Its start, what ``set_attribute`` and progress events say while
+    it is open, and its end become reports; so does its loss::
+
+        provider = TracerProvider()
+        provider.add_span_processor(LettaSpanProcessor())
+        tracer = provider.get_tracer("worker")
+        with tracer.start_as_current_span("Refactor module", attributes={"letta.chat.id": "chat-123"}) as span:
+            span.set_attribute("letta.task.progress", 0.5)
+
+    Spans of agents that a framework traces are tasks without any of this, by the conventions they follow (see
+    `otel_letta.tracking.conventions`); so is what ``task_filter`` or the setting ``tasks`` names. The success of such a
+    task wakes the agent only if it took ``wake_after`` seconds.
+
+    With ``baggage=True`` a task without chat or message id takes them from the W3C baggage of the context that its
+    span starts in (``letta.chat.id``, ``letta.message.id``): a caller in another service names its chat once. What
+    the span, or a task around it, says comes first, the resource last. Nothing is ever put into baggage. Off by
+    default, since anybody who can send a request can send baggage.
+
+    Hooks neither raise nor wait. Spans that are recorded but not sampled are reported; spans that a sampler drops
+    never come here. Exporter and processor on one provider report a task once.
+
+    Args:
+        transport: instead of Letta's REST API; for tests.
+        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall tell a task once need the same one.
+        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
+            ``settings``. Bad or missing ones are logged as one error, and the processor does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
+        super().__init__(
+            "LettaSpanProcessor",
+            live=True,
+            transport=transport,
+            meter_provider=meter_provider,
+            task_filter=task_filter,
+            options=dict(options),
+        )
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Called by the SDK when a recorded span starts, on the starting thread."""
+        try:
+            pipeline = self._hooked
+            if pipeline is not None:
+                pipeline.on_start(span, parent_context)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("on_start", error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Called by the SDK when a recorded span has ended, on the ending thread."""
+        try:
+            pipeline = self._hooked
+            if pipeline is not None:
+                pipeline.on_end(span)
+            elif self._handle is not None:
+                self._handle.pipeline.on_end_after_leaving(span)
+            if self._metrics is not None:
+                self._metrics.processed(span, "already_shutdown" if pipeline is None else None)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("on_end", error)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Deliver what is known now: attributes of open spans, ends, and the board.
+
+        Returns:
+            True if all of it reached Letta within the time; False at once where waiting cannot help. An in_progress
+            report that its pacing holds back does not count as undelivered.
+        """
+        return self._flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float | None = None) -> None:
+        """Report tasks that are still open as failed, deliver, and stop; quiet when called again.
+
+        Takes at most ``timeout_millis``, and never more than ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` (5 s).
+        """
+        self._close(timeout_millis)

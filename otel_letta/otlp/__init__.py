@@ -1,0 +1,1 @@
+"""OTLP, from bytes to spans."""

@@ -1,0 +1,362 @@
+"""The callback and the context manager, on real conversations."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_letta.integrations import openhands
+from otel_letta.integrations.openhands import callback, reporting
+from otel_letta.testing import InMemoryLetta
+from tests.real.openhands.scenarios import SCENARIOS, Scenario
+from tests.support.openhands_llm import ScriptedModel, finish, plan, tool
+
+
+@pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with InMemoryLetta() as server:
+        yield server
+        openhands.shutdown()
+
+
+@pytest.fixture
+def agent_id(letta: InMemoryLetta) -> str:
+    return letta.create_agent()
+
+
+@pytest.fixture
+def settings(letta: InMemoryLetta, agent_id: str) -> dict[str, Any]:
+    return {"base_url": letta.base_url, "agent_id": agent_id, "delivery": "messages", "message_interval": 0}
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(model: ScriptedModel, tmp_path: Path) -> Iterator[Make]:
+    """Makes conversations with real tools; closes them afterwards."""
+    from openhands.sdk import LLM, Agent, Conversation, Tool
+    from openhands.tools.file_editor import FileEditorTool
+    from openhands.tools.task_tracker import TaskTrackerTool
+    from openhands.tools.terminal import TerminalTool
+    from pydantic import SecretStr
+
+    import tests.real.openhands.explode  # noqa: F401 - registers the tool
+
+    made = []
+
+    def conversation(model_name: str, *callbacks: Any, **options: Any) -> Any:
+        llm = LLM(model=model_name, base_url=model.base_url, api_key=SecretStr("x"), usage_id="agent", num_retries=0)
+        names = (TerminalTool.name, FileEditorTool.name, TaskTrackerTool.name, "explode")
+        agent = Agent(llm=llm, tools=[Tool(name=name) for name in names])
+        options.setdefault("workspace", str(tmp_path))
+        made.append(Conversation(agent=agent, callbacks=list(callbacks), visualizer=None, **options))
+        return made[-1]
+
+    yield conversation
+    for each in made:
+        each.close()
+
+
+class Heard:
+    """Everything that was put onto the way to the agent, paced or not, and what it got in the end."""
+
+    def __init__(self, letta: InMemoryLetta, agent_id: str) -> None:
+        self._letta, self._agent_id = letta, agent_id
+
+    def reports(self) -> list[dict[str, Any]]:
+        assert openhands.flush(20)
+        return self._letta.reports(self._agent_id)
+
+    def ends(self) -> list[dict[str, Any]]:
+        return [report for report in self.reports() if report["status"] != "in_progress"]
+
+    def end(self) -> dict[str, Any]:
+        (end,) = self.ends()
+        return end
+
+
+@pytest.fixture
+def heard(letta: InMemoryLetta, agent_id: str) -> Heard:
+    return Heard(letta, agent_id)
+
+
+@pytest.fixture
+def every_report(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All reports, also those that a newer one replaces before they are sent."""
+    from otel_letta.integrations.openhands.runs import ConversationTracker
+
+    seen: list[Any] = []
+    make = ConversationTracker.__init__
+
+    def spy(self: ConversationTracker, *, emit: Callable[[Any], None], **options: Any) -> None:
+        def tell(report: Any) -> None:
+            seen.append(report)
+            emit(report)
+
+        make(self, emit=tell, **options)
+
+    monkeypatch.setattr(ConversationTracker, "__init__", spy)
+    return seen
+
+
+def run(conversation: Any, scenario: Scenario) -> None:
+    conversation.send_message("Do it, and tell nobody that the word is xyzzy.")
+    if scenario.raises:
+        with pytest.raises(Exception, match="run failed"):
+            conversation.run()
+    else:
+        conversation.run()
+
+
+WAYS = ["callback", "reporting", "reporting without a callback"]
+CASES = [(way, scenario) for scenario in SCENARIOS for way in WAYS if way != "callback" or scenario.by_events]
+
+
+@pytest.mark.parametrize(("way", "scenario"), CASES, ids=str)
+def test_each_run_has_its_end_and_only_one(
+    way: str,
+    scenario: Scenario,
+    make: Make,
+    model: ScriptedModel,
+    settings: Any,
+    heard: Heard,
+    every_report: list[Any],
+    tmp_path: Path,
+) -> None:
+    name = model.play(f"sdk-{way}-{scenario}".replace(" ", "-"), scenario.steps(str(tmp_path)))
+    told = callback(chat_id="chat-123", message_id="msg-456", **settings)
+    if way == "reporting without a callback":
+        conversation = make(name, max_iteration_per_run=scenario.max_iterations)
+        watching: Any = reporting(conversation, chat_id="chat-123", message_id="msg-456", **settings)
+    else:
+        conversation = make(name, told, max_iteration_per_run=scenario.max_iterations)
+        watching = reporting(conversation, told)
+    if way == "callback":
+        run(conversation, scenario)
+    else:
+        with watching:
+            run(conversation, scenario)
+
+    end = heard.end()
+    assert end["status"] == scenario.status
+    assert end["task_id"] == f"{conversation.id}/1"
+    assert (end["chat_id"], end["message_id"]) == ("chat-123", "msg-456")
+    assert end["result"] == scenario.result
+    if scenario.content is not None:
+        assert end["content"] == scenario.content
+    if scenario.error is not None:
+        assert end["error"].startswith(scenario.error)
+    assert every_report[0].content == "Task started"
+    assert scenario.summaries <= {report.content for report in every_report}
+    assert scenario.progress <= {f"{report.progress:.0%}" for report in every_report}
+    fractions = [report.progress for report in every_report]
+    assert fractions == sorted(fractions)
+    words = " ".join(report.to_json() for report in every_report)
+    assert "xyzzy" not in words
+    assert "private" not in words
+
+
+def test_an_exception_of_run_is_told_by_the_callback_and_by_reporting_once(
+    make: Make, model: ScriptedModel, settings: Any, heard: Heard
+) -> None:
+    told = callback(**settings)
+    conversation = make(model.play("sdk-unknown", [{"status": 404}]), told)
+    with pytest.raises(Exception, match="run failed"), reporting(conversation, told):
+        conversation.send_message("go")
+        conversation.run()
+    assert heard.end()["status"] == "failed"
+
+
+def test_a_pause_is_in_progress_and_the_same_task_goes_on(
+    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+) -> None:
+    told = callback(**settings)
+    conversation: Any = None
+
+    def pause_soon() -> None:
+        # Not here: pausing waits for the step to end, and the step for this answer.
+        threading.Thread(target=lambda: conversation.pause()).start()
+
+    steps = [plan("in_progress", "todo"), tool("terminal", command="sleep 1", summary="sleep")]
+    conversation = make(model.play("sdk-pause", steps, before_last=pause_soon), told)
+    with reporting(conversation, told):
+        conversation.send_message("go")
+        conversation.run()
+    reports = heard.reports()
+    assert (reports[-1]["status"], reports[-1]["content"]) == ("in_progress", "Paused")
+    model.play("sdk-pause", [finish("after the pause")])
+    with reporting(conversation, told):
+        conversation.run()
+    assert (heard.end()["status"], heard.end()["result"]) == ("completed", "after the pause")
+    assert heard.end()["task_id"] == reports[0]["task_id"]
+
+
+@pytest.mark.parametrize("where", ["LLM", "tool"])
+@pytest.mark.parametrize("way", ["callback", "reporting"])
+def test_an_interrupt_is_a_failure(
+    way: str, where: str, make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+) -> None:
+    told = callback(**settings)
+    held = threading.Event()
+    conversation: Any = None
+
+    def interrupt() -> None:
+        conversation.interrupt()
+        held.wait(20)
+
+    if where == "LLM":
+        name = model.play(f"sdk-interrupt-llm-{way}", [plan("todo"), finish("never")], before_last=interrupt)
+        extra: list[Any] = []
+    else:
+        name = model.play(f"sdk-interrupt-tool-{way}", [tool("terminal", command="sleep 30", summary="long")])
+
+        def when_the_tool_starts(event: Any) -> None:
+            if type(event).__name__ == "ActionEvent":
+                threading.Timer(1.0, conversation.interrupt).start()
+
+        extra = [when_the_tool_starts]
+    conversation = make(name, told, *extra)
+
+    async def main() -> None:
+        conversation.send_message("go")
+        await asyncio.wait_for(conversation.arun(), 60)
+
+    async def watched() -> None:
+        async with reporting(conversation, told):
+            await main()
+
+    try:
+        asyncio.run(main() if way == "callback" else watched())
+    finally:
+        held.set()
+    assert (heard.end()["status"], heard.end()["error"]) == ("failed", "interrupted")
+
+
+def test_waiting_for_confirmation_is_in_progress(make: Make, model: ScriptedModel, settings: Any, heard: Heard) -> None:
+    from openhands.sdk.security.confirmation_policy import AlwaysConfirm
+
+    told = callback(**settings)
+    steps = [tool("terminal", command="echo hi", summary="say hi"), finish("said it")]
+    conversation = make(model.play("sdk-confirm", steps), told)
+    conversation.set_confirmation_policy(AlwaysConfirm())
+    with reporting(conversation, told):
+        conversation.send_message("go")
+        conversation.run()
+    assert heard.reports()[-1]["content"] == "Waiting for confirmation"
+    with reporting(conversation, told):
+        conversation.run()
+    assert heard.end()["result"] == "said it"
+
+
+def test_two_conversations_at_once(
+    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+) -> None:
+    def work(n: int) -> None:
+        told = callback(chat_id=f"chat-{n}", **settings)
+        steps = [plan("in_progress"), tool("terminal", command=f"echo {n}", summary=f"say {n}"), finish(f"answer {n}")]
+        conversation = make(model.play(f"sdk-both-{n}", steps), told)
+        with reporting(conversation, told):
+            conversation.send_message("go")
+            conversation.run()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted((end["chat_id"], end["result"]) for end in heard.ends()) == [
+        ("chat-1", "answer 1"),
+        ("chat-2", "answer 2"),
+    ]
+
+
+def test_several_runs_of_a_conversation_are_several_tasks(
+    make: Make, model: ScriptedModel, settings: Any, heard: Heard
+) -> None:
+    told = callback(**settings)
+    conversation = make(model.play("sdk-runs", [finish("first"), finish("second")]), told)
+    for _ in range(2):
+        conversation.send_message("go")
+        conversation.run()
+    assert [(end["task_id"], end["result"]) for end in heard.ends()] == [
+        (f"{conversation.id}/1", "first"),
+        (f"{conversation.id}/2", "second"),
+    ]
+
+
+def test_a_conversation_that_is_resumed_does_not_take_up_the_ids_of_its_past(
+    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+) -> None:
+    name = model.play("sdk-resumed", [finish("first"), finish("second")])
+    first = make(name, callback(**settings), persistence_dir=str(tmp_path / "kept"))
+    first.send_message("go")
+    first.run()
+    heard.reports()
+    first.close()
+    openhands.shutdown()  # as another process would find it
+    again = make(name, callback(**settings), persistence_dir=str(tmp_path / "kept"), conversation_id=first.id)
+    again.send_message("go on")
+    again.run()
+    ids = [end["task_id"] for end in heard.ends()]
+    assert len(set(ids)) == 2
+    assert all(task_id.startswith(f"{first.id}/") for task_id in ids)
+
+
+def test_a_hook_configuration_that_we_print_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from openhands.sdk.hooks import HookConfig
+
+    printed = subprocess.run(
+        [sys.executable, "-m", "otel_letta", "hook", "--print-config"], capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "hooks.json").write_text(printed)
+    config = HookConfig.load(str(tmp_path / "hooks.json"))
+    for event in ("user_prompt_submit", "pre_tool_use", "post_tool_use", "stop", "session_end"):
+        (matcher,) = getattr(config, event)
+        assert "hook" in matcher.hooks[0].command
+    assert config.post_tool_use[0].matches("finish")
+    assert not config.post_tool_use[0].matches("terminal")
+
+
+def test_hooks_that_openhands_runs_itself_tell_the_session(
+    make: Make,
+    model: ScriptedModel,
+    letta: InMemoryLetta,
+    agent_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import subprocess
+    import sys
+
+    from openhands.sdk.hooks import HookConfig
+
+    (tmp_path / "hooks.json").write_text(
+        subprocess.run(
+            [sys.executable, "-m", "otel_letta", "hook", "--print-config", "--chat-id", "chat-7"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("LETTA_BASE_URL", letta.base_url)
+    monkeypatch.setenv("LETTA_AGENT_ID", agent_id)
+    steps = [plan("in_progress", "todo"), plan("done", "todo"), finish("told by hooks")]
+    conversation = make(model.play("sdk-hooks", steps), hook_config=HookConfig.load(str(tmp_path / "hooks.json")))
+    conversation.send_message("go")
+    conversation.run()
+    conversation.close()
+    over = lambda: [r for r in letta.reports(agent_id) if r["status"] != "in_progress"]  # noqa: E731
+    assert letta.wait_for(lambda: bool(over()), 30)
+    (end,) = over()
+    assert (end["status"], end["result"], end["chat_id"]) == ("completed", "told by hooks", "chat-7")
+    assert end["task_id"].startswith(f"{conversation.id}/")

@@ -1,0 +1,323 @@
+"""`otel-letta replay`: recorded spans in, the reports that they make out; and the reader of OTLP-JSON under it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.trace import SpanKind, StatusCode
+
+from otel_letta.cli.main import app
+from otel_letta.cli.replay import Replay
+from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.settings import Settings
+from otel_letta.testing import InMemoryLetta
+from tests.support.recorded import TRACES, traces
+
+FIELDS = [
+    "task_id",
+    "name",
+    "chat_id",
+    "message_id",
+    "status",
+    "progress",
+    "content",
+    "sequence",
+    "timestamp",
+    "trace_id",
+]
+
+
+def replay(*arguments: str | Path, stdin: bytes | None = None, env: dict[str, str] | None = None) -> Result:
+    result = CliRunner().invoke(app(), ["replay", *map(str, arguments)], input=stdin, env=env)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def recorded(name: str) -> Path:
+    return TRACES / f"{name}.otlp.jsonl.gz"
+
+
+@pytest.mark.parametrize("name", traces())
+def test_every_task_has_exactly_one_end_and_it_is_the_last_word(name: str) -> None:
+    result = replay("--dry-run", "--format", "json", recorded(name))
+    assert result.exit_code == 0
+    told = lines_of(result)
+    assert all(list(line) == FIELDS for line in told)
+    for task in {line["task_id"] for line in told}:
+        mine = [line for line in told if line["task_id"] == task]
+        assert [line["status"] == "in_progress" for line in mine] == [True] * (len(mine) - 1) + [False]
+        assert [line["sequence"] for line in mine] == list(range(1, len(mine) + 1))
+        assert [line["timestamp"] for line in mine] == sorted(line["timestamp"] for line in mine)
+
+
+def test_people_read_one_line_for_each_report() -> None:
+    out = replay("--dry-run", recorded("pydantic_ai.otel.tool_error")).stdout.splitlines()
+    assert {line[8:26] for line in out} == {"  in_progress   0%", "  completed   100%"}
+    assert [line.split("  reporter (chat thread-42): ")[1] for line in out] == [
+        "Started 'reporter'",
+        "Used tool search_docs (0.4 s); 1 tool used",
+        "Tool send_report failed: mail service returned 503: ERR-REPORT quota exceeded; 2 tools used",
+        "Finished 'reporter' in 2.2 s, 2 tools, 1 problem (board only)",
+    ]
+
+
+def test_files_are_read_as_lines_as_one_document_compressed_and_from_stdin(tmp_path: Path) -> None:
+    lines = gzip.decompress(recorded("strands.native.success").read_bytes())
+    requests = [json.loads(line) for line in lines.splitlines()]
+    merged = {"resourceSpans": [spans for request in requests for spans in request["resourceSpans"]]}
+    for name, content in (
+        ("lines.jsonl", lines),
+        ("lines.gz", gzip.compress(lines)),
+        ("one.json", json.dumps(merged).encode()),
+        ("indented.json", json.dumps(merged, indent=2).encode()),
+        ("list.json", json.dumps(requests, indent=1).encode()),
+        ("windows.jsonl", b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n\r\n")),
+    ):
+        (tmp_path / name).write_bytes(content)
+        result = replay("--dry-run", tmp_path / name)
+        assert result.exit_code == 0, name
+        assert result.stdout.splitlines()[-1].endswith("Finished 'reporter' in 3.9 s, 2 tools (board only)"), name
+    for content in (lines, gzip.compress(lines)):
+        # Not through CliRunner, whose standard input is none that can be peeked into.
+        command = [sys.executable, "-m", "otel_letta", "replay", "--dry-run", "-"]
+        done = subprocess.run(command, input=content, capture_output=True, check=True, cwd=tmp_path)
+        assert b"Finished 'reporter' in 3.9 s, 2 tools" in done.stdout
+
+
+def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
+    lines = gzip.decompress(recorded("strands.native.success").read_bytes()).splitlines()
+    bad = [b"{", b"nonsense \x1b[31m", b'{"resourceSpans": 5}', b"\xff\xfe", b"[" * 100_000]
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(b"\n".join([*lines[:2], *bad, *lines[2:]]))
+    result = replay("--dry-run", path)
+    assert result.exit_code == 1
+    assert "Finished 'reporter' in 3.9 s, 2 tools" in result.stdout
+    for number in range(3, 8):
+        assert f"{path}, line {number}: " in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_a_broken_span_does_not_take_the_others_of_its_line_with_it(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in gzip.decompress(recorded("strands.native.success").read_bytes()).splitlines()]
+    spans = lines[0]["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    spans.insert(0, {"traceId": "zz", "name": "broken"})
+    path = tmp_path / "spans.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    result = replay("--dry-run", path)
+    assert (result.exit_code, "line 1: span 1: traceId is not 32" in result.stderr) == (1, True)
+    assert "Finished 'reporter'" in result.stdout
+
+
+@pytest.mark.parametrize("first", [b"{", b'{"resourceSpans":[{', b"", b"\x80"])
+def test_a_first_line_that_was_cut_off_does_not_take_the_file_with_it(tmp_path: Path, first: bytes) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(first + b"\n" + gzip.decompress(recorded("strands.native.success").read_bytes()))
+    result = replay("--dry-run", path)
+    assert (result.exit_code, result.stderr.count("line 1: not")) == ((1, 1) if first else (0, 0))
+    assert "Finished 'reporter'" in result.stdout
+
+
+def test_a_list_of_one_request_over_several_lines_is_one_document(tmp_path: Path) -> None:
+    requests = gzip.decompress(recorded("strands.native.success").read_bytes()).splitlines()
+    path = tmp_path / "spans.json"
+    path.write_bytes(b"[\n" + b",\n".join(requests) + b"\n]\n")
+    assert "Finished 'reporter'" in replay("--dry-run", path).stdout
+    path.write_bytes(b"[\n" + requests[0] + b"\n]\n")
+    assert replay("--dry-run", path).exit_code == 0
+
+
+def test_input_without_a_task_says_so(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for path, spans in ((empty, 0), (recorded("celery_batch.success"), 10)):
+        result = replay("--dry-run", path)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"No task in {spans} spans.\n")
+
+
+def test_an_output_that_nobody_reads_is_not_called_broken_input() -> None:
+    def close(report: object) -> None:
+        raise BrokenPipeError
+
+    player = Replay(Settings.resolve(require_agent=False, environ={}), [close])
+    with pytest.raises(BrokenPipeError):
+        player.read(str(recorded("strands.native.success")))
+    assert player.broken == 0
+
+
+@pytest.mark.parametrize("cut", [5, 100, 400])
+def test_a_truncated_archive_is_read_as_far_as_it_goes(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "spans.gz"
+    path.write_bytes(recorded("strands.native.success").read_bytes()[:-cut])
+    assert replay("--dry-run", path).exit_code == 1
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = replay("--dry-run", tmp_path / "missing.jsonl", recorded("strands.native.success"))
+    assert result.exit_code == 1
+    assert "missing.jsonl: No such file" in result.stderr
+    assert "Finished 'reporter'" in result.stdout
+
+
+def test_a_dry_run_needs_no_settings_and_bad_ones_do_not_hinder_it(tmp_path: Path) -> None:
+    result = replay("--dry-run", recorded("strands.native.success"), env={"LETTA_BASE_URL": "nonsense"})
+    assert result.exit_code == 0
+
+
+def test_without_an_agent_nothing_is_read_or_sent() -> None:
+    result = replay(recorded("strands.native.success"), env={"LETTA_AGENT_ID": ""})
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "LETTA_AGENT_ID" in result.stderr
+
+
+def test_what_is_printed_is_sent_too() -> None:
+    with InMemoryLetta() as letta:
+        agent = letta.create_agent()
+        env = {"LETTA_BASE_URL": letta.base_url, "LETTA_AGENT_ID": agent, "LETTA_PASSWORD": "secret"}
+        result = replay(recorded("pydantic_ai.otel.llm_error"), recorded("pydantic_ai.otel.success"), env=env)
+        assert result.exit_code == 0
+        assert [report["status"] for report in letta.reports(agent)] == ["failed"]
+        assert "completed" in (letta.board(agent) or "")
+
+
+def test_opt_ins_of_the_settings_count() -> None:
+    env = {"OTEL_LETTA_TASKS": "scope:opentelemetry.instrumentation.celery*"}
+    told = lines_of(replay("--dry-run", "--format", "json", recorded("celery_batch.tool_error"), env=env))
+    assert [(line["name"], line["status"]) for line in told] == [("run/nightly.import_sales", "failed")]
+    assert "bad row 1043: price is not a number" in told[0]["content"]
+
+
+# -- the reader ------------------------------------------------------------------------------------------------------
+
+SPAN: dict[str, Any] = {
+    "traceId": "0AF7651916CD43DD8448EB211C80319C",
+    "spanId": "b7ad6b7169203331",
+    "name": "x",
+    "startTimeUnixNano": "1544712660000000000",
+    "endTimeUnixNano": "1544712661000000000",
+}
+
+
+def read(**more: Any) -> Batch:
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": [{**SPAN, **more}]}]}]}
+    (batch,) = read_batches([json.dumps(request).encode()])
+    return batch
+
+
+def test_ids_times_and_enums_are_read_in_either_spelling() -> None:
+    for more in (
+        {"kind": 2, "status": {"code": 2, "message": "m"}},
+        {"kind": "SPAN_KIND_SERVER", "status": {"code": "STATUS_CODE_ERROR", "message": "m"}},
+        {"kind": "2", "status": {"code": "2", "message": "m"}, "startTimeUnixNano": 1544712660000000000},
+    ):
+        (span,) = read(**more, somethingNew={"a": [1]}).spans
+        assert span.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+        assert (span.kind, span.status.status_code, span.status.description) == (SpanKind.SERVER, StatusCode.ERROR, "m")
+        assert (span.start_time, span.end_time) == (1544712660000000000, 1544712661000000000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remote"), [(0, False), (0x100, False), (0x300, True), (0x200, False), ("768", True)]
+)
+def test_a_parent_is_in_another_process_if_the_flags_say_so(flags: Any, remote: bool) -> None:
+    (span,) = read(parentSpanId="00f067aa0ba902b7", flags=flags).spans
+    assert span.parent is not None
+    assert span.parent.is_remote is remote
+
+
+def test_every_kind_of_value_is_read() -> None:
+    values = {
+        "text": {"stringValue": "x"},
+        "yes": {"boolValue": True},
+        "number": {"intValue": "9007199254740993"},
+        "plain": {"intValue": 5},
+        "real": {"doubleValue": 0.5},
+        "nan": {"doubleValue": "Infinity"},
+        "bytes": {"bytesValue": "aGk="},
+        "list": {"arrayValue": {"values": [{"intValue": 1}, {"stringValue": "a"}]}},
+        "map": {"kvlistValue": {"values": [{"key": "a", "value": {"intValue": 1}}]}},
+        "nothing": {},
+    }
+    (span,) = read(attributes=[{"key": key, "value": value} for key, value in values.items()]).spans
+    assert dict(span.attributes or {}) == {
+        "text": "x",
+        "yes": True,
+        "number": 9007199254740993,
+        "plain": 5,
+        "real": 0.5,
+        "nan": float("inf"),
+        "bytes": b"hi",
+        "list": (1, "a"),
+        "map": '{"a": 1}',
+        "nothing": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"traceId": ""},
+        {"spanId": "0" * 16},
+        {"spanId": 5},
+        {"name": ["x"]},
+        {"endTimeUnixNano": "soon"},
+        {"endTimeUnixNano": -5},
+        {"attributes": {"a": 1}},
+        {"attributes": [{"key": "a", "value": {"intValue": "x"}}]},
+        {"attributes": [{"key": "a", "value": 5}]},
+        {"events": [5]},
+        {"status": "ERROR"},
+    ],
+    ids=str,
+)
+def test_a_span_that_is_none_is_said_to_be_broken(more: dict[str, Any]) -> None:
+    batch = read(**more)
+    assert batch.spans == []
+    assert len(batch.broken) == 1
+
+
+def test_metrics_and_logs_are_no_spans_and_no_error() -> None:
+    batches = list(read_batches([b'{"resourceMetrics": []}', b'{"resourceLogs": [{}]}', b"", b"{}"]))
+    assert [(batch.spans, batch.broken) for batch in batches] == [([], [])] * 3
+
+
+WORDS = [
+    *SPAN,
+    "key",
+    "value",
+    "events",
+    "attributes",
+    "intValue",
+    "doubleValue",
+    "arrayValue",
+    "values",
+    "status",
+    "x",
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(JSON, st.sampled_from(["resourceSpans", "scopeSpans", "spans", "attributes", "events", "status", "flags"]))
+def test_no_input_raises(value: Any, where: str) -> None:
+    documents: list[Any] = [value, {where: value}, {"resourceSpans": [{where: value, "scopeSpans": [{where: value}]}]}]
+    for document in documents:
+        for _ in read_batches([json.dumps(document).encode()]):
+            pass
+    read(**{where: value})
