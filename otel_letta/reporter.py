@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from otel_letta.delivery.envelope import render
 from otel_letta.delivery.gate import exchange
-from otel_letta.delivery.worker import suppressed
 from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
 from otel_letta.letta.transport import Message, Transport
 from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class LettaReporter:
         """`send_progress_report` for code without an event loop, or inside a running one (a notebook); blocks."""
         report = _report(chat_id, message_id, content, progress, status)
         self._refuse_if_closed()
-        with suppressed():
+        with suppress_tracing():
             return self._send(report, threading.Event())
 
     async def aclose(self) -> None:
@@ -205,7 +205,7 @@ class LettaReporter:
         # turn can last minutes. Nor is a call bound to a loop this way.
         def work() -> None:
             try:
-                with suppressed():
+                with suppress_tracing():
                     answer = self._send(report, given_up)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 done(None, error)

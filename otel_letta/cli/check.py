@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from otel_letta.delivery.worker import suppressed
 from otel_letta.errors import (
     LettaAgentNotFoundError,
     LettaAuthenticationError,
@@ -40,6 +39,7 @@ from otel_letta.letta.http import redactor, rows
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block
 from otel_letta.reporter import LettaReporter
+from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import VARIABLES, Delivery, Secret, ServerKind, Settings
 from otel_letta.text import clean_line
 
@@ -90,7 +90,7 @@ class _Examination:
     def run(self, env_file: str | None) -> None:
         try:
             settings = self._settings(env_file)
-            with suppressed():  # no spans of these requests, should somebody have instrumented httpx
+            with suppress_tracing():  # no spans of these requests, should somebody have instrumented httpx
                 self._server(settings)
         except _Stop:
             pass
@@ -491,7 +491,7 @@ class _Asking:
 
         def work() -> None:
             try:
-                with suppressed():
+                with suppress_tracing():
                     outcome.put((True, call()))
             except Exception as error:  # noqa: BLE001 - raised again below
                 outcome.put((False, error))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 import weakref
@@ -27,6 +26,7 @@ from typing import Any
 
 from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Lane, Message, Run, Transport
+from otel_letta.runtime import fork
 from otel_letta.runtime.locks import HostLock
 
 __all__ = ["Waiter", "exchange", "hold", "settle"]
@@ -121,8 +121,7 @@ def _forget_in_child() -> None:
     _lanes, _lanes_lock = weakref.WeakValueDictionary(), threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+fork.in_child(_forget_in_child)
 
 
 @contextlib.contextmanager

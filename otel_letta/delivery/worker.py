@@ -9,12 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from opentelemetry import context as otel_context
-
 from otel_letta.errors import LettaError
 from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.suppress import suppress_tracing
 
-__all__ = ["Retry", "Worker", "is_ours", "suppressed"]
+__all__ = ["Retry", "Worker"]
 
 _logger = logging.getLogger(__name__)
 
@@ -23,31 +22,6 @@ _IDLE_SECONDS = 10.0
 
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
-
-
-_OURS = otel_context.create_key("otel_letta")
-
-
-def is_ours() -> bool:
-    """True on a thread that does this package's own work, and so in destructors that run in the middle of it."""
-    return bool(otel_context.get_value(_OURS))
-
-
-class suppressed:  # noqa: N801 - reads as the context manager that it is
-    """Inside, OpenTelemetry instrumentation makes no spans of our own requests.
-
-    The SDK's key does not cross into new threads, so it is attached on the thread that sends, around each send. The
-    plain string is what older instrumentation packages look for.
-    """
-
-    def __enter__(self) -> None:
-        context = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
-        context = otel_context.set_value("suppress_instrumentation", True, context)
-        context = otel_context.set_value(_OURS, True, context)
-        self._token = otel_context.attach(context)
-
-    def __exit__(self, *_: object) -> None:
-        otel_context.detach(self._token)
 
 
 class Retry:
@@ -175,7 +149,7 @@ class Worker:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with suppressed():
+        with suppress_tracing():
             self._work()
 
     def _work(self) -> None:
@@ -196,7 +170,7 @@ class Worker:
 
     def _do(self, job: Callable[[], None]) -> None:
         try:
-            with suppressed():
+            with suppress_tracing():
                 job()
         except Exception:
             _logger.exception("unexpected error in %s", self._name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -21,6 +20,7 @@ import httpx
 from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.http import HttpClient, redactor, refusal
 from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime import fork
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_line
 
@@ -116,8 +116,7 @@ def _forget_in_child() -> None:
     _pending.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+fork.in_child(_forget_in_child)
 
 
 def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings) -> None:

@@ -34,7 +34,7 @@ from otel_letta.errors import (
     LettaTimeoutError,
 )
 from otel_letta.letta.transport import call_deadline
-from otel_letta.runtime.fork import hold_forks
+from otel_letta.runtime import fork
 from otel_letta.settings import Secret, Settings, http_url
 from otel_letta.text import clean_error, clean_line
 
@@ -247,7 +247,8 @@ class HttpClient:
 
 _instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()
 # A thread in the middle of making a client is in the middle of OpenSSL, whose locks a child could never take.
-hold_forks(_instances, lambda client: client._lock, HttpClient.forget_connections)
+fork.hold_for(_instances, lambda client: client._lock)
+fork.in_child_each(_instances, HttpClient.forget_connections)
 
 _KEPT = ("content-type", "location", "retry-after", "date")
 

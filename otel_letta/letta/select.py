@@ -14,7 +14,7 @@ from otel_letta.errors import LettaDependencyError, LettaServerError
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
-from otel_letta.runtime.fork import hold_forks
+from otel_letta.runtime import fork
 from otel_letta.settings import ServerKind, Settings, http_url
 
 __all__ = ["SelectingTransport"]
@@ -196,7 +196,8 @@ def _after_fork_in_child(transport: SelectingTransport) -> None:
 
 _instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
 # A thread that makes a delegate may be in the middle of an import, whose lock a child could never take.
-hold_forks(_instances, lambda transport: transport._lock, _after_fork_in_child)
+fork.hold_for(_instances, lambda transport: transport._lock)
+fork.in_child_each(_instances, _after_fork_in_child)
 
 
 def _fixed(settings: Settings) -> ServerInfo | None:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.baggage import get_baggage
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_value
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -33,11 +33,12 @@ from otel_letta import semconv
 from otel_letta.delivery.board import BoardKeeper
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.delivery.worker import is_ours, suppressed
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.integrations.openhands.runs import Claims, ConversationTracker, Event, Origin
 from otel_letta.letta.transport import Transport
 from otel_letta.report import ProgressReport
+from otel_letta.runtime import fork
+from otel_letta.runtime.suppress import is_suppressed, on_own_thread, suppress_tracing
 from otel_letta.runtime.wake import watch
 from otel_letta.settings import Delivery, Settings, SettingsOptions
 from otel_letta.settings.settings import _refuse_unknown
@@ -69,9 +70,6 @@ _THREAD_RETRY = 1.0
 
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
-
-_FRAMES_TO_LOGFIRE = 10
-"""At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
 
 _START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CONVERSATION, _OVER = range(9)
 _Note = tuple[int, Any, Any, Any]
@@ -291,7 +289,7 @@ class Pipeline:
         elif self._thread is None:
             self._start_thread()
         # Not in a destructor that runs in the middle of our own work, with half of that work done.
-        if len(self._notes) > _BACKLOG and not is_ours():
+        if len(self._notes) > _BACKLOG and not on_own_thread():
             self._work_off(wait=False)
 
     def _start_thread(self) -> None:
@@ -327,7 +325,7 @@ class Pipeline:
         self._bell.put(None)
 
     def _run(self) -> None:
-        with suppressed():
+        with suppress_tracing():
             while not self._stopped:
                 self._sleep()
                 self._guarded(self._turn)
@@ -361,7 +359,7 @@ class Pipeline:
 
     def _work_off(self, *, wait: bool, timeout: float = 0.0) -> bool:
         """Read all notes on the calling thread. False if another thread held the tracker for too long."""
-        with suppressed():
+        with suppress_tracing():
             if not self._tracker_lock.acquire(blocking=wait, timeout=timeout if wait else -1):
                 return False
             try:
@@ -559,7 +557,7 @@ class Pipeline:
         deadline = time.monotonic() + timeout
         if not self._work_off(wait=True, timeout=timeout):
             return False
-        with suppressed():
+        with suppress_tracing():
             return self._flush_delivery(deadline, closing=False)
 
     def _flush_delivery(self, deadline: float, *, closing: bool) -> bool:
@@ -611,7 +609,7 @@ class Pipeline:
         began = time.monotonic()
         deadline = began + budget * _FOR_DELIVERY
         try:
-            with suppressed():
+            with suppress_tracing():
                 self._closed = last
                 if last or (handle.live and not any(other.live for other in self._handles)):
                     self._end_open_tasks(budget, conversations=last)
@@ -645,7 +643,7 @@ class Pipeline:
     def at_process_end(self) -> None:
         """A child of multiprocessing is about to exit, perhaps without shutting its provider down."""
         deadline = time.monotonic() + self.settings.shutdown_timeout
-        with suppressed():
+        with suppress_tracing():
             others = [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
             if others:  # multiprocessing waits for these afterwards, and they may end their tasks well
                 self._work_off(wait=True, timeout=self.settings.shutdown_timeout)
@@ -795,8 +793,7 @@ def _after_fork_in_child() -> None:
         pipeline.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+fork.in_child(_after_fork_in_child)
 
 
 class Component:
@@ -909,21 +906,3 @@ def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterPro
     except Exception:
         _logger.warning("%s has no metrics: the meter provider failed", kind, exc_info=True)
         return None
-
-
-def is_suppressed() -> bool:
-    """True on a thread or in a task that OpenTelemetry's own machinery works on."""
-    return bool(get_value(_SUPPRESS_INSTRUMENTATION_KEY)) and not _is_logfires_own_suppression()
-
-
-def _is_logfires_own_suppression() -> bool:
-    """True in a hook that Logfire calls (``additional_span_processors``): it calls all of them with instrumentation
-    suppressed, having left out the spans that were suppressed before. Nothing but the stack tells the two apart."""
-    frame = sys._getframe(2)
-    for _ in range(_FRAMES_TO_LOGFIRE):
-        if frame.f_globals.get("__name__") == "logfire._internal.exporters.processor_wrapper":
-            return True
-        if frame.f_back is None:
-            return False
-        frame = frame.f_back
-    return False

@@ -1,4 +1,8 @@
-"""Forks while another thread is in the middle of something that a child could never finish."""
+"""One registry of what has to happen at a fork, and in the child.
+
+A forked child has one thread, and a copy of everything else: locks that belong to threads which do not exist there,
+sockets that are the parent's, questions whose answer would never come. Each room says here how its own is made anew.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +12,57 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["hold_forks"]
-
 _T = TypeVar("_T")
 
 _PATIENCE = 1.0
 """Seconds. A fork is not kept waiting any longer: the lock may belong to a thread that is stuck."""
 
+_renewals: list[Callable[[], None]] = []
+_waits: list[Callable[[], list[threading.Lock]]] = []
+_held: list[threading.Lock] = []
 
-def hold_forks(
-    instances: weakref.WeakSet[_T], lock_of: Callable[[_T], threading.Lock], in_child: Callable[[_T], None]
-) -> None:
-    """Have every fork wait for the locks of these objects, and make the child's copies usable.
 
-    Args:
-        instances: the objects; may change at any time.
-        lock_of: the lock of one, held while it does what must not be cut in two by a fork.
-        in_child: called in the child with each, whose lock belongs to nobody there and has to be made anew.
+def in_child(renew: Callable[[], None]) -> None:
+    """Have every forked child call ``renew``, in the order of registration."""
+    _renewals.append(renew)
+
+
+def in_child_each(instances: weakref.WeakSet[_T], renew: Callable[[_T], None]) -> None:
+    """Have every forked child call ``renew`` with each object that is in the set then."""
+
+    def renew_each() -> None:
+        for instance in list(instances):
+            renew(instance)
+
+    in_child(renew_each)
+
+
+def hold_for(instances: weakref.WeakSet[_T], lock_of: Callable[[_T], threading.Lock]) -> None:
+    """Have every fork wait for the locks of these objects, held by whoever must not be cut in two by it.
+
+    Such as a thread that is in the middle of an import or of OpenSSL, whose own locks a child could never take. The
+    child finds the locks of the objects held, so `in_child_each` has to give them new ones.
     """
-    if not hasattr(os, "register_at_fork"):
-        return
-    held: list[threading.Lock] = []
+    _waits.append(lambda: [lock_of(instance) for instance in list(instances)])
 
-    def before() -> None:
-        for instance in list(instances):
-            lock = lock_of(instance)
+
+def _before() -> None:
+    for locks in _waits:
+        for lock in locks():
             if lock.acquire(timeout=_PATIENCE):
-                held.append(lock)
+                _held.append(lock)
 
-    def after_in_parent() -> None:
-        while held:
-            held.pop().release()
 
-    def after_in_child() -> None:
-        held.clear()
-        for instance in list(instances):
-            in_child(instance)
+def _after_in_parent() -> None:
+    while _held:
+        _held.pop().release()
 
-    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
+
+def _after_in_child() -> None:
+    _held.clear()
+    for renew in _renewals:
+        renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -17,6 +17,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from otel_letta.runtime import fork
+
 __all__ = ["HostLock"]
 
 _logger = logging.getLogger(__name__)
@@ -159,5 +161,4 @@ def _forget_in_child() -> None:
     _open_files.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+fork.in_child(_forget_in_child)

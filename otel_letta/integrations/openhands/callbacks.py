@@ -18,7 +18,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from otel_letta.errors import LettaConfigurationError
 from otel_letta.integrations.openhands.runs import Event, Origin, What, read_event
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.pipeline import Component
+from otel_letta.runtime import fork
 from otel_letta.settings import Settings
 from otel_letta.text import as_text
 from otel_letta.tracking.aborts import abort_reason
@@ -136,8 +136,7 @@ def _after_fork_in_child() -> None:
     _shares_lock = threading.RLock()  # another thread may have held it
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+fork.in_child(_after_fork_in_child)
 
 
 def flush(timeout: float = 30.0) -> bool:

@@ -8,7 +8,6 @@ and there is neither a board nor a look at what the agent has. What the comments
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import uuid
@@ -31,6 +30,7 @@ from otel_letta.errors import (
 from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient, redactor, refusal, rows
 from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.runtime import fork
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_error
 
@@ -46,13 +46,11 @@ _Otids = tuple[str, ...]
 _instances: weakref.WeakSet[AppServerHttpTransport] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
-    for transport in list(_instances):
-        transport._lock = threading.Lock()
+def _after_fork_in_child(transport: AppServerHttpTransport) -> None:
+    transport._lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+fork.in_child_each(_instances, _after_fork_in_child)
 
 
 class AppServerHttpTransport:

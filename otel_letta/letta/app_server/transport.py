@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import threading
 import time
@@ -53,6 +52,7 @@ from otel_letta.letta.transport import (
     Run,
     call_deadline,
 )
+from otel_letta.runtime import fork
 from otel_letta.settings import Settings, http_url
 
 __all__ = ["AppServerTransport"]
@@ -130,13 +130,7 @@ _inherited: list[Session] = []
 library would say goodbye to the server in the parent's name."""
 
 
-def _after_fork_in_child() -> None:
-    for transport in list(_instances):
-        transport._begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+fork.in_child_each(_instances, lambda transport: transport._begin())
 
 
 class _Watch:

@@ -413,8 +413,8 @@ class FakeAppServer:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeAppServer]:
     fresh = type("Fresh", (FakeAppServer,), {"row": {"id": "agent-local-1", "name": "helper"}, "sent": []})
-    for home, name in (("app_server", "AppServerTransport"), ("app_server_http", "AppServerHttpTransport")):
-        module = types.ModuleType(f"otel_letta.letta.{home}")
+    for home, name in (("transport", "AppServerTransport"), ("openai_api", "AppServerHttpTransport")):
+        module = types.ModuleType(f"otel_letta.letta.app_server.{home}")
         setattr(module, name, fresh)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return fresh

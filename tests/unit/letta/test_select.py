@@ -68,8 +68,8 @@ class OverHttp(Recording):
 @pytest.fixture(autouse=True)
 def app_server_transports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recording]]:
     for name, kind in (("AppServerTransport", Recording), ("AppServerHttpTransport", OverHttp)):
-        home = "app_server" if kind is Recording else "app_server_http"
-        module = types.ModuleType(f"otel_letta.letta.{home}")
+        home = "transport" if kind is Recording else "openai_api"
+        module = types.ModuleType(f"otel_letta.letta.app_server.{home}")
         setattr(module, name, kind)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Recording, "made", [])

@@ -20,7 +20,7 @@ import pytest
 
 from otel_letta import LettaSpanProcessor, Settings
 from otel_letta.integrations import openhands
-from otel_letta.integrations.openhands import callback, reporting
+from otel_letta.integrations.openhands import callback, callbacks, reporting
 from otel_letta.runtime.imports import when_imported
 from otel_letta.testing import InMemoryLetta
 from tests.support.conversations import recorded
@@ -131,9 +131,9 @@ def test_settings_of_another_kind_are_one_error_in_the_log(caplog: pytest.LogCap
 def test_callbacks_with_the_same_settings_share_one_pipeline(settings: dict[str, Any]) -> None:
     callback(**settings)(ASKED)
     assert callback(**settings).stats()["reports"] == callback(**settings).stats()["reports"]
-    assert len(openhands._shares) == 1
+    assert len(callbacks._shares) == 1
     callback(**{**settings, "delivery": "board"})
-    assert len(openhands._shares) == 2
+    assert len(callbacks._shares) == 2
 
 
 def test_finished_settings_are_taken_and_exclude_others(
@@ -142,7 +142,7 @@ def test_finished_settings_are_taken_and_exclude_others(
     finished = Settings.resolve(**settings)
     assert callback(settings=finished).active
     assert callback(settings=finished).stats() == callback(**settings).stats()
-    assert len(openhands._shares) == 1
+    assert len(callbacks._shares) == 1
     assert not callback(settings=finished, delivery="board").active
     assert "exclude each other" in caplog.text
 

@@ -219,7 +219,7 @@ def test_modules_of_the_workspace_do_not_take_part(tmp_path: Path) -> None:
         (workspace / module).write_text("raise SystemExit(2)\n")
     code = (
         "import sys; sys.argv = ['-m']; from otel_letta.integrations.openhands import hook; "
-        "print(__import__('json').dumps(hook_module._command()))"
+        "print(__import__('json').dumps(hook._command()))"
     )
     environment = {**os.environ, "PATH": ""}
     asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
