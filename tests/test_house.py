@@ -25,7 +25,7 @@ ORDER = (
     "runtime",
 )
 """The rooms from the roof down: a file imports from its own room and from those behind it, and from the ground."""
-GROUND = ("report", "errors", "semconv", "text")
+GROUND = ("report", "errors", "semconv", "text", "ids")
 FORBIDDEN = {
     "tracking": {"letta", "otlp", "settings", "runtime"},
     "delivery": {"tracking", "otlp"},
@@ -38,7 +38,6 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 """What the packages' public names are loaded with, wherever they stand."""
 
 EXCEPTIONS = {
-    ("settings.settings", "letta.transport"),
     ("pipeline.pipeline", "integrations.openhands.runs"),
     ("pipeline.pipeline", "otel.selfmetrics"),
     ("delivery.board", "tracking.wording"),
@@ -53,7 +52,6 @@ LONGER = {
     "letta.app_server.transport",
     "letta.http",
     "pipeline.pipeline",
-    "settings.settings",
     "testing.server",
     "tracking.agents",
     "tracking.conventions",

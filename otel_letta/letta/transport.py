@@ -6,11 +6,12 @@ threads; whoever calls `send` holds the lane's gate (`letta.gate`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
 
 __all__ = [
     "APP_SERVER_CONVERSATION",
@@ -22,11 +23,6 @@ __all__ = [
     "Transport",
     "call_deadline",
 ]
-
-REST_CONVERSATION = re.compile(r"conv-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-"""The form of a conversation's id on a REST server and on Letta Cloud."""
-APP_SERVER_CONVERSATION = re.compile(r"local-conv-[0-9]{1,18}\Z")
-"""The form of one on an App Server that keeps its agents itself (``--backend local``)."""
 
 call_deadline: ContextVar[float | None] = ContextVar("otel_letta_call_deadline", default=None)
 """Seconds of `time.monotonic` after which a call has to give up, whatever the settings allow: somebody waits."""

@@ -26,6 +26,7 @@ from opentelemetry._logs import LogRecord
 from otel_letta.cli.main import app
 from otel_letta.settings import VARIABLES
 from otel_letta.testing import InMemoryLetta
+from tests.support.settings import documented
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -240,19 +241,14 @@ def test_a_yaml_file_reports(block: Block, outcomes: dict[Block, Future[Outcome]
 
 
 def settings_table() -> str:
-    rows = ["| variable | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for variable in VARIABLES:
-        default = variable.default
-        is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        shown = f"{default:g} {variable.unit}" if is_number else variable.default_text
-        rows.append(f"| `{variable.env}` | {shown} | {variable.allowed} | {variable.help} |")
-    return "\n".join(row.replace("<", "&lt;") for row in rows)
+    rows = documented(VARIABLES, "allowed", "help").replace("<", "&lt;")
+    return f"| variable | default | allowed | meaning |\n| --- | --- | --- | --- |\n{rows}"
 
 
 def test_the_table_of_settings_is_the_one_that_the_code_follows() -> None:
     page = PAGES["settings.md"]
     table = page.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert table == settings_table(), "write it anew: python -m tests.test_docs"
+    assert table == settings_table(), "write it anew: python -m tests.docs.test_docs"
 
 
 def test_no_page_names_a_variable_that_does_not_exist() -> None:

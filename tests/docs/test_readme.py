@@ -11,24 +11,15 @@ import pytest
 
 from otel_letta.settings import VARIABLES
 from otel_letta.testing import InMemoryLetta
+from tests.support.settings import documented
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- python: (\w+) -->\n```python\n(.*?)```", README, flags=re.DOTALL))
 
 
-def settings_table() -> str:
-    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for variable in VARIABLES:
-        default = variable.default
-        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
-        shown = f"{default:g} {variable.unit}" if numeric else variable.default_text
-        rows.append(f"| `{variable.env}` | {shown} | {variable.help} |")
-    return "\n".join(rows)
-
-
 def test_the_table_of_settings_is_the_one_that_the_code_follows() -> None:
     table = README.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert table == settings_table()
+    assert table == f"| variable | default | meaning |\n| --- | --- | --- |\n{documented(VARIABLES, 'help')}"
 
 
 def test_every_keyword_is_its_variable_in_lower_case() -> None:
