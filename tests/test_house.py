@@ -50,8 +50,6 @@ LONGER = {
     "delivery.courier",
     "integrations.openhands.callbacks",
     "integrations.openhands.runs",
-    "letta.app_server.transport",
-    "letta.http",
     "pipeline.pipeline",
     "settings.settings",
     "testing.server",

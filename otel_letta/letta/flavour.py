@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 
 from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
-from otel_letta.letta.http import HttpClient, redactor, refusal
+from otel_letta.letta.answers import mapping, parsed, refusal
+from otel_letta.letta.http import HttpClient
+from otel_letta.letta.redaction import redactor
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_line
-
-__all__ = ["Flavour", "ServerInfo", "forget", "recognise"]
 
 _logger = logging.getLogger(__name__)
 
@@ -258,11 +258,7 @@ class _Asker:
         except LettaConnectionError as error:
             error.may_have_landed = False  # no report was sent
             raise
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            body = None
-        return _Answer(response, body if isinstance(body, dict) else {}, self._settings)
+        return _Answer(response, mapping(parsed(response)), self._settings)
 
     def close(self) -> None:
         self._http.close()

@@ -20,12 +20,13 @@ from otel_letta.errors import (
     LettaServerError,
     LettaUnsupportedError,
 )
-from otel_letta.letta.http import HttpClient, redactor, refusal, rows, segment, server_time
+from otel_letta.letta.answers import parsed, refusal, rows, server_time
+from otel_letta.letta.configured import Configured
+from otel_letta.letta.http import HttpClient, segment
+from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.settings import Settings, http_url
-
-__all__ = ["RestTransport"]
+from otel_letta.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
@@ -33,23 +34,23 @@ _NEWEST = 100
 """How many of the newest messages are searched for one of ours. A turn of many steps adds two or more each."""
 
 
-class RestTransport:
-    """Speaks to one Letta REST server. See `Transport` for what each call means."""
+class RestTransport(Configured):
+    """A Letta REST server. See `Transport` for what each call means."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)  # its ending is of no use here: a turn goes on without us
         self._http = HttpClient(settings, _logger)
-        self.ending = Deadline()  # of no use here: a turn goes on without us
 
     queues_messages = False
 
-    # -- lanes ---------------------------------------------------------------------------------------------------
+    def _is_conversation(self, chat_id: str) -> bool:
+        return REST_CONVERSATION.match(chat_id) is not None
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """A ``chat_id`` that has the form of a conversation's id names the conversation, any other is only told."""
-        conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
-        return Lane(self._server, agent_id or self._settings.agent_id, conversation)
+    def _settings_changed(self) -> None:
+        self._http.use(self._settings)
+
+    def close(self, *, until: Deadline | None = None) -> None:
+        self._http.close()
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class RestTransport:
             if error.status not in (404, 405, 501):
                 raise
             self.probe(
-                Lane(self._server, agent_id), until=until
+                self.lane(agent_id, None), until=until
             )  # raises where it is the agent or the address that is wrong
             raise LettaUnsupportedError(status=error.status) from error
         return [_block(row) for row in rows(answer) if isinstance(row.get("id"), str)]
@@ -188,19 +189,6 @@ class RestTransport:
                 f"The memory block {block.label!r} was deleted", status=error.status, hint="it is made again"
             ) from None
 
-    # -- life ----------------------------------------------------------------------------------------------------
-
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
-        if fresh.identity() == self._settings.identity():
-            return
-        _logger.info("Letta settings changed: using the new ones")
-        self._settings = fresh
-        self._http.use(fresh)
-
-    def close(self, *, until: Deadline | None = None) -> None:
-        self._http.close()
-
     # -- one request ---------------------------------------------------------------------------------------------
 
     def _call(
@@ -223,20 +211,14 @@ class RestTransport:
         body: dict[str, Any] | None = None,
         params: dict[str, str] | None = None,
     ) -> tuple[Any, datetime]:
-        """The parsed answer and the server's own time; raises the `LettaError` that fits."""
+        """Return the parsed answer and the server's own time; raise the `LettaError` that fits a refusal."""
         response = self._http.request(method, path, body=body, params=params, until=until)
         if not response.is_success:
             raise refusal(response, redactor(self._settings))
-        try:
-            return response.json(), server_time(response)
-        except (ValueError, RecursionError):
-            failure = LettaServerError(
-                "What answers is not a Letta REST API",
-                status=response.status_code,
-                hint="check LETTA_BASE_URL",
-                parks=True,
-            )
-        raise failure  # out here, so that it is not chained to one that quotes the answer
+        answer = parsed(response, response)
+        if answer is response:
+            raise _not_a_rest_api(response.status_code)
+        return answer, server_time(response)
 
 
 def _moment(value: object) -> datetime | None:
@@ -254,9 +236,15 @@ def _moment(value: object) -> datetime | None:
 _FRACTION = re.compile(r"\.(\d+)")
 
 
+def _not_a_rest_api(status: int | None = None) -> LettaServerError:
+    return LettaServerError(
+        "What answers is not a Letta REST API", status=status, hint="check LETTA_BASE_URL", parks=True
+    )
+
+
 def _mapping(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
-        raise LettaServerError("What answers is not a Letta REST API", hint="check LETTA_BASE_URL", parks=True)
+        raise _not_a_rest_api()
     return answer
 
 

@@ -8,49 +8,47 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
+from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.settings import ServerKind, Settings, http_url
-
-__all__ = ["SelectingTransport"]
+from otel_letta.settings import ServerKind, Settings
 
 _logger = logging.getLogger(__name__)
 
 
-class SelectingTransport:
-    """Hands every call to the transport that fits the server. Making one asks nobody anything.
+class _Delegate(Transport, Protocol):
+    """A transport to one flavour of server."""
+
+    def use(self, settings: Settings) -> None:
+        """See `Configured.use`."""
+
+
+class SelectingTransport(Configured):
+    """A transport that hands every call to the one that fits the server. Making one asks nobody anything.
 
     ``OTEL_LETTA_SERVER`` decides where it is set. Else the server is asked (`recognise`) at the first call that
     needs it, at the next one if that failed, and again when its answers do not fit what it was taken for.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)
         self._lock = threading.Lock()
         self._info: ServerInfo | None = _fixed(settings)
-        self._delegate: Transport | None = None
+        self._delegate: _Delegate | None = None
         self._doubtful = False
-        self.ending = Deadline()
         _instances.add(self)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """A ``chat_id`` that has the form of this server's conversation ids names one; of any server's, before it
-        is known which this is."""
-        return Lane(
-            self._server, agent_id or self._settings.agent_id, chat_id if self._is_conversation(chat_id) else None
-        )
-
-    def _is_conversation(self, chat_id: str | None) -> bool:
-        if not chat_id or self._settings.server is ServerKind.APP_SERVER_HTTP:
+    def _is_conversation(self, chat_id: str) -> bool:
+        # Before it is known which server this is, the ids of any.
+        if self._settings.server is ServerKind.APP_SERVER_HTTP:
             return False  # that API can address no conversation but its own
         info = self._info
         # An App Server whose agents live in Letta Cloud may use the Cloud's ids.
@@ -114,22 +112,20 @@ class SelectingTransport:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
+    def use(self, settings: Settings) -> None:
+        stale: _Delegate | None = None
         with self._lock:
-            before, self._settings = self._settings, fresh
-            moved = (fresh.base_url, fresh.server) != (before.base_url, before.server)
-            if moved or (fresh.identity() != before.identity() and self._is_guess()):
-                self._info, self._doubtful = _fixed(fresh), False
+            before, self._settings = self._settings, settings
+            moved = (settings.base_url, settings.server) != (before.base_url, before.server)
+            if moved or (settings.identity() != before.identity() and self._is_guess()):
+                self._info, self._doubtful = _fixed(settings), False
                 stale, self._delegate = self._delegate, None
-            else:
-                stale = None
             delegate = self._delegate
         if stale is not None:
             _logger.info("Letta settings changed: using the new ones")
             stale.close()
         if delegate is not None:
-            delegate.reload()
+            delegate.use(settings)
 
     def _is_guess(self) -> bool:
         """True if the server did not say what it is, for want of the right token: with a new one it may."""
@@ -162,7 +158,7 @@ class SelectingTransport:
                 self._doubtful = True
             raise
 
-    def _chosen(self, until: Deadline | None) -> Transport:
+    def _chosen(self, until: Deadline | None) -> _Delegate:
         with self._lock:
             settings, info, delegate, doubtful = self._settings, self._info, self._delegate, self._doubtful
         if delegate is not None and not doubtful:
@@ -171,7 +167,7 @@ class SelectingTransport:
             forget(settings.base_url)
         if info is None or doubtful:
             info = recognise(settings, until=until)
-        stale: Transport | None = None
+        stale: _Delegate | None = None
         with self._lock:
             if self._settings is not settings:
                 pass  # somebody read new ones meanwhile: the next call asks for them
@@ -182,7 +178,7 @@ class SelectingTransport:
                 self._doubtful = False
             chosen = self._delegate
         if stale is not None:
-            _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
+            _logger.warning("%s is another kind of server now: %s", settings.base_url, info.flavour)
             stale.close()
         return chosen if chosen is not None else self._chosen(until)
 
@@ -205,7 +201,7 @@ def _fixed(settings: Settings) -> ServerInfo | None:
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
 
 
-def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> Transport:
+def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> _Delegate:
     if info.flavour is not Flavour.APP_SERVER:
         return RestTransport(settings)
     if settings.server is ServerKind.APP_SERVER_HTTP:
