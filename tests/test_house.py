@@ -49,8 +49,6 @@ LONGER = {
     "delivery.courier",
     "integrations.openhands.callbacks",
     "integrations.openhands.runs",
-    "letta.app_server.transport",
-    "letta.http",
     "pipeline.pipeline",
     "testing.server",
     "tracking.agents",

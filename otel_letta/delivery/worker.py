@@ -6,11 +6,10 @@ import logging
 import math
 import random
 import threading
-import time
 from collections.abc import Callable
 
 from otel_letta.errors import LettaError
-from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 
 __all__ = ["Retry", "Worker"]
@@ -83,6 +82,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.busy = False
+        self.until: Deadline | None = None
+        """Of the present job's calls, whatever the settings allow: somebody waits for it."""
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -140,11 +141,11 @@ class Worker:
                     continue
                 self.busy = True
             # Nobody else could end a call that hangs.
-            token = call_deadline.set(time.monotonic() + deadline - self._clock())
+            self.until = Deadline.after(deadline - self._clock())
             try:
                 self._do(job)
             finally:
-                call_deadline.reset(token)
+                self.until = None
 
     # -- the thread --------------------------------------------------------------------------------------------------
 

@@ -8,48 +8,48 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
+from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
+from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
-from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
+from otel_letta.letta.transport import Block, Lane, Message, Run, Transport
 from otel_letta.runtime import fork
-from otel_letta.settings import ServerKind, Settings, http_url
-
-__all__ = ["SelectingTransport"]
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.settings import ServerKind, Settings
 
 _logger = logging.getLogger(__name__)
 
 
-class SelectingTransport:
-    """Hands every call to the transport that fits the server. Making one asks nobody anything.
+class _Delegate(Transport, Protocol):
+    """A transport to one flavour of server."""
+
+    def use(self, settings: Settings) -> None:
+        """See `Configured.use`."""
+
+
+class SelectingTransport(Configured):
+    """A transport that hands every call to the one that fits the server. Making one asks nobody anything.
 
     ``OTEL_LETTA_SERVER`` decides where it is set. Else the server is asked (`recognise`) at the first call that
     needs it, at the next one if that failed, and again when its answers do not fit what it was taken for.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)
         self._lock = threading.Lock()
         self._info: ServerInfo | None = _fixed(settings)
-        self._delegate: Transport | None = None
+        self._delegate: _Delegate | None = None
         self._doubtful = False
-        self._departure: float | None = None
         _instances.add(self)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """A ``chat_id`` that has the form of this server's conversation ids names one; of any server's, before it
-        is known which this is."""
-        return Lane(
-            self._server, agent_id or self._settings.agent_id, chat_id if self._is_conversation(chat_id) else None
-        )
-
-    def _is_conversation(self, chat_id: str | None) -> bool:
-        if not chat_id or self._settings.server is ServerKind.APP_SERVER_HTTP:
+    def _is_conversation(self, chat_id: str) -> bool:
+        # Before it is known which server this is, the ids of any.
+        if self._settings.server is ServerKind.APP_SERVER_HTTP:
             return False  # that API can address no conversation but its own
         info = self._info
         # An App Server whose agents live in Letta Cloud may use the Cloud's ids.
@@ -61,66 +61,72 @@ class SelectingTransport:
 
     # -- delegated -----------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
-        with self._fitting() as transport:
-            return transport.send(lane, messages)
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+        with self._fitting(until) as transport:
+            return transport.send(lane, messages, until=until)
 
-    def active_runs(self, lane: Lane) -> list[Run]:
-        with self._fitting() as transport:
-            return transport.active_runs(lane)
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+        with self._fitting(until) as transport:
+            return transport.active_runs(lane, until=until)
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
-        with self._fitting() as transport:
-            return transport.landed(lane, otids)
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+        with self._fitting(until) as transport:
+            return transport.landed(lane, otids, until=until)
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
-        with self._fitting() as transport:
-            return transport.in_context(lane, message_ids)
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
+        with self._fitting(until) as transport:
+            return transport.in_context(lane, message_ids, until=until)
 
-    def probe(self, lane: Lane) -> None:
-        with self._fitting() as transport:
-            transport.probe(lane)
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
+        with self._fitting(until) as transport:
+            transport.probe(lane, until=until)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        with self._fitting() as transport:
-            return transport.describe(agent_id)
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        with self._fitting(until) as transport:
+            return transport.describe(agent_id, until=until)
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        with self._fitting() as transport:
-            return transport.agents(limit)
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
+        with self._fitting(until) as transport:
+            return transport.agents(limit, until=until)
 
-    def blocks(self, agent_id: str) -> list[Block]:
-        with self._fitting() as transport:
-            return transport.blocks(agent_id)
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+        with self._fitting(until) as transport:
+            return transport.blocks(agent_id, until=until)
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
-        with self._fitting() as transport:
-            return transport.create_block(agent_id, label, value, limit, description, metadata)
+        with self._fitting(until) as transport:
+            return transport.create_block(agent_id, label, value, limit, description, metadata, until=until)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
-        with self._fitting() as transport:
-            transport.write_block(block, value, metadata)
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+        with self._fitting(until) as transport:
+            transport.write_block(block, value, metadata, until=until)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
+    def use(self, settings: Settings) -> None:
+        stale: _Delegate | None = None
         with self._lock:
-            before, self._settings = self._settings, fresh
-            moved = (fresh.base_url, fresh.server) != (before.base_url, before.server)
-            if moved or (fresh.identity() != before.identity() and self._is_guess()):
-                self._info, self._doubtful = _fixed(fresh), False
+            before, self._settings = self._settings, settings
+            moved = (settings.base_url, settings.server) != (before.base_url, before.server)
+            if moved or (settings.identity() != before.identity() and self._is_guess()):
+                self._info, self._doubtful = _fixed(settings), False
                 stale, self._delegate = self._delegate, None
-            else:
-                stale = None
             delegate = self._delegate
         if stale is not None:
             _logger.info("Letta settings changed: using the new ones")
             stale.close()
         if delegate is not None:
-            delegate.reload()
+            delegate.use(settings)
 
     def _is_guess(self) -> bool:
         """True if the server did not say what it is, for want of the right token: with a new one it may."""
@@ -134,26 +140,17 @@ class SelectingTransport:
         delegate = self._delegate
         return delegate is not None and delegate.queues_messages
 
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """The process ends at ``deadline`` (on `time.monotonic`): a transport that must not end in the middle of a
-        turn is told, also one that is only chosen later."""
-        with self._lock:
-            self._departure = deadline
-            delegate = self._delegate
-        if delegate is not None:
-            delegate.leave(deadline, wait=wait)
-
-    def close(self) -> None:
+    def close(self, *, until: Deadline | None = None) -> None:
         with self._lock:
             delegate = self._delegate
         if delegate is not None:
-            delegate.close()
+            delegate.close(until=until)
 
     # -- the choice ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _fitting(self) -> Iterator[Transport]:
-        transport = self._chosen()
+    def _fitting(self, until: Deadline | None) -> Iterator[Transport]:
+        transport = self._chosen(until)
         try:
             yield transport
         except LettaServerError as error:
@@ -162,7 +159,7 @@ class SelectingTransport:
                 self._doubtful = True
             raise
 
-    def _chosen(self) -> Transport:
+    def _chosen(self, until: Deadline | None) -> _Delegate:
         with self._lock:
             settings, info, delegate, doubtful = self._settings, self._info, self._delegate, self._doubtful
         if delegate is not None and not doubtful:
@@ -170,28 +167,26 @@ class SelectingTransport:
         if doubtful:
             forget(settings.base_url)
         if info is None or doubtful:
-            info = recognise(settings)
-        stale: Transport | None = None
+            info = recognise(settings, until=until)
+        stale: _Delegate | None = None
         with self._lock:
             if self._settings is not settings:
                 pass  # somebody read new ones meanwhile: the next call asks for them
             elif self._delegate is None or (self._info is not None and self._info.flavour is not info.flavour):
-                stale, self._delegate = self._delegate, _transport_for(settings, info)
+                stale, self._delegate = self._delegate, _transport_for(settings, info, self.ending)
                 self._info, self._doubtful = info, False
-                if self._departure is not None:
-                    self._delegate.leave(self._departure)
             else:
                 self._doubtful = False
             chosen = self._delegate
         if stale is not None:
-            _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
+            _logger.warning("%s is another kind of server now: %s", settings.base_url, info.flavour)
             stale.close()
-        return chosen if chosen is not None else self._chosen()
+        return chosen if chosen is not None else self._chosen(until)
 
 
 def _after_fork_in_child(transport: SelectingTransport) -> None:
     transport._lock = threading.Lock()
-    transport._departure = None  # it was the parent's
+    transport.ending.renew()  # it was the parent's
 
 
 _instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
@@ -207,7 +202,7 @@ def _fixed(settings: Settings) -> ServerInfo | None:
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
 
 
-def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
+def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> _Delegate:
     if info.flavour is not Flavour.APP_SERVER:
         return RestTransport(settings)
     if settings.server is ServerKind.APP_SERVER_HTTP:
@@ -221,4 +216,4 @@ def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
         )
     from otel_letta.letta.app_server.transport import AppServerTransport
 
-    return AppServerTransport(settings, info)
+    return AppServerTransport(settings, info, ending=ending)

@@ -12,7 +12,6 @@ import socket
 import threading
 import uuid
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,26 +19,27 @@ import httpx
 
 from otel_letta.errors import (
     LettaAgentNotFoundError,
-    LettaAuthenticationError,
     LettaError,
     LettaModelError,
     LettaRequestError,
     LettaServerError,
     LettaUnsupportedError,
 )
+from otel_letta.letta.answers import mapping, parsed, refusal, rows, wrong_token
+from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import ServerInfo
-from otel_letta.letta.http import HttpClient, redactor, refusal, rows
+from otel_letta.letta.http import HttpClient
+from otel_letta.letta.recent import Recent
+from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import Block, Lane, Message, Run
 from otel_letta.runtime import fork
-from otel_letta.settings import Settings, http_url
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.settings import Settings
 from otel_letta.text import clean_error
-
-__all__ = ["AppServerHttpTransport"]
 
 _logger = logging.getLogger(__name__)
 
 _NAMESPACE = uuid.UUID("6f0c8a4e-9a0f-4a55-8c5e-2f6f6f1f9b0a")
-_MOST_REMEMBERED = 1_000
 
 _Otids = tuple[str, ...]
 
@@ -53,8 +53,8 @@ def _after_fork_in_child(transport: AppServerHttpTransport) -> None:
 fork.in_child_each(_instances, _after_fork_in_child)
 
 
-class AppServerHttpTransport:
-    """Speaks to one App Server that was started with ``--openai-api``. See `Transport` for what each call means."""
+class AppServerHttpTransport(Configured):
+    """An App Server that was started with ``--openai-api``. See `Transport` for what each call means."""
 
     queues_messages = True
 
@@ -65,22 +65,27 @@ class AppServerHttpTransport:
                 hint="start it with --openai-api, or set OTEL_LETTA_SERVER=app-server for its WebSocket",
                 parks=True,
             )
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)  # its ending is of no use here: a turn goes on without us
         self._http = HttpClient(settings, _logger)
         self._lock = threading.Lock()
-        self._unsettled: OrderedDict[_Otids, str] = OrderedDict()
+        self._unsettled: Recent[_Otids, str] = Recent()
         """Requests without an answer, as they were sent: the same key joins the turn that may still be running."""
-        self._taken: OrderedDict[str, None] = OrderedDict()
+        self._taken: Recent[str, None] = Recent()
         """Messages whose turn failed. The server had stored them before."""
         _instances.add(self)
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """One for each agent: its gate also sees to it that the first request with a new key goes alone, since two
-        at once would make two conversations (measured)."""
-        return Lane(self._server, agent_id or self._settings.agent_id)
+    def _is_conversation(self, chat_id: str) -> bool:
+        # One lane for each agent: its gate also sees to it that the first request with a new key goes alone, since
+        # two at once would make two conversations (measured).
+        return False
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def _settings_changed(self) -> None:
+        self._http.use(self._settings)
+
+    def close(self, *, until: Deadline | None = None) -> None:
+        self._http.close()
+
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         """Post the messages as one text, and wait for the turn.
 
         Returns:
@@ -93,14 +98,14 @@ class AppServerHttpTransport:
             # As a whole, even if a part of it is not asked for any more: with another key it would be another turn.
             before = [(otids, text) for otids, text in self._unsettled.items() if not contents.keys().isdisjoint(otids)]
         for otids, text in before:
-            answer = self._post(lane.agent_id, otids, text)
+            answer = self._post(lane.agent_id, otids, text, until)
             for otid in otids:
                 contents.pop(otid, None)
         if contents:
-            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()))
+            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()), until)
         return answer
 
-    def _post(self, agent_id: str, otids: _Otids, text: str) -> dict[str, Any]:
+    def _post(self, agent_id: str, otids: _Otids, text: str, until: Deadline | None) -> dict[str, Any]:
         # The last user message is the only one that a request with a chat key delivers, so all reports share one.
         body = {"model": agent_id, "messages": [{"role": "user", "content": text}]}
         headers = {
@@ -108,16 +113,16 @@ class AppServerHttpTransport:
             "Idempotency-Key": str(uuid.uuid5(_NAMESPACE, "\n".join(otids))),
         }
         try:
-            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers)
+            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers, until=until)
             if not response.is_success:
                 raise self._refusal(response, otids)
-            answer = _object(response)
-            if answer is None:
+            answer = mapping(parsed(response))
+            if not answer:
                 raise LettaServerError("The answer is not that of an App Server", may_have_landed=True)
         except LettaError as error:
             with self._lock:
                 if error.may_have_landed and error.status != 500:
-                    _remember(self._unsettled, otids, text)
+                    self._unsettled[otids] = text
                 else:
                     self._unsettled.pop(otids, None)
             raise
@@ -137,11 +142,7 @@ class AppServerHttpTransport:
         redact = redactor(self._settings)
         said = clean_error(redact(_words(response)))
         if status in (401, 403):
-            return LettaAuthenticationError(
-                status=status,
-                detail=said,
-                hint="check LETTA_PASSWORD (or LETTA_API_KEY): it holds the App Server's token",
-            )
+            return wrong_token(status, said)
         if status == 404 and "does not exist" in said:
             return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
         if status == 404:
@@ -156,7 +157,7 @@ class AppServerHttpTransport:
             # failure is not remembered with its key, so another try would cost all of that again (measured).
             with self._lock:
                 for otid in otids:
-                    _remember(self._taken, otid, None)
+                    self._taken[otid] = None
             return LettaModelError(
                 status=status,
                 detail=said,
@@ -167,77 +168,56 @@ class AppServerHttpTransport:
             return LettaRequestError(status=status, detail=said)
         return refusal(response, redact)
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         return []
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         """Only what this process knows: the server lists nothing here."""
         with self._lock:
             return {otid: otid for otid in otids if otid in self._taken}
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         return set(message_ids)
 
-    def probe(self, lane: Lane) -> None:
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         """Checks the server and the token. Whether the agent exists shows only when it is sent something."""
-        self._models()
+        self._models(until)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        self._models()
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        self._models(until)
         return {"id": agent_id}
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
         # Agents by their names, which a request may use as well as their ids.
-        return [{"id": row["id"]} for row in self._models() if isinstance(row.get("id"), str)][:limit]
+        return [{"id": row["id"]} for row in self._models(until) if isinstance(row.get("id"), str)][:limit]
 
-    def _models(self) -> list[dict[str, Any]]:
-        response = self._http.request("GET", "/v1/models")
+    def _models(self, until: Deadline | None) -> list[dict[str, Any]]:
+        response = self._http.request("GET", "/v1/models", until=until)
         if not response.is_success:
             raise self._refusal(response, ())
-        return rows((_object(response) or {}).get("data"))
+        return rows(mapping(parsed(response)).get("data"))
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
-
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
-        if fresh.identity() == self._settings.identity():
-            return
-        _logger.info("Letta settings changed: using the new ones")
-        self._settings = fresh
-        self._server = http_url(fresh.base_url)
-        self._http.use(fresh)
-
-    def close(self) -> None:
-        self._http.close()
-
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """Nothing to do: a turn goes on without us."""
-
-
-def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    store[key] = value
-    while len(store) > _MOST_REMEMBERED:
-        store.popitem(last=False)
-
-
-def _object(response: httpx.Response) -> dict[str, Any] | None:
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
 
 
 def _words(response: httpx.Response) -> str:
-    error = (_object(response) or {}).get("error")
+    error = mapping(parsed(response)).get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""

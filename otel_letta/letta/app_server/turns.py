@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["DEFAULT_CONVERSATION", "Turn"]
-
 DEFAULT_CONVERSATION = "default"
 """The server's word for an agent's conversation that has no id of its own."""
 
@@ -55,9 +53,19 @@ class Turn:
         self._failed_early = False
 
     @property
+    def runtime(self) -> dict[str, str]:
+        """What frames about it name."""
+        return {"agent_id": self.agent_id, "conversation_id": self.conversation_id}
+
+    @property
     def began(self) -> bool:
         """Whether a run was seen that one of the messages started."""
         return bool(self._runs)
+
+    @property
+    def is_occupied(self) -> bool:
+        """Whether it failed because another run occupies the conversation."""
+        return "already has an active run" in self.error
 
     def see(self, frame: dict[str, Any]) -> bool:
         """Take a frame; True if it says something about this input or its conversation. Unknown ones are ignored."""

@@ -15,10 +15,12 @@ from websockets.sync.server import ServerConnection
 
 from otel_letta import errors
 from otel_letta.delivery.gate import exchange
-from otel_letta.letta.app_server import transport as app_server
+from otel_letta.letta.app_server import conversations, following, socket
+from otel_letta.letta.app_server import sending as sending_module
 from otel_letta.letta.app_server.transport import AppServerTransport
 from otel_letta.letta.flavour import Flavour, ServerInfo
-from otel_letta.letta.transport import Block, Message, Run, call_deadline
+from otel_letta.letta.transport import Block, Message, Run
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from tests.support.scripted_app_server import Frame, Held, ScriptedAppServer, scripted_app_server
 
@@ -29,9 +31,9 @@ ONE, TWO = Message("report one", "otid-1"), Message("report two", "otid-2")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_server, "_STEP", 0.01)
-    monkeypatch.setattr(app_server, "_GLANCE", 0.05)
-    monkeypatch.setattr(app_server, "_SHARED_RUN_PATIENCE", 0.0)
+    monkeypatch.setattr(following, "_STEP", 0.01)
+    monkeypatch.setattr(following, "_SILENCE", 0.05)
+    monkeypatch.setattr(sending_module, "_SHARED_RUN_PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -56,9 +58,14 @@ def make(server: ScriptedAppServer) -> Iterator[Make]:
 
     yield letta
     for transport in made:
-        transport.leave(time.monotonic() + 2.0, wait=True)
-        transport.close()
+        leave(transport, 2.0)
     server.wait_for(lambda: server.open == 0)  # no socket is left open
+
+
+def leave(letta: AppServerTransport, seconds: float) -> None:
+    """End as a program does that has so many seconds for it."""
+    letta.ending.bring_forward(time.monotonic() + seconds)
+    letta.close(until=letta.ending)
 
 
 def send(letta: AppServerTransport, *messages: Message, chat_id: str | None = None) -> dict[str, Any]:
@@ -426,18 +433,18 @@ def test_a_conversation_that_cannot_be_made(server: ScriptedAppServer, make: Mak
 def test_another_agent_s_turn_in_the_default_conversation_is_waited_for(
     server: ScriptedAppServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "_SHARED_RUN_PATIENCE", 10.0)
+    monkeypatch.setattr(sending_module, "_SHARED_RUN_PATIENCE", 10.0)
     server.occupied.add("default")
     letta = make()
     waits: list[float] = []
 
-    def free_at_the_third(seconds: float) -> bool:
+    def free_at_the_third(self: Deadline, seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 3:
             server.occupied.clear()
         return False
 
-    monkeypatch.setattr(letta._departure, "wait", free_at_the_third)
+    monkeypatch.setattr(Deadline, "wait", free_at_the_third)
     assert send(letta)["conversation_id"] == "default"
     assert told(server) == ["report one"]
     assert waits == [0.5, 1.0, 2.0]
@@ -471,7 +478,7 @@ def test_what_went_to_the_blocked_conversation_before_counts_as_landed(server: S
 def test_a_blocked_conversation_with_a_name_is_left_at_once(
     server: ScriptedAppServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "_SHARED_RUN_PATIENCE", 60.0)
+    monkeypatch.setattr(sending_module, "_SHARED_RUN_PATIENCE", 60.0)
     named = server.conversation(AGENT)
     server.occupied.add(named)
     assert send(make(), chat_id=named)["conversation_id"] == "local-conv-2"
@@ -495,7 +502,7 @@ def test_a_detour_that_is_blocked_too_leads_to_the_next_and_then_it_is_said(
 def test_after_a_while_the_blocked_conversation_is_tried_again(
     server: ScriptedAppServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_server, "_DETOUR_LASTS", 0.0)
+    monkeypatch.setattr(conversations, "_DETOUR_LASTS", 0.0)
     server.occupied.add("default")
     letta = make()
     send(letta, ONE)
@@ -557,7 +564,7 @@ def test_leaving_stops_our_own_turn_before_the_socket_closes(server: ScriptedApp
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.running)
-        letta.leave(time.monotonic() + 0.3, wait=True)
+        leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     assert isinstance(outcome["error"], errors.LettaTimeoutError)
     assert outcome["error"].may_have_landed is True
@@ -570,7 +577,7 @@ def test_leaving_gives_the_turn_the_time_that_there_is(server: ScriptedAppServer
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.running)
-        letta.leave(time.monotonic() + 60.0)
+        letta.ending.bring_forward(time.monotonic() + 60.0)
         (held,) = server.running
         held.finish()
     assert outcome["answer"]["stop_reason"] == "end_turn"
@@ -589,7 +596,7 @@ def test_leaving_does_not_stop_what_runs_for_others_as_well(server: ScriptedAppS
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.of("input"))
-        letta.leave(time.monotonic() + 0.1, wait=True)
+        leave(letta, 0.1)
     assert isinstance(outcome["error"], errors.LettaTimeoutError)
     assert not server.of("abort_message")
 
@@ -597,16 +604,16 @@ def test_leaving_does_not_stop_what_runs_for_others_as_well(server: ScriptedAppS
 def test_the_first_word_about_the_end_holds(make: Make) -> None:
     letta = make()
     now = time.monotonic()
-    letta.leave(now + 10.0)
-    letta.leave(now + 50.0)
-    assert letta._departure.at == now + 10.0
-    letta.leave(now + 5.0)
-    assert letta._departure.at == now + 5.0
+    letta.ending.bring_forward(now + 10.0)
+    letta.ending.bring_forward(now + 50.0)
+    assert letta.ending.at == now + 10.0
+    letta.ending.bring_forward(now + 5.0)
+    assert letta.ending.at == now + 5.0
 
 
 def test_after_the_end_no_turn_is_begun(server: ScriptedAppServer, make: Make) -> None:
     letta = make()
-    letta.leave(time.monotonic())
+    letta.ending.bring_forward(time.monotonic())
     with pytest.raises(errors.LettaTimeoutError) as raised:
         send(letta)
     assert raised.value.may_have_landed is False
@@ -620,7 +627,7 @@ def test_leaving_waits_no_longer_than_it_may(server: ScriptedAppServer, make: Ma
     with sending(letta):
         server.wait_for(lambda: server.running)
         began = time.monotonic()
-        letta.leave(began + 0.2, wait=True)
+        leave(letta, 0.2)
         assert time.monotonic() - began < 5.0
     assert len(server.of("abort_message")) == 1
 
@@ -644,7 +651,7 @@ def test_a_turn_that_nobody_waits_for_is_stopped_at_the_end(server: ScriptedAppS
     letta = make(read_timeout=0.1)
     with pytest.raises(errors.LettaTimeoutError):
         send(letta)
-    letta.leave(time.monotonic() + 0.3, wait=True)
+    leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     server.wait_for(lambda: server.open == 0)
     assert not server.wedged
@@ -659,7 +666,7 @@ def test_a_duplicate_that_nobody_waits_for_does_not_keep_its_socket(server: Scri
 
 
 def test_a_socket_is_not_kept_for_ever(server: ScriptedAppServer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_server, "_LINGER_AT_MOST", 0.1)
+    monkeypatch.setattr(following, "_LINGER_AT_MOST", 0.1)
     server.answers["input"] = lambda connection, frame: None
     with pytest.raises(errors.LettaTimeoutError):
         send(make(read_timeout=0.05))
@@ -675,13 +682,13 @@ def test_where_no_thread_can_be_started_the_turn_is_stopped(
     def no_thread(self: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    receive = app_server.Session.receive
+    receive = socket.Session.receive
 
-    def then_no_thread(self: app_server.Session, seconds: float) -> Frame | None:
+    def then_no_thread(self: socket.Session, seconds: float) -> Frame | None:
         monkeypatch.setattr(threading.Thread, "start", no_thread)  # the socket's own thread runs by now
         return receive(self, seconds)
 
-    monkeypatch.setattr(app_server.Session, "receive", then_no_thread)
+    monkeypatch.setattr(socket.Session, "receive", then_no_thread)
     with pytest.raises(errors.LettaTimeoutError):
         send(letta)
     monkeypatch.undo()
@@ -694,18 +701,18 @@ def test_ctrl_c_leaves_the_turn_to_the_exit(
 ) -> None:
     server.on_input = lambda held: None
     letta = make()
-    step = app_server._Watch.step
+    step = following.Watch.step
 
-    def interrupted(self: app_server._Watch) -> bool:
+    def interrupted(self: following.Watch) -> bool:
         if self._turn.accepted and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(app_server._Watch, "step", interrupted)
+    monkeypatch.setattr(following.Watch, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         send(letta)
     assert server.open == 1
-    letta.leave(time.monotonic() + 0.3, wait=True)
+    leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     assert not server.wedged
 
@@ -713,13 +720,9 @@ def test_ctrl_c_leaves_the_turn_to_the_exit(
 def test_a_call_ends_when_somebody_waits_for_less(server: ScriptedAppServer, make: Make) -> None:
     server.on_input = lambda held: None
     letta = make(read_timeout=60.0)
-    token = call_deadline.set(time.monotonic() + 0.1)
     began = time.monotonic()
-    try:
-        with pytest.raises(errors.LettaTimeoutError):
-            send(letta)
-    finally:
-        call_deadline.reset(token)
+    with pytest.raises(errors.LettaTimeoutError):
+        letta.send(letta.lane(None, None), [ONE], until=Deadline.after(0.1))
     assert time.monotonic() - began < 5.0
     for held in list(server.running):
         held.finish()
@@ -736,13 +739,13 @@ def test_a_forked_child_leaves_its_parent_s_socket_alone_and_has_its_own(server:
         if child == 0:
             code = 1
             with contextlib.suppress(BaseException):
-                letta.leave(time.monotonic() + 5.0, wait=True)
+                leave(letta, 5.0)
                 import gc
 
                 gc.collect()
                 fresh = AppServerTransport(letta._settings)
                 fresh.send(fresh.lane(None, None), [TWO])
-                code = 0 if not letta._open and len(app_server._inherited) == 1 else 2
+                code = 0 if not letta._sessions._open and len(socket._inherited) == 1 else 2
             os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert told(server) == ["report one", "report two"]
@@ -759,11 +762,11 @@ def test_a_child_that_goes_on_in_the_middle_of_a_call_does_not_close_the_socket(
     call = letta._session()
     session = call.__enter__()
     server.wait_for(lambda: server.open == 1)
-    letta._begin()  # what a fork does to the child's copy
+    letta._begin_in_child()  # what a fork does to the child's copy
     call.__exit__(None, None, None)
-    assert session in app_server._inherited
+    assert session in socket._inherited
     assert session.request("agent_retrieve", {"agent_id": AGENT})["success"]
-    app_server._inherited.remove(session)
+    socket._inherited.remove(session)
     session.close()
 
 
@@ -775,13 +778,13 @@ def test_new_settings_forget_what_was_learnt_of_the_old_server(
     letta = make()
     send(letta, ONE)
     send(letta, TWO, chat_id=named)
-    assert letta._detours and letta._owners
+    assert letta._conversations.detours and letta._conversations.owners
     letta.reload()
-    assert letta._detours and letta._owners  # nothing new
+    assert letta._conversations.detours and letta._conversations.owners  # nothing new
     fresh = Settings.resolve(environ={}, base_url="ws://127.0.0.1:1", agent_id=OTHER)
     monkeypatch.setattr(Settings, "refresh", lambda self: fresh)
     letta.reload()
-    assert not letta._detours and not letta._owners
+    assert not letta._conversations.detours and not letta._conversations.owners
     assert letta.lane(None, None).agent_id == OTHER
 
 

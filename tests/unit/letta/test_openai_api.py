@@ -275,7 +275,7 @@ def test_not_even_a_half_of_the_token_is_left_where_a_long_text_is_cut(chat: res
 def test_what_is_remembered_has_an_end(
     letta: AppServerHttpTransport, chat: respx.Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_api, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr("otel_letta.letta.recent._MOST", 3)
     for failing in (httpx.ReadTimeout("slow"), error("llm", 500)):
         chat.side_effect = failing if isinstance(failing, Exception) else lambda request: error("llm", 500)
         for number in range(5):
@@ -335,7 +335,8 @@ def test_there_is_no_board(letta: AppServerHttpTransport) -> None:
 
 def test_it_can_leave_at_any_time(letta: AppServerHttpTransport, chat: respx.Route) -> None:
     began = time.monotonic()
-    letta.leave(began + 60.0, wait=True)
+    letta.ending.bring_forward(began + 60.0)
+    letta.close(until=letta.ending)
     assert time.monotonic() - began < 5.0
     assert letta.active_runs(letta.lane(None, None)) == []
     assert letta.in_context(letta.lane(None, None), ["a"]) == {"a"}
