@@ -18,6 +18,7 @@ from otel_letta.delivery.gate import exchange
 from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
 from otel_letta.letta.transport import Message, Transport
 from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
 
@@ -264,9 +265,9 @@ def _leave() -> None:
     began = time.monotonic()
     waiting = [(transport, began + seconds) for transport, seconds in _at_exit.items()]
     for transport, deadline in waiting:
-        transport.leave(deadline)
+        transport.ending.bring_forward(deadline)
     for transport, deadline in waiting:
-        transport.leave(deadline, wait=True)
+        transport.close(until=Deadline(deadline))
 
 
 def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:

@@ -233,7 +233,7 @@ class BoardKeeper(Worker):
             with self._lock:
                 self._dirty = self._urgent = False
                 text = self._board.text(block.limit, datetime.now(timezone.utc))
-            self._transport.write_block(block, text, self._metadata())
+            self._transport.write_block(block, text, self._metadata(), until=self.until)
         except LettaUnsupportedError as error:
             self._give_up(error)
         except LettaError as error:
@@ -299,7 +299,7 @@ class BoardKeeper(Worker):
             if self._written_at is None or self._clock() - self._written_at < _STALE.total_seconds():
                 return self._block
             self._release()
-        there = {block.label: block for block in self._transport.blocks(self._agent_id)}
+        there = {block.label: block for block in self._transport.blocks(self._agent_id, until=self.until)}
         for label in self._labels():
             block = there.get(label)
             if block is not None and not self._may_use(block):
@@ -310,7 +310,7 @@ class BoardKeeper(Worker):
             try:
                 if block is None:
                     block = self._transport.create_block(
-                        self._agent_id, label, "", _BLOCK_LIMIT, _DESCRIPTION, self._metadata()
+                        self._agent_id, label, "", _BLOCK_LIMIT, _DESCRIPTION, self._metadata(), until=self.until
                     )
             except LettaConflictError:
                 slot.release()  # somebody was faster with this label

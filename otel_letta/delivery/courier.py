@@ -98,7 +98,7 @@ class Courier:
 
     def begin_closing(self, until: Deadline) -> None:
         """Try at once what waits for a better time, and give up what is only progress."""
-        self.transport.leave(until.at)
+        self.transport.ending.bring_forward(until.at)
         with self.lock:
             self.closing = True
             now = self.clock()
@@ -254,7 +254,7 @@ class _LaneWorker(Worker):
                 self._courier.transport.reload()
                 if self._moved(parcels):
                     return
-                self._courier.transport.probe(self.mailbox.lane)
+                self._courier.transport.probe(self.mailbox.lane, until=self.until)
             self._send(parcels)
         except LettaError as error:
             self._failed([p for p in parcels if p in self.in_flight], error)
@@ -297,6 +297,7 @@ class _LaneWorker(Worker):
                 confirm={parcel.otid for parcel in parcels if parcel.is_end},
                 look_first=any(parcel.maybe_landed for parcel in parcels),
                 woke=lambda: courier.count_wake(lane.agent_id),
+                until=self.until,
             )
         except LettaError as error:
             if not _is_refusal(error):
@@ -399,6 +400,7 @@ class _LaneWorker(Worker):
                 [parcel.otid for parcel in ends],
                 courier.wait,
                 courier.settings.busy_timeout,
+                self.until,
             )
         except LettaError as error:
             _logger.debug("%s: cannot tell yet whether %d report(s) landed: %s", self.mailbox.lane, len(ends), error)

@@ -27,6 +27,7 @@ from typing import Any
 from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Lane, Message, Run, Transport
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.locks import HostLock
 
 __all__ = ["Waiter", "exchange", "hold", "settle"]
@@ -162,6 +163,7 @@ def exchange(
     confirm: Collection[str] = (),
     look_first: bool = False,
     woke: Callable[[], None] = lambda: None,
+    until: Deadline | None = None,
 ) -> dict[str, Any]:
     """Send the messages as one request, when nobody else is at it, and see that they stay.
 
@@ -175,6 +177,7 @@ def exchange(
         confirm: otids of messages that must be in the agent's context afterwards.
         look_first: an earlier attempt may have landed; send only what the server does not have.
         woke: called after each request that cost the agent a turn, answered or not.
+        until: no request takes longer, whatever the settings allow.
 
     Returns:
         The server's answer; empty when everything had landed before.
@@ -187,33 +190,35 @@ def exchange(
         # Where messages queue, one is as well off behind a running turn as after it; but what an earlier attempt
         # left in the queue is not to be seen yet.
         quiet = (queues and not look_first) or _wait_for_quiet(
-            transport, lane, lock, wait, busy_patience, insist=look_first
+            transport, lane, lock, wait, busy_patience, insist=look_first, until=until
         )
         pending = list(messages)
         if look_first:
             if not quiet:
                 raise _cannot_tell_yet(lane)
-            stored = _landed(transport, lane, pending)
+            stored = _landed(transport, lane, pending, until)
             pending = [m for m in pending if m.otid not in stored]
             if not pending:
                 return {}
         if wait(0.0):
             # The caller was cancelled or shut down while it stood in the queue: it does not expect to be heard now.
             raise LettaTimeoutError(f"Gave up before the report to {lane} was sent")
-        answer = _post(transport, lane, pending, woke)
+        answer = _post(transport, lane, pending, woke, until)
         if queues:
             return answer
         try:
-            _see_that_they_stay(transport, lane, lock, pending, confirm, wait, busy_patience, woke)
+            _see_that_they_stay(transport, lane, lock, pending, confirm, wait, busy_patience, woke, until)
         except LettaError as error:
             # The turn was answered: whatever is wrong with the look afterwards, the messages are delivered.
             _logger.debug("could not check the context of %s: %s", lane, error)
         return answer
 
 
-def _post(transport: Transport, lane: Lane, messages: Sequence[Message], woke: Callable[[], None]) -> dict[str, Any]:
+def _post(
+    transport: Transport, lane: Lane, messages: Sequence[Message], woke: Callable[[], None], until: Deadline | None
+) -> dict[str, Any]:
     try:
-        answer = transport.send(lane, messages)
+        answer = transport.send(lane, messages, until=until)
     except LettaError as error:
         # Other refusals come before the turn begins (measured).
         if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
@@ -223,9 +228,9 @@ def _post(transport: Transport, lane: Lane, messages: Sequence[Message], woke: C
     return answer
 
 
-def _landed(transport: Transport, lane: Lane, messages: Sequence[Message]) -> dict[str, str]:
+def _landed(transport: Transport, lane: Lane, messages: Sequence[Message], until: Deadline | None) -> dict[str, str]:
     try:
-        return transport.landed(lane, [m.otid for m in messages])
+        return transport.landed(lane, [m.otid for m in messages], until=until)
     except LettaRequestError as error:
         # It is the look that this server refuses. The messages were not, and must not be taken for bad ones.
         raise LettaServerError(
@@ -233,15 +238,22 @@ def _landed(transport: Transport, lane: Lane, messages: Sequence[Message]) -> di
         ) from error
 
 
-def settle(transport: Transport, lane: Lane, otids: Sequence[str], wait: Waiter, busy_patience: float) -> set[str]:
+def settle(
+    transport: Transport,
+    lane: Lane,
+    otids: Sequence[str],
+    wait: Waiter,
+    busy_patience: float,
+    until: Deadline | None = None,
+) -> set[str]:
     """After a request without an answer: wait until no turn runs, then say which messages the server has.
 
     The stored message appears only when its turn ends (measured), so looking earlier would say no too soon.
     """
     with hold(lane, wait, busy_patience) as lock:
-        if not _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True):
+        if not _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True, until=until):
             raise _cannot_tell_yet(lane)
-        return set(_landed(transport, lane, [Message("", otid) for otid in otids]))
+        return set(_landed(transport, lane, [Message("", otid) for otid in otids], until))
 
 
 def _cannot_tell_yet(lane: Lane) -> LettaTimeoutError:
@@ -249,14 +261,21 @@ def _cannot_tell_yet(lane: Lane) -> LettaTimeoutError:
 
 
 def _wait_for_quiet(
-    transport: Transport, lane: Lane, lock: _LaneLock, wait: Waiter, patience: float, *, insist: bool = False
+    transport: Transport,
+    lane: Lane,
+    lock: _LaneLock,
+    wait: Waiter,
+    patience: float,
+    *,
+    insist: bool = False,
+    until: Deadline | None = None,
 ) -> bool:
     """Wait until no turn runs; False if one outlasted the patience. ``insist``: do not get used to such a one."""
     deadline = time.monotonic() + patience
     pause = 0.1
     while True:
         try:
-            active = transport.active_runs(lane)
+            active = transport.active_runs(lane, until=until)
         except LettaRequestError as error:
             # This look is a courtesy; a server that refuses it has not refused the message.
             _logger.debug("%s: cannot see whether the agent is busy: %s", lane, error)
@@ -297,6 +316,7 @@ def _see_that_they_stay(
     wait: Waiter,
     busy_patience: float,
     woke: Callable[[], None],
+    until: Deadline | None,
 ) -> None:
     wanted = [m for m in messages if m.otid in confirm]
     for attempt in range(_RESENDS + 1):
@@ -304,8 +324,8 @@ def _see_that_they_stay(
             return
         # A turn that began while ours ran does not know our message, and when it ends its context replaces the one
         # that does (measured). So the verdict needs a quiet agent; that turn's end is worth waiting for.
-        _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True)
-        wanted = _erased(transport, lane, wanted)
+        _wait_for_quiet(transport, lane, lock, wait, busy_patience, insist=True, until=until)
+        wanted = _erased(transport, lane, wanted, until)
         if not wanted:
             return
         _logger.warning(
@@ -316,17 +336,17 @@ def _see_that_they_stay(
         )
         if attempt < _RESENDS:
             try:
-                _post(transport, lane, wanted, woke)
+                _post(transport, lane, wanted, woke, until)
             except LettaError as error:
                 _logger.warning("%s: could not send the erased report(s) again: %s", lane, error)
                 return
 
 
-def _erased(transport: Transport, lane: Lane, messages: Sequence[Message]) -> list[Message]:
+def _erased(transport: Transport, lane: Lane, messages: Sequence[Message], until: Deadline | None) -> list[Message]:
     """Those of the messages that are stored, but that the agent will not see."""
     if not messages:
         return []
-    stored = transport.landed(lane, [m.otid for m in messages])
-    present = transport.in_context(lane, list(stored.values()))
+    stored = transport.landed(lane, [m.otid for m in messages], until=until)
+    present = transport.in_context(lane, list(stored.values()), until=until)
     # A message that is not even among the newest stored ones was answered in a very long turn: no verdict.
     return [m for m in messages if m.otid in stored and stored[m.otid] not in present]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from otel_letta.errors import LettaError
-from otel_letta.letta.transport import call_deadline
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 
@@ -115,6 +114,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.busy = False
+        self.until: Deadline | None = None
+        """Of the present job's calls, whatever the settings allow: somebody waits for it."""
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -172,11 +173,11 @@ class Worker:
                     continue
                 self.busy = True
             # Nobody else could end a call that hangs.
-            token = call_deadline.set(until.at)
+            self.until = until
             try:
                 self._do(job)
             finally:
-                call_deadline.reset(token)
+                self.until = None
 
     # -- the thread --------------------------------------------------------------------------------------------------
 

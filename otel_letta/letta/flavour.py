@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import httpx
 
 from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.http import HttpClient, redactor, refusal
-from otel_letta.letta.transport import call_deadline
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_line
 
@@ -63,11 +62,11 @@ class ServerInfo:
     """Whether an App Server offers its OpenAI-compatible API; None if unknown."""
 
 
-def recognise(settings: Settings) -> ServerInfo:
+def recognise(settings: Settings, *, until: Deadline | None = None) -> ServerInfo:
     """Ask the server what it is; what it said is remembered for this process.
 
     Blocks for as long as a few requests may take: ``connect_timeout`` and the shorter of ``read_timeout`` and 10 s
-    each, cut short by `call_deadline`. The token is sent to a server that asked for one, and to no other.
+    each, cut short at ``until``. The token is sent to a server that asked for one, and to no other.
 
     Raises:
         LettaConnectionError: no answer; `LettaTimeoutError` if not in time.
@@ -88,9 +87,8 @@ def recognise(settings: Settings) -> ServerInfo:
         if pending is None:
             pending = _pending[key] = Future()
     if mine:
-        _settle(pending, key, settings)
-    deadline = call_deadline.get()
-    wait([pending], None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        _settle(pending, key, settings, until)
+    wait([pending], None if until is None else until.left(threading.TIMEOUT_MAX))
     if not pending.done():
         raise LettaTimeoutError(f"{settings.base_url} has not said in time what it is")
     return pending.result()
@@ -119,10 +117,10 @@ def _forget_in_child() -> None:
 fork.in_child(_forget_in_child)
 
 
-def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings) -> None:
+def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings, until: Deadline | None) -> None:
     """Ask, remember what the server itself said, and wake the threads that wait for it."""
     try:
-        info, certain = _ask(settings)
+        info, certain = _ask(settings, until)
     except BaseException as error:
         with _lock:
             _pending.pop(key, None)
@@ -137,10 +135,10 @@ def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings) -> None:
     pending.set_result(info)
 
 
-def _ask(settings: Settings) -> tuple[ServerInfo, bool]:
+def _ask(settings: Settings, until: Deadline | None) -> tuple[ServerInfo, bool]:
     """What the server is, and whether it said so itself; else it is what best fits its silence."""
     bounded = dataclasses.replace(settings, read_timeout=min(settings.read_timeout, _PATIENCE))
-    ask = _Asker(bounded)
+    ask = _Asker(bounded, until)
     try:
         info, certain = _told_apart(ask, bounded)
     finally:
@@ -239,8 +237,9 @@ class _Answer:
 class _Asker:
     """GETs without the token, and once more with it where that is refused."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, until: Deadline | None) -> None:
         self._settings = settings
+        self._until = until
         self._http = HttpClient(settings, _logger)
 
     def __call__(self, path: str) -> _Answer:
@@ -252,7 +251,7 @@ class _Asker:
     def _get(self, path: str, *, token: bool) -> _Answer:
         patience = self._settings.read_timeout
         try:
-            response = self._http.brief(path, token=token, at_most=_AT_MOST, seconds=patience)
+            response = self._http.brief(path, token=token, at_most=_AT_MOST, seconds=patience, until=self._until)
         except LettaTimeoutError:
             late = f"{self._settings.base_url} did not say within {patience:g} s what it is"
             raise LettaTimeoutError(late, hint="check LETTA_BASE_URL, and whether the server is overloaded") from None

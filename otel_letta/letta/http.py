@@ -33,8 +33,8 @@ from otel_letta.errors import (
     LettaServerError,
     LettaTimeoutError,
 )
-from otel_letta.letta.transport import call_deadline
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
 from otel_letta.text import clean_error, clean_line
 
@@ -172,6 +172,7 @@ class HttpClient:
         body: dict[str, Any] | None = None,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
+        until: Deadline | None = None,
     ) -> httpx.Response:
         """Send one request. Whatever its status is, an answer is returned.
 
@@ -186,11 +187,13 @@ class HttpClient:
             path,
             len(content or b""),
             lambda client: client.request(
-                method, path, content=content, params=params, headers=headers, timeout=timeout_of(self._settings)
+                method, path, content=content, params=params, headers=headers, timeout=timeout_of(self._settings, until)
             ),
         )
 
-    def brief(self, path: str, *, token: bool, at_most: int, seconds: float) -> httpx.Response:
+    def brief(
+        self, path: str, *, token: bool, at_most: int, seconds: float, until: Deadline | None = None
+    ) -> httpx.Response:
         """GET what should be short, from a server of which nothing is known yet: the rest is not read.
 
         Args:
@@ -201,13 +204,13 @@ class HttpClient:
         """
 
         def get(client: httpx.Client) -> httpx.Response:
-            until = time.monotonic() + seconds
+            give_up = time.monotonic() + seconds
             body = b""
             auth = httpx.USE_CLIENT_DEFAULT if token else None
-            with client.stream("GET", path, auth=auth, timeout=timeout_of(self._settings)) as streamed:
+            with client.stream("GET", path, auth=auth, timeout=timeout_of(self._settings, until)) as streamed:
                 for chunk in streamed.iter_bytes():
                     body += chunk
-                    if len(body) > at_most or time.monotonic() > until:
+                    if len(body) > at_most or time.monotonic() > give_up:
                         break
                 kept = {name: streamed.headers[name] for name in _KEPT if name in streamed.headers}
                 return httpx.Response(streamed.status_code, headers=kept, content=body, request=streamed.request)
@@ -253,12 +256,13 @@ fork.in_child_each(_instances, HttpClient.forget_connections)
 _KEPT = ("content-type", "location", "retry-after", "date")
 
 
-def timeout_of(settings: Settings) -> httpx.Timeout:
-    """The settings' timeouts, cut short where somebody waits for less (`call_deadline`)."""
-    deadline = call_deadline.get()
-    left = math.inf if deadline is None else max(deadline - time.monotonic(), 0.01)
+def timeout_of(settings: Settings, until: Deadline | None = None) -> httpx.Timeout:
+    """Return the settings' time-outs, cut short at ``until``."""
     return httpx.Timeout(
-        min(settings.read_timeout, left), connect=min(settings.connect_timeout, left), write=min(30.0, left), pool=None
+        bounded(settings.read_timeout, until),
+        connect=bounded(settings.connect_timeout, until),
+        write=bounded(30.0, until),
+        pool=None,
     )
 
 

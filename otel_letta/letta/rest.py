@@ -22,6 +22,7 @@ from otel_letta.errors import (
 )
 from otel_letta.letta.http import HttpClient, redactor, refusal, rows, segment, server_time
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 
 __all__ = ["RestTransport"]
@@ -39,6 +40,7 @@ class RestTransport:
         self._settings = settings
         self._server = http_url(settings.base_url)
         self._http = HttpClient(settings, _logger)
+        self.ending = Deadline()  # of no use here: a turn goes on without us
 
     queues_messages = False
 
@@ -51,7 +53,7 @@ class RestTransport:
 
     # -- messages ------------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         """Post and wait for the turn.
 
         Returns:
@@ -70,11 +72,13 @@ class RestTransport:
             path = f"/v1/conversations/{segment(lane.conversation_id)}/messages"
         else:
             path = f"/v1/agents/{segment(lane.agent_id)}/messages"
-        return _mapping(self._call("POST", path, body=body))
+        return _mapping(self._call("POST", path, until=until, body=body))
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
-        answer, now = self._call_dated("GET", "/v1/runs/", params={"agent_id": lane.agent_id, "active": "true"})
+        answer, now = self._call_dated(
+            "GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"}
+        )
         runs = []
         for row in rows(answer):
             # A conversation's non-streaming message leaves its run ``created`` for ever, with no conversation in it;
@@ -87,7 +91,7 @@ class RestTransport:
                 runs.append(Run(row["id"], None if created is None else (now - created).total_seconds()))
         return runs
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         # The default order gives the newest page. There is no filter by otid on the server (measured).
         path = (
             f"/v1/conversations/{segment(lane.conversation_id)}/messages"
@@ -95,43 +99,53 @@ class RestTransport:
             else f"/v1/agents/{segment(lane.agent_id)}/messages"
         )
         wanted = set(otids)
-        newest = rows(self._call("GET", path, params={"limit": str(_NEWEST), "order": "desc"}))
+        newest = rows(self._call("GET", path, until=until, params={"limit": str(_NEWEST), "order": "desc"}))
         found = ((row.get("otid"), row.get("id")) for row in newest)
         return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         if lane.conversation_id:
-            answer = _mapping(self._call("GET", f"/v1/conversations/{segment(lane.conversation_id)}"))
+            answer = _mapping(self._call("GET", f"/v1/conversations/{segment(lane.conversation_id)}", until=until))
             known = answer.get("in_context_message_ids")
         else:
-            known = _mapping(self._call("GET", f"/v1/agents/{segment(lane.agent_id)}")).get("message_ids")
+            known = _mapping(self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)).get("message_ids")
         # A server that does not say is taken at its word that the message was stored.
         return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
 
-    def probe(self, lane: Lane) -> None:
-        self._call("GET", f"/v1/agents/{segment(lane.agent_id)}")
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
+        self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        return _described(_mapping(self._call("GET", f"/v1/agents/{segment(agent_id)}")))
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        return _described(_mapping(self._call("GET", f"/v1/agents/{segment(agent_id)}", until=until)))
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        found = rows(self._call("GET", "/v1/agents/", params={"limit": str(limit)}))
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
+        found = rows(self._call("GET", "/v1/agents/", until=until, params={"limit": str(limit)}))
         return [_described(row) for row in found if isinstance(row.get("id"), str)][:limit]
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         try:
-            answer = self._call("GET", f"/v1/agents/{segment(agent_id)}/core-memory/blocks")
+            answer = self._call("GET", f"/v1/agents/{segment(agent_id)}/core-memory/blocks", until=until)
         except (LettaServerError, LettaRequestError) as error:
             if error.status not in (404, 405, 501):
                 raise
-            self.probe(Lane(self._server, agent_id))  # raises where it is the agent or the address that is wrong
+            self.probe(
+                Lane(self._server, agent_id), until=until
+            )  # raises where it is the agent or the address that is wrong
             raise LettaUnsupportedError(status=error.status) from error
         return [_block(row) for row in rows(answer) if isinstance(row.get("id"), str)]
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         body = {
             "label": label,
@@ -142,7 +156,7 @@ class RestTransport:
             "metadata": metadata,
         }
         try:
-            block = _block(_mapping(self._call("POST", "/v1/blocks/", body=body)))
+            block = _block(_mapping(self._call("POST", "/v1/blocks/", until=until, body=body)))
         except (LettaServerError, LettaRequestError) as error:
             # The agent's blocks were just listed, so the address is right: there is only no way to make one.
             if error.status not in (404, 405, 501):
@@ -150,11 +164,11 @@ class RestTransport:
             raise LettaUnsupportedError(status=error.status) from error
         path = f"/v1/agents/{segment(agent_id)}/core-memory/blocks/attach/{segment(block.id)}"
         try:
-            self._call("PATCH", path)
+            self._call("PATCH", path, until=until)
         except LettaError as error:
             # Without this each failed try would leave a block that belongs to nobody.
             try:
-                self._call("DELETE", f"/v1/blocks/{segment(block.id)}")
+                self._call("DELETE", f"/v1/blocks/{segment(block.id)}", until=until)
             except LettaError as nested:
                 _logger.debug("could not delete the unattached block %s: %s", block.id, nested)
             if error.status == 409:
@@ -163,9 +177,11 @@ class RestTransport:
             raise
         return block
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         try:
-            self._call("PATCH", f"/v1/blocks/{segment(block.id)}", body={"value": value, "metadata": metadata})
+            self._call(
+                "PATCH", f"/v1/blocks/{segment(block.id)}", until=until, body={"value": value, "metadata": metadata}
+            )
         except LettaAgentNotFoundError as error:
             # Not the agent: somebody deleted the block (measured: 404). Nothing to mend, it can be made again.
             raise LettaConflictError(
@@ -182,24 +198,33 @@ class RestTransport:
         self._settings = fresh
         self._http.use(fresh)
 
-    def close(self) -> None:
+    def close(self, *, until: Deadline | None = None) -> None:
         self._http.close()
-
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """Nothing to do: a turn goes on without us."""
 
     # -- one request ---------------------------------------------------------------------------------------------
 
     def _call(
-        self, method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        until: Deadline | None,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
     ) -> Any:
-        return self._call_dated(method, path, body=body, params=params)[0]
+        return self._call_dated(method, path, until=until, body=body, params=params)[0]
 
     def _call_dated(
-        self, method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        until: Deadline | None,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
     ) -> tuple[Any, datetime]:
         """The parsed answer and the server's own time; raises the `LettaError` that fits."""
-        response = self._http.request(method, path, body=body, params=params)
+        response = self._http.request(method, path, body=body, params=params, until=until)
         if not response.is_success:
             raise refusal(response, redactor(self._settings))
         try:

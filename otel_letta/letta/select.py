@@ -15,6 +15,7 @@ from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import ServerKind, Settings, http_url
 
 __all__ = ["SelectingTransport"]
@@ -36,7 +37,7 @@ class SelectingTransport:
         self._info: ServerInfo | None = _fixed(settings)
         self._delegate: Transport | None = None
         self._doubtful = False
-        self._departure: float | None = None
+        self.ending = Deadline()
         _instances.add(self)
 
     # -- lanes ---------------------------------------------------------------------------------------------------
@@ -61,47 +62,55 @@ class SelectingTransport:
 
     # -- delegated -----------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
-        with self._fitting() as transport:
-            return transport.send(lane, messages)
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+        with self._fitting(until) as transport:
+            return transport.send(lane, messages, until=until)
 
-    def active_runs(self, lane: Lane) -> list[Run]:
-        with self._fitting() as transport:
-            return transport.active_runs(lane)
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+        with self._fitting(until) as transport:
+            return transport.active_runs(lane, until=until)
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
-        with self._fitting() as transport:
-            return transport.landed(lane, otids)
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+        with self._fitting(until) as transport:
+            return transport.landed(lane, otids, until=until)
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
-        with self._fitting() as transport:
-            return transport.in_context(lane, message_ids)
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
+        with self._fitting(until) as transport:
+            return transport.in_context(lane, message_ids, until=until)
 
-    def probe(self, lane: Lane) -> None:
-        with self._fitting() as transport:
-            transport.probe(lane)
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
+        with self._fitting(until) as transport:
+            transport.probe(lane, until=until)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        with self._fitting() as transport:
-            return transport.describe(agent_id)
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        with self._fitting(until) as transport:
+            return transport.describe(agent_id, until=until)
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        with self._fitting() as transport:
-            return transport.agents(limit)
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
+        with self._fitting(until) as transport:
+            return transport.agents(limit, until=until)
 
-    def blocks(self, agent_id: str) -> list[Block]:
-        with self._fitting() as transport:
-            return transport.blocks(agent_id)
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+        with self._fitting(until) as transport:
+            return transport.blocks(agent_id, until=until)
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
-        with self._fitting() as transport:
-            return transport.create_block(agent_id, label, value, limit, description, metadata)
+        with self._fitting(until) as transport:
+            return transport.create_block(agent_id, label, value, limit, description, metadata, until=until)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
-        with self._fitting() as transport:
-            transport.write_block(block, value, metadata)
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+        with self._fitting(until) as transport:
+            transport.write_block(block, value, metadata, until=until)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -134,26 +143,17 @@ class SelectingTransport:
         delegate = self._delegate
         return delegate is not None and delegate.queues_messages
 
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """The process ends at ``deadline`` (on `time.monotonic`): a transport that must not end in the middle of a
-        turn is told, also one that is only chosen later."""
-        with self._lock:
-            self._departure = deadline
-            delegate = self._delegate
-        if delegate is not None:
-            delegate.leave(deadline, wait=wait)
-
-    def close(self) -> None:
+    def close(self, *, until: Deadline | None = None) -> None:
         with self._lock:
             delegate = self._delegate
         if delegate is not None:
-            delegate.close()
+            delegate.close(until=until)
 
     # -- the choice ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _fitting(self) -> Iterator[Transport]:
-        transport = self._chosen()
+    def _fitting(self, until: Deadline | None) -> Iterator[Transport]:
+        transport = self._chosen(until)
         try:
             yield transport
         except LettaServerError as error:
@@ -162,7 +162,7 @@ class SelectingTransport:
                 self._doubtful = True
             raise
 
-    def _chosen(self) -> Transport:
+    def _chosen(self, until: Deadline | None) -> Transport:
         with self._lock:
             settings, info, delegate, doubtful = self._settings, self._info, self._delegate, self._doubtful
         if delegate is not None and not doubtful:
@@ -170,28 +170,26 @@ class SelectingTransport:
         if doubtful:
             forget(settings.base_url)
         if info is None or doubtful:
-            info = recognise(settings)
+            info = recognise(settings, until=until)
         stale: Transport | None = None
         with self._lock:
             if self._settings is not settings:
                 pass  # somebody read new ones meanwhile: the next call asks for them
             elif self._delegate is None or (self._info is not None and self._info.flavour is not info.flavour):
-                stale, self._delegate = self._delegate, _transport_for(settings, info)
+                stale, self._delegate = self._delegate, _transport_for(settings, info, self.ending)
                 self._info, self._doubtful = info, False
-                if self._departure is not None:
-                    self._delegate.leave(self._departure)
             else:
                 self._doubtful = False
             chosen = self._delegate
         if stale is not None:
             _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
             stale.close()
-        return chosen if chosen is not None else self._chosen()
+        return chosen if chosen is not None else self._chosen(until)
 
 
 def _after_fork_in_child(transport: SelectingTransport) -> None:
     transport._lock = threading.Lock()
-    transport._departure = None  # it was the parent's
+    transport.ending.renew()  # it was the parent's
 
 
 _instances: weakref.WeakSet[SelectingTransport] = weakref.WeakSet()
@@ -207,7 +205,7 @@ def _fixed(settings: Settings) -> ServerInfo | None:
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
 
 
-def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
+def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> Transport:
     if info.flavour is not Flavour.APP_SERVER:
         return RestTransport(settings)
     if settings.server is ServerKind.APP_SERVER_HTTP:
@@ -221,4 +219,4 @@ def _transport_for(settings: Settings, info: ServerInfo) -> Transport:
         )
     from otel_letta.letta.app_server.transport import AppServerTransport
 
-    return AppServerTransport(settings, info)
+    return AppServerTransport(settings, info, ending=ending)

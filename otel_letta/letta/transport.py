@@ -1,35 +1,23 @@
 """The doorway between delivery and a Letta server: what any flavour of server must be able to do.
 
-All calls block and raise nothing but `otel_letta.errors.LettaError`. A transport is safe to use from several
-threads; whoever calls `send` holds the lane's gate (`letta.gate`).
+Calls that take ``until`` block: for as long as the settings' time-outs allow, and no longer than until that deadline.
+All raise nothing but `otel_letta.errors.LettaError`. A transport is safe to use from several threads; whoever calls
+`Messages.send` holds the lane's gate (`otel_letta.delivery.gate`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = [
-    "APP_SERVER_CONVERSATION",
-    "REST_CONVERSATION",
-    "Block",
-    "Lane",
-    "Message",
-    "Run",
-    "Transport",
-    "call_deadline",
-]
+from otel_letta.runtime.deadline import Deadline
 
 REST_CONVERSATION = re.compile(r"conv-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 """The form of a conversation's id on a REST server and on Letta Cloud."""
 APP_SERVER_CONVERSATION = re.compile(r"local-conv-[0-9]{1,18}\Z")
 """The form of one on an App Server that keeps its agents itself (``--backend local``)."""
-
-call_deadline: ContextVar[float | None] = ContextVar("otel_letta_call_deadline", default=None)
-"""Seconds of `time.monotonic` after which a call has to give up, whatever the settings allow: somebody waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,57 +60,85 @@ class Block:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class Transport(Protocol):
-    """What delivery asks of a Letta server."""
+class Server(Protocol):
+    """What everybody needs of a Letta server."""
+
+    ending: Deadline
+    """When the program ends, or this part of it. Without a limit until somebody brings it forward: what is being sent
+    then is ended before that time, in a way that does the server no harm."""
+
+    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
+        """Return the lane of a report; ``agent_id`` None is the configured agent."""
+
+    def reload(self) -> None:
+        """Read the settings again: people rotate passwords while a program runs."""
+
+    def close(self, *, until: Deadline | None = None) -> None:
+        """Release connections. Later calls may open new ones.
+
+        With ``until``, wait first for what is being ended because of `ending`, until that deadline at most.
+        """
+
+
+class Messages(Server, Protocol):
+    """What carries reports as messages to an agent, which take a turn of it."""
 
     @property
     def queues_messages(self) -> bool:
         """True if the server itself makes messages wait for a running turn, so that none erases another."""
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """The lane of a report; ``agent_id`` None is the configured agent."""
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+        """Post the messages as one request and wait for the agent's turn. Return the server's answer."""
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
-        """Post the messages as one request and wait for the agent's turn. Returns the server's answer."""
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+        """Return the turns of the lane's agent that are being computed now."""
 
-    def active_runs(self, lane: Lane) -> list[Run]:
-        """Turns of the lane's agent that are being computed now."""
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+        """Return which of our messages are stored: otid → the server's message id."""
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
-        """Which of our messages are stored: otid → the server's message id."""
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
+        """Return which of these messages the agent will see in its next prompt."""
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
-        """Which of these messages the agent will see in its next prompt."""
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
+        """Make a cheap authenticated request about the lane's agent, and raise what is wrong with it."""
 
-    def probe(self, lane: Lane) -> None:
-        """A cheap authenticated request about the lane's agent; raises what is wrong with it."""
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        """What the server says about the agent, for people: ``id``, ``name``, ``model``, each a str or left out.
+class Board(Server, Protocol):
+    """What shows live tasks in an agent's memory, without a turn."""
 
-        Raises what is wrong, as `probe` does.
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+        """Return the memory blocks attached to the agent.
+
+        Raises:
+            LettaUnsupportedError: neither this server nor a later try has any.
         """
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        """Some agents of the server, at most ``limit``, each as in `describe`, for people to choose from."""
-
-    def reload(self) -> None:
-        """Read the settings again: people rotate passwords while a program runs."""
-
-    def blocks(self, agent_id: str) -> list[Block]:
-        """Memory blocks attached to the agent."""
-
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         """Create a block that is read-only for the agent, and attach it."""
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         """Replace the block's value. Idempotent."""
 
-    def close(self) -> None:
-        """Release connections. Later calls may open new ones."""
 
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """The process ends at ``deadline`` (on `time.monotonic`): end what is being sent before that, in a way that
-        does the server no harm. ``wait``: block until that is done, or the deadline."""
+class Directory(Protocol):
+    """What people may ask about a server's agents."""
+
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        """Return the agent's ``id``, ``name`` and ``model``, each a str or left out; raise as `Messages.probe` does."""
+
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
+        """Return some agents of the server, at most ``limit``, each as in `describe`, for people to choose from."""
+
+
+class Transport(Messages, Board, Directory, Protocol):
+    """All that a Letta server can do for us."""

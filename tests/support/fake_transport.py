@@ -59,6 +59,7 @@ class FakeTransport:
         self.runs: list[Run] = []
         self.on_reload: Callable[[], None] = lambda: None
         self.closed = 0
+        self.ending = Deadline()
 
     # what a test looks at
 
@@ -88,7 +89,7 @@ class FakeTransport:
         conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
         return Lane(SERVER, agent_id or self.agent_id, conversation)
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         with self.changed:
             self.calls.append("send")
             self.requests.append((lane, list(messages)))
@@ -112,20 +113,20 @@ class FakeTransport:
         for message in messages:
             self.stored[message.otid] = f"message-{len(self.stored)}"
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         self._note("active_runs")
         return list(self.runs)
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         self._note("landed")
         return {otid: self.stored[otid] for otid in otids if otid in self.stored}
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         self._note("in_context")
         hidden = {self.stored[otid] for otid in self.forgotten if otid in self.stored}
         return set(message_ids) - hidden
 
-    def probe(self, lane: Lane) -> None:
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         self._note("probe")
         if self.probe_error is not None:
             raise self.probe_error
@@ -134,24 +135,29 @@ class FakeTransport:
         self._note("reload")
         self.on_reload()
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         raise AssertionError("the courier has no business with blocks")
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         raise AssertionError("the courier has no business with blocks")
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         raise AssertionError("the courier has no business with blocks")
 
-    def close(self) -> None:
+    def close(self, *, until: Deadline | None = None) -> None:
         with self.changed:
             self.closed += 1
             self.changed.notify_all()
-
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        self._note("leave")
 
 
 def settings(**options: Any) -> Settings:

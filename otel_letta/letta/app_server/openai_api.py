@@ -31,6 +31,7 @@ from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient, redactor, refusal, rows
 from otel_letta.letta.transport import Block, Lane, Message, Run
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_error
 
@@ -68,6 +69,7 @@ class AppServerHttpTransport:
         self._settings = settings
         self._server = http_url(settings.base_url)
         self._http = HttpClient(settings, _logger)
+        self.ending = Deadline()  # of no use here: a turn goes on without us
         self._lock = threading.Lock()
         self._unsettled: OrderedDict[_Otids, str] = OrderedDict()
         """Requests without an answer, as they were sent: the same key joins the turn that may still be running."""
@@ -80,7 +82,7 @@ class AppServerHttpTransport:
         at once would make two conversations (measured)."""
         return Lane(self._server, agent_id or self._settings.agent_id)
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         """Post the messages as one text, and wait for the turn.
 
         Returns:
@@ -93,14 +95,14 @@ class AppServerHttpTransport:
             # As a whole, even if a part of it is not asked for any more: with another key it would be another turn.
             before = [(otids, text) for otids, text in self._unsettled.items() if not contents.keys().isdisjoint(otids)]
         for otids, text in before:
-            answer = self._post(lane.agent_id, otids, text)
+            answer = self._post(lane.agent_id, otids, text, until)
             for otid in otids:
                 contents.pop(otid, None)
         if contents:
-            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()))
+            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()), until)
         return answer
 
-    def _post(self, agent_id: str, otids: _Otids, text: str) -> dict[str, Any]:
+    def _post(self, agent_id: str, otids: _Otids, text: str, until: Deadline | None) -> dict[str, Any]:
         # The last user message is the only one that a request with a chat key delivers, so all reports share one.
         body = {"model": agent_id, "messages": [{"role": "user", "content": text}]}
         headers = {
@@ -108,7 +110,7 @@ class AppServerHttpTransport:
             "Idempotency-Key": str(uuid.uuid5(_NAMESPACE, "\n".join(otids))),
         }
         try:
-            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers)
+            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers, until=until)
             if not response.is_success:
                 raise self._refusal(response, otids)
             answer = _object(response)
@@ -167,44 +169,52 @@ class AppServerHttpTransport:
             return LettaRequestError(status=status, detail=said)
         return refusal(response, redact)
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         return []
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         """Only what this process knows: the server lists nothing here."""
         with self._lock:
             return {otid: otid for otid in otids if otid in self._taken}
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         return set(message_ids)
 
-    def probe(self, lane: Lane) -> None:
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         """Checks the server and the token. Whether the agent exists shows only when it is sent something."""
-        self._models()
+        self._models(until)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        self._models()
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        self._models(until)
         return {"id": agent_id}
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
         # Agents by their names, which a request may use as well as their ids.
-        return [{"id": row["id"]} for row in self._models() if isinstance(row.get("id"), str)][:limit]
+        return [{"id": row["id"]} for row in self._models(until) if isinstance(row.get("id"), str)][:limit]
 
-    def _models(self) -> list[dict[str, Any]]:
-        response = self._http.request("GET", "/v1/models")
+    def _models(self, until: Deadline | None) -> list[dict[str, Any]]:
+        response = self._http.request("GET", "/v1/models", until=until)
         if not response.is_success:
             raise self._refusal(response, ())
         return rows((_object(response) or {}).get("data"))
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
     def reload(self) -> None:
@@ -216,11 +226,8 @@ class AppServerHttpTransport:
         self._server = http_url(fresh.base_url)
         self._http.use(fresh)
 
-    def close(self) -> None:
+    def close(self, *, until: Deadline | None = None) -> None:
         self._http.close()
-
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """Nothing to do: a turn goes on without us."""
 
 
 def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:

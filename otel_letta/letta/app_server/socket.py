@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 import ssl
 import threading
 import time
@@ -28,7 +27,7 @@ from otel_letta.errors import (
     LettaTimeoutError,
 )
 from otel_letta.letta.http import redactor
-from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Settings, websocket_url
 from otel_letta.text import clean_error
 
@@ -61,6 +60,7 @@ class Session:
 
     Args:
         settings: where to, with which token, how long to wait.
+        until: no wait for an answer is longer.
 
     Raises:
         LettaConnectionError: nobody listens there; `LettaTimeoutError` if not in time.
@@ -68,8 +68,9 @@ class Session:
         LettaServerError: what answers is no App Server.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, until: Deadline | None = None) -> None:
         self._settings = settings
+        self._until = until
         self._redact = redactor(settings)
         self._numbers = itertools.count(1)
         self._life = contextlib.ExitStack()
@@ -83,7 +84,7 @@ class Session:
                 connect(
                     websocket_url(settings.base_url),
                     additional_headers=_authorization(settings),
-                    open_timeout=_bounded(settings.connect_timeout),
+                    open_timeout=bounded(settings.connect_timeout, until),
                     close_timeout=1.0,
                     ping_timeout=_SILENCE,
                     max_size=_LARGEST,
@@ -182,7 +183,7 @@ class Session:
             LettaConnectionError: the connection broke.
         """
         began = time.monotonic()
-        until = began + _bounded(min(_SHORT, self._settings.read_timeout))
+        until = began + bounded(min(_SHORT, self._settings.read_timeout), self._until)
         request_id = self.send(kind, body)
         answer: Frame | None = None
         while True:
@@ -212,12 +213,6 @@ class Session:
             detail=reason,
             may_have_landed=self._gave_input,
         )
-
-
-def _bounded(seconds: float) -> float:
-    deadline = call_deadline.get()
-    left = math.inf if deadline is None else max(deadline - time.monotonic(), 0.01)
-    return min(seconds, left)
 
 
 def _authorization(settings: Settings) -> dict[str, str]:

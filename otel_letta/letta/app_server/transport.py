@@ -50,9 +50,9 @@ from otel_letta.letta.transport import (
     Lane,
     Message,
     Run,
-    call_deadline,
 )
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 
 __all__ = ["AppServerTransport"]
@@ -90,47 +90,13 @@ _MARK = "otel_letta "
 _HISTORY = 500
 
 
-class _Departure:
-    """When this process has to be gone; set by `AppServerTransport.leave`."""
-
-    def __init__(self) -> None:
-        self._set = threading.Event()
-        self._at = math.inf
-        self._abort_at = math.inf
-
-    def set(self, at: float) -> None:
-        # The first word holds: counted again from a later moment, a turn would have less time to stop.
-        if at < self._at:
-            left = max(at - time.monotonic(), 0.0)
-            self._at = at
-            self._abort_at = at - min(_ABORT_TAKES, 0.7 * left)
-        self._set.set()
-
-    @property
-    def near(self) -> bool:
-        return self._set.is_set()
-
-    @property
-    def at(self) -> float:
-        return self._at
-
-    def wants_abort(self) -> bool:
-        return time.monotonic() >= self._abort_at
-
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._at
-
-    def wait(self, seconds: float) -> bool:
-        return self._set.wait(seconds)
-
-
 _instances: weakref.WeakSet[AppServerTransport] = weakref.WeakSet()
 _inherited: list[Session] = []
 """A forked child's copies of its parent's sockets: kept, since losing the last reference would close them, and the
 library would say goodbye to the server in the parent's name."""
 
 
-fork.in_child_each(_instances, lambda transport: transport._begin())
+fork.in_child_each(_instances, lambda transport: transport._begin_in_child())
 
 
 class _Watch:
@@ -197,8 +163,9 @@ class AppServerTransport:
 
     queues_messages = True
 
-    def __init__(self, settings: Settings, info: ServerInfo | None = None) -> None:
+    def __init__(self, settings: Settings, info: ServerInfo | None = None, *, ending: Deadline | None = None) -> None:
         self._settings = settings
+        self.ending = Deadline() if ending is None else ending
         self._backend = info.backend if info is not None else ""
         self._server = http_url(settings.base_url)
         self._lock = threading.Lock()
@@ -206,13 +173,16 @@ class AppServerTransport:
         self._begin()
         _instances.add(self)
 
+    def _begin_in_child(self) -> None:
+        self.ending.renew()  # it was the parent's
+        self._begin()
+
     def _begin(self) -> None:
         """Everything that belongs to one process."""
         _inherited.extend(self._open)
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._open = set()
-        self._departure = _Departure()
         self._detours: dict[tuple[str, str], tuple[str, float]] = {}
         """Agent and blocked conversation → the one to use instead, and until when (on `time.monotonic`)."""
         self._owners: OrderedDict[str, str] = OrderedDict()
@@ -236,7 +206,7 @@ class AppServerTransport:
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         """Hand over the messages as one input, and wait until a turn that held them has finished.
 
         Returns:
@@ -245,11 +215,8 @@ class AppServerTransport:
             ``stop_reason`` is empty if the server had the messages already, and ``cancelled`` if somebody stopped
             the turn: the agent has the messages all the same.
         """
-        deadline = time.monotonic() + self._settings.read_timeout
-        waiting = call_deadline.get()
-        if waiting is not None:
-            deadline = min(deadline, waiting)
-        with self._towards(lane) as (session, conversation):
+        deadline = Deadline.after(self._settings.read_timeout, within=until)
+        with self._towards(lane, until) as (session, conversation):
             answer: dict[str, Any] = {}
             rest = list(messages)
             for earlier in self._unsettled_with(conversation, messages):
@@ -268,7 +235,7 @@ class AppServerTransport:
         ]
 
     def _settle(
-        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: float
+        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: Deadline
     ) -> dict[str, Any]:
         key = _key(conversation, messages)
         try:
@@ -285,7 +252,7 @@ class AppServerTransport:
         return answer
 
     def _deliver(
-        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: float
+        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: Deadline
     ) -> dict[str, Any]:
         pending = list(messages)
         patience = time.monotonic() + min(_SHARED_RUN_PATIENCE, self._settings.busy_timeout)
@@ -306,9 +273,10 @@ class AppServerTransport:
                 return self._answer(session, turn, messages)
             self._use_up(conversation, pending)
             shared = conversation == DEFAULT_CONVERSATION
-            if shared and not self._departure.near and time.monotonic() < min(patience, deadline):
+            ends = self.ending.at < math.inf
+            if shared and not ends and time.monotonic() < patience and not deadline.passed:
                 _logger.debug("%s: held, the default conversation is occupied", lane)
-                self._departure.wait(min(pause, max(deadline - time.monotonic(), 0.0)))
+                self.ending.wait(deadline.left(pause))
                 pause = min(pause * 2, 4.0)
                 continue
             if detours == _DETOURS:
@@ -317,7 +285,7 @@ class AppServerTransport:
             detours += 1
 
     def _run(
-        self, session: Session, agent_id: str, conversation: str, messages: Sequence[Message], deadline: float
+        self, session: Session, agent_id: str, conversation: str, messages: Sequence[Message], deadline: Deadline
     ) -> tuple[Turn, list[Message]]:
         """Send one input and follow it.
 
@@ -325,9 +293,9 @@ class AppServerTransport:
             The turn, and the messages that the server has not stored. The turn is not ``over`` if the server took the
             input for one that it knew, and nothing runs.
         """
-        if self._departure.is_over():
+        if self.ending.passed:
             raise LettaTimeoutError("The program ends: too late to begin a turn")
-        if time.monotonic() >= deadline:
+        if deadline.passed:
             raise self._took_too_long(may_have_landed=False)
         attempt = self._attempts.get(_key(conversation, messages), 0)
         # As stable as the messages' own ids, so that after silence the same input can be sent again.
@@ -360,7 +328,7 @@ class AppServerTransport:
                 self._turn_ended = time.monotonic()
         return turn, [message for message in messages if message.otid in missing]
 
-    def _follow(self, session: Session, turn: Turn, messages: Sequence[Message], deadline: float) -> set[str]:
+    def _follow(self, session: Session, turn: Turn, messages: Sequence[Message], deadline: Deadline) -> set[str]:
         """Until the turn is over, or nothing runs. Returns the otids that are not stored."""
         watch = _Watch(session, turn)
         missing = {message.otid for message in messages}
@@ -369,12 +337,12 @@ class AppServerTransport:
             nothing_runs = watch.step()
             if turn.accepted is False:
                 raise _not_accepted(session, turn)
-            if self._departure.wants_abort():
-                self._stop(session, turn, self._departure.at)
+            if self.ending.is_near(_ABORT_TAKES):
+                self._stop(session, turn, self.ending.at)
                 raise LettaTimeoutError(
                     "The program ended before the agent's turn did; the agent has the report", may_have_landed=True
                 )
-            if time.monotonic() >= deadline:
+            if deadline.passed:
                 self._linger(session, turn)
                 raise self._took_too_long(may_have_landed=True)
             if nothing_runs:
@@ -420,8 +388,8 @@ class AppServerTransport:
             watch = _Watch(session, turn)
             try:
                 while not turn.over and not watch.step() and time.monotonic() < until:
-                    if self._departure.wants_abort():
-                        self._stop(session, turn, self._departure.at)
+                    if self.ending.is_near(_ABORT_TAKES):
+                        self._stop(session, turn, self.ending.at)
                         return
             except LettaError as error:
                 _logger.debug("lost a turn that nobody waited for: %s", error)
@@ -549,16 +517,16 @@ class AppServerTransport:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def active_runs(self, lane: Lane) -> list[Run]:
-        with self._towards(lane) as (session, conversation):
+    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+        with self._towards(lane, until) as (session, conversation):
             turn = Turn(lane.agent_id, conversation, "", ())
             session.request("sync", {"runtime": _runtime(turn), "recover_approvals": False}, meanwhile=turn.see)
             # What is queued does not count: after a restart it stays there until somebody's next input (measured).
             return [Run(conversation, None)] if turn.loop_idle is False else []
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         wanted = [Message("", otid) for otid in otids]
-        with self._towards(lane) as (session, conversation):
+        with self._towards(lane, until) as (session, conversation):
             found = self._stored(session, lane.agent_id, conversation, wanted)
             # The same report may have gone there before the detour was taken.
             for (agent, origin), (to, _) in list(self._detours.items()):
@@ -566,7 +534,7 @@ class AppServerTransport:
                     found = {**self._stored(session, lane.agent_id, origin, wanted), **found}
             return found
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         # What is stored is in the next prompt: turns go one after another, and none replaces another's context.
         return set(message_ids)
 
@@ -592,16 +560,16 @@ class AppServerTransport:
             )
         return rows(answer.get("messages"))
 
-    def probe(self, lane: Lane) -> None:
-        with self._session() as session:
+    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
+        with self._session(until) as session:
             self._check_agent(session, lane.agent_id)
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
-        with self._session() as session:
+    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
+        with self._session(until) as session:
             return _described(self._check_agent(session, agent_id))
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
-        with self._session() as session:
+    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
+        with self._session(until) as session:
             answer = session.request("agent_list", {"query": {"limit": limit}})
             return [_described(row) for row in rows(answer.get("agents"))[:limit]]
 
@@ -616,8 +584,8 @@ class AppServerTransport:
 
     # -- the board: a file in the agent's memory ---------------------------------------------------------------------
 
-    def blocks(self, agent_id: str) -> list[Block]:
-        with self._session() as session:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+        with self._session(until) as session:
             # Of an agent that does not exist the server lists an empty memory, and makes it (measured).
             self._check_agent(session, agent_id)
             found = []
@@ -635,18 +603,26 @@ class AppServerTransport:
             return found
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
-        with self._session() as session:
+        with self._session(until) as session:
             self._check_agent(session, agent_id)
             if any(_label_of(entry.get("relative_path")) == label for entry in self._files(session, agent_id)):
                 raise LettaConflictError(f"The agent already has a memory file {label!r}", status=409)
             self._write_file(session, agent_id, label, _file(label, description, value), metadata, before=None)
             return _block(agent_id, label, value, metadata)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         agent_id, _, _ = block.id.partition("/")
-        with self._session() as session:
+        with self._session(until) as session:
             answer = session.request("read_memory_file", {"agent_id": agent_id, "path": _path(block.label)})
             before = answer.get("content")
             if answer.get("success") is not True or not isinstance(before, str):
@@ -725,16 +701,12 @@ class AppServerTransport:
         self._server = http_url(fresh.base_url)
         self._forget_server()
 
-    def close(self) -> None:
-        """Nothing is open between calls, and a call under way ends by itself."""
-
-    def leave(self, deadline: float, *, wait: bool = False) -> None:
-        """The process ends at ``deadline`` (on `time.monotonic`): turns that do not end before are stopped in time."""
-        self._departure.set(deadline)
-        if wait:
+    def close(self, *, until: Deadline | None = None) -> None:
+        """Nothing is open between calls, and a call under way ends by itself: there is only this to wait for."""
+        if until is not None:
             with self._idle:
-                while self._open and time.monotonic() < deadline:
-                    self._idle.wait(max(deadline - time.monotonic(), 0.0))
+                while self._open and not until.passed:
+                    self._idle.wait(until.left(threading.TIMEOUT_MAX))
 
     def _forget_server(self) -> None:
         """Another server, or the same after a restart: that frees every conversation."""
@@ -742,10 +714,10 @@ class AppServerTransport:
         self._owners.clear()
 
     @contextmanager
-    def _towards(self, lane: Lane) -> Iterator[tuple[Session, str]]:
+    def _towards(self, lane: Lane, until: Deadline | None) -> Iterator[tuple[Session, str]]:
         """A session, and the conversation that the lane's messages go to now."""
         try:
-            with self._session() as session:
+            with self._session(until) as session:
                 yield session, self._conversation(session, lane)
             return
         except LettaConversationNotFoundError as error:
@@ -762,8 +734,8 @@ class AppServerTransport:
         raise LettaServerError("The conversation for reports is gone", detail=detail, hint="it is looked up again")
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        session = Session(self._settings)
+    def _session(self, until: Deadline | None = None) -> Iterator[Session]:
+        session = Session(self._settings, until)
         self._keep(session)
         try:
             yield session

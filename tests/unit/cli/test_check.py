@@ -376,38 +376,36 @@ class FakeAppServer:
     answer: ClassVar[dict[str, Any]] = {}
     sent: ClassVar[list[tuple[Lane, str]]] = []
 
-    def __init__(self, settings: Settings, info: ServerInfo) -> None:
+    def __init__(self, settings: Settings, info: ServerInfo, **_: object) -> None:
         pass
 
-    def describe(self, agent_id: str) -> dict[str, Any]:
+    def describe(self, agent_id: str, **_: object) -> dict[str, Any]:
         if self.failure is not None:
             raise self.failure
         return self.row
 
-    def agents(self, limit: int) -> list[dict[str, Any]]:
+    def agents(self, limit: int, **_: object) -> list[dict[str, Any]]:
         return [{"id": "agent-local-1", "name": "helper"}][:limit]
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, **_: object) -> list[Block]:
         if self.board is not None:
             raise self.board
         return []
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, **_: object) -> list[Run]:
         return []
 
-    def landed(self, lane: Lane, otids: Sequence[str]) -> dict[str, str]:
+    def landed(self, lane: Lane, otids: Sequence[str], **_: object) -> dict[str, str]:
         return {otid: otid for otid in otids}
 
-    def in_context(self, lane: Lane, message_ids: Sequence[str]) -> set[str]:
+    def in_context(self, lane: Lane, message_ids: Sequence[str], **_: object) -> set[str]:
         return set(message_ids)
 
-    def send(self, lane: Lane, messages: Sequence[Message]) -> dict[str, Any]:
+    def send(self, lane: Lane, messages: Sequence[Message], **_: object) -> dict[str, Any]:
         self.sent.extend((lane, message.content) for message in messages)
         return self.answer
 
-    def leave(self, deadline: float, *, wait: bool = False) -> None: ...
-
-    def close(self) -> None: ...
+    def close(self, **_: object) -> None: ...
 
 
 @pytest.fixture

@@ -30,18 +30,26 @@ class WithBlocks(FakeTransport):
         """Agent → what its board shows."""
         self.board_error: errors.LettaError | None = None
 
-    def blocks(self, agent_id: str) -> list[Block]:
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         self._note("blocks")
         if self.board_error is not None:
             raise self.board_error
         return []
 
     def create_block(
-        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
     ) -> Block:
         return Block(agent_id, label, value, limit, metadata)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
         with self.changed:
             self.boards[block.id] = value
             self.changed.notify_all()

@@ -178,7 +178,7 @@ def test_who_was_cancelled_in_the_queue_is_not_heard_when_its_turn_comes(letta: 
     letta.runs = []
 
     class Late(FakeTransport):
-        def active_runs(self, lane: Lane) -> list[Run]:
+        def active_runs(self, lane: Lane, **_: object) -> list[Run]:
             cancelled.set()  # while the last look is under way
             return []
 
@@ -248,7 +248,7 @@ def test_a_run_of_unknown_age_counts(letta: FakeTransport, lane: Lane) -> None:
 
 def test_a_server_that_refuses_to_list_its_runs_has_not_refused_the_message(letta: FakeTransport, lane: Lane) -> None:
     class NoRuns(FakeTransport):
-        def active_runs(self, lane: Lane) -> list[Run]:
+        def active_runs(self, lane: Lane, **_: object) -> list[Run]:
             raise LettaRequestError(status=405)
 
     blind = NoRuns()
@@ -287,7 +287,7 @@ def test_the_context_is_judged_only_when_the_agent_is_quiet(letta: FakeTransport
     looks = 0
 
     class Slow(FakeTransport):
-        def active_runs(self, lane: Lane) -> list[Run]:
+        def active_runs(self, lane: Lane, **_: object) -> list[Run]:
             nonlocal looks
             if not self.delivered:
                 return []
@@ -310,7 +310,7 @@ def test_progress_is_not_looked_after(letta: FakeTransport, lane: Lane) -> None:
 
 def test_a_failing_look_afterwards_does_not_turn_a_delivery_into_a_failure(letta: FakeTransport, lane: Lane) -> None:
     class Shy(FakeTransport):
-        def in_context(self, lane: Lane, message_ids: object) -> set[str]:
+        def in_context(self, lane: Lane, message_ids: object, **_: object) -> set[str]:
             raise LettaServerError(status=500)
 
     shy = Shy()
@@ -328,7 +328,7 @@ def test_an_end_erased_by_somebody_else_s_turn_is_in_the_next_prompt_after_all()
         class Racing(RestTransport):
             """A person's turn starts between the look and the request, and ends after it."""
 
-            def send(self, lane: Lane, batch: Sequence[Message]) -> dict[str, Any]:
+            def send(self, lane: Lane, batch: Sequence[Message], **_: object) -> dict[str, Any]:
                 if server.turns:
                     return super().send(lane, batch)
                 server.turn_seconds = 0.4
@@ -392,7 +392,7 @@ def test_a_second_try_sends_nothing_when_everything_landed_and_wakes_nobody(lett
 
 def test_a_refused_look_is_not_a_refused_message(letta: FakeTransport, lane: Lane) -> None:
     class Blind(FakeTransport):
-        def landed(self, lane: Lane, otids: object) -> dict[str, str]:
+        def landed(self, lane: Lane, otids: object, **_: object) -> dict[str, str]:
             raise LettaRequestError(status=422)
 
     with pytest.raises(LettaServerError) as raised:

@@ -35,7 +35,7 @@ class Restarted(FakeTransport):
         self.began = time.monotonic() - age
         self.left_behind = f"run-{uuid.uuid4()}"
 
-    def active_runs(self, lane: Lane) -> list[Run]:
+    def active_runs(self, lane: Lane, **_: object) -> list[Run]:
         gone, self.gone = self.gone, None
         if gone is not None:
             raise gone

@@ -18,7 +18,8 @@ from otel_letta.delivery.gate import exchange
 from otel_letta.letta.app_server import transport as app_server
 from otel_letta.letta.app_server.transport import AppServerTransport
 from otel_letta.letta.flavour import Flavour, ServerInfo
-from otel_letta.letta.transport import Block, Message, Run, call_deadline
+from otel_letta.letta.transport import Block, Message, Run
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from tests.support.scripted_app_server import Frame, Held, ScriptedAppServer, scripted_app_server
 
@@ -56,9 +57,14 @@ def make(server: ScriptedAppServer) -> Iterator[Make]:
 
     yield letta
     for transport in made:
-        transport.leave(time.monotonic() + 2.0, wait=True)
-        transport.close()
+        leave(transport, 2.0)
     server.wait_for(lambda: server.open == 0)  # no socket is left open
+
+
+def leave(letta: AppServerTransport, seconds: float) -> None:
+    """End as a program does that has so many seconds for it."""
+    letta.ending.bring_forward(time.monotonic() + seconds)
+    letta.close(until=letta.ending)
 
 
 def send(letta: AppServerTransport, *messages: Message, chat_id: str | None = None) -> dict[str, Any]:
@@ -431,13 +437,13 @@ def test_another_agent_s_turn_in_the_default_conversation_is_waited_for(
     letta = make()
     waits: list[float] = []
 
-    def free_at_the_third(seconds: float) -> bool:
+    def free_at_the_third(self: Deadline, seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 3:
             server.occupied.clear()
         return False
 
-    monkeypatch.setattr(letta._departure, "wait", free_at_the_third)
+    monkeypatch.setattr(Deadline, "wait", free_at_the_third)
     assert send(letta)["conversation_id"] == "default"
     assert told(server) == ["report one"]
     assert waits == [0.5, 1.0, 2.0]
@@ -557,7 +563,7 @@ def test_leaving_stops_our_own_turn_before_the_socket_closes(server: ScriptedApp
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.running)
-        letta.leave(time.monotonic() + 0.3, wait=True)
+        leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     assert isinstance(outcome["error"], errors.LettaTimeoutError)
     assert outcome["error"].may_have_landed is True
@@ -570,7 +576,7 @@ def test_leaving_gives_the_turn_the_time_that_there_is(server: ScriptedAppServer
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.running)
-        letta.leave(time.monotonic() + 60.0)
+        letta.ending.bring_forward(time.monotonic() + 60.0)
         (held,) = server.running
         held.finish()
     assert outcome["answer"]["stop_reason"] == "end_turn"
@@ -589,7 +595,7 @@ def test_leaving_does_not_stop_what_runs_for_others_as_well(server: ScriptedAppS
     letta = make()
     with sending(letta) as outcome:
         server.wait_for(lambda: server.of("input"))
-        letta.leave(time.monotonic() + 0.1, wait=True)
+        leave(letta, 0.1)
     assert isinstance(outcome["error"], errors.LettaTimeoutError)
     assert not server.of("abort_message")
 
@@ -597,16 +603,16 @@ def test_leaving_does_not_stop_what_runs_for_others_as_well(server: ScriptedAppS
 def test_the_first_word_about_the_end_holds(make: Make) -> None:
     letta = make()
     now = time.monotonic()
-    letta.leave(now + 10.0)
-    letta.leave(now + 50.0)
-    assert letta._departure.at == now + 10.0
-    letta.leave(now + 5.0)
-    assert letta._departure.at == now + 5.0
+    letta.ending.bring_forward(now + 10.0)
+    letta.ending.bring_forward(now + 50.0)
+    assert letta.ending.at == now + 10.0
+    letta.ending.bring_forward(now + 5.0)
+    assert letta.ending.at == now + 5.0
 
 
 def test_after_the_end_no_turn_is_begun(server: ScriptedAppServer, make: Make) -> None:
     letta = make()
-    letta.leave(time.monotonic())
+    letta.ending.bring_forward(time.monotonic())
     with pytest.raises(errors.LettaTimeoutError) as raised:
         send(letta)
     assert raised.value.may_have_landed is False
@@ -620,7 +626,7 @@ def test_leaving_waits_no_longer_than_it_may(server: ScriptedAppServer, make: Ma
     with sending(letta):
         server.wait_for(lambda: server.running)
         began = time.monotonic()
-        letta.leave(began + 0.2, wait=True)
+        leave(letta, 0.2)
         assert time.monotonic() - began < 5.0
     assert len(server.of("abort_message")) == 1
 
@@ -644,7 +650,7 @@ def test_a_turn_that_nobody_waits_for_is_stopped_at_the_end(server: ScriptedAppS
     letta = make(read_timeout=0.1)
     with pytest.raises(errors.LettaTimeoutError):
         send(letta)
-    letta.leave(time.monotonic() + 0.3, wait=True)
+    leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     server.wait_for(lambda: server.open == 0)
     assert not server.wedged
@@ -705,7 +711,7 @@ def test_ctrl_c_leaves_the_turn_to_the_exit(
     with pytest.raises(KeyboardInterrupt):
         send(letta)
     assert server.open == 1
-    letta.leave(time.monotonic() + 0.3, wait=True)
+    leave(letta, 0.3)
     assert len(server.of("abort_message")) == 1
     assert not server.wedged
 
@@ -713,13 +719,9 @@ def test_ctrl_c_leaves_the_turn_to_the_exit(
 def test_a_call_ends_when_somebody_waits_for_less(server: ScriptedAppServer, make: Make) -> None:
     server.on_input = lambda held: None
     letta = make(read_timeout=60.0)
-    token = call_deadline.set(time.monotonic() + 0.1)
     began = time.monotonic()
-    try:
-        with pytest.raises(errors.LettaTimeoutError):
-            send(letta)
-    finally:
-        call_deadline.reset(token)
+    with pytest.raises(errors.LettaTimeoutError):
+        letta.send(letta.lane(None, None), [ONE], until=Deadline.after(0.1))
     assert time.monotonic() - began < 5.0
     for held in list(server.running):
         held.finish()
@@ -736,7 +738,7 @@ def test_a_forked_child_leaves_its_parent_s_socket_alone_and_has_its_own(server:
         if child == 0:
             code = 1
             with contextlib.suppress(BaseException):
-                letta.leave(time.monotonic() + 5.0, wait=True)
+                leave(letta, 5.0)
                 import gc
 
                 gc.collect()

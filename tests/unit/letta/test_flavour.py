@@ -22,7 +22,7 @@ from otel_letta.errors import (
 )
 from otel_letta.letta import flavour
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
-from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from tests.support.stub_server import HTML, INFO, Answer, Stub, app_server, rest, stub_server
 
@@ -260,12 +260,10 @@ def test_a_caller_s_deadline_holds_also_for_one_who_waits_for_another_s_question
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(recognise, ours)
         assert asked.wait(10)
-        token = call_deadline.set(time.monotonic() + 0.05)
         try:
             with pytest.raises(LettaTimeoutError, match="has not said in time"):
-                recognise(ours)
+                recognise(ours, until=Deadline.after(0.05))
         finally:
-            call_deadline.reset(token)
             release.set()
         assert first.result(10).flavour is Flavour.REST
 
@@ -325,7 +323,7 @@ def test_many_threads_ask_once_and_all_hear_the_answer(stub: Stub, works: bool) 
 
 
 def test_ctrl_c_ends_the_question_but_not_those_who_wait_for_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(ours: Settings) -> Any:
+    def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

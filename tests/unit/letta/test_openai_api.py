@@ -335,7 +335,8 @@ def test_there_is_no_board(letta: AppServerHttpTransport) -> None:
 
 def test_it_can_leave_at_any_time(letta: AppServerHttpTransport, chat: respx.Route) -> None:
     began = time.monotonic()
-    letta.leave(began + 60.0, wait=True)
+    letta.ending.bring_forward(began + 60.0)
+    letta.close(until=letta.ending)
     assert time.monotonic() - began < 5.0
     assert letta.active_runs(letta.lane(None, None)) == []
     assert letta.in_context(letta.lane(None, None), ["a"]) == {"a"}

@@ -26,6 +26,7 @@ from otel_letta.letta.flavour import Flavour, ServerInfo
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block, Lane, Message
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.stub_server import HTML, Stub, app_server, rest, stub_server
@@ -42,8 +43,8 @@ class Recording:
     made: ClassVar[list[Recording]] = []
     queues_messages = True
 
-    def __init__(self, settings: Settings, info: ServerInfo) -> None:
-        self.settings, self.info = settings, info
+    def __init__(self, settings: Settings, info: ServerInfo, *, ending: Deadline | None = None) -> None:
+        self.settings, self.info, self.ending = settings, info, ending or Deadline()
         self.calls: list[tuple[Any, ...]] = []
         self.failure: LettaError | None = None
         self.made.append(self)
@@ -53,7 +54,7 @@ class Recording:
             raise AttributeError(name)
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            self.calls.append((name, *arguments, *keywords.values()))
+            self.calls.append((name, *arguments, *(value for value in keywords.values() if value is not None)))
             if self.failure is not None:
                 raise self.failure
             return {"said by": name}
@@ -168,7 +169,7 @@ def test_a_kind_that_is_set_is_not_asked_for(stub: Stub, kind: str, flavour_: Fl
 
 
 def test_letta_cloud_is_a_rest_api_that_nobody_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RestTransport, "probe", lambda self, lane: None)
+    monkeypatch.setattr(RestTransport, "probe", lambda self, lane, **_: None)
     chosen = transport("https://api.letta.com", api_key=TOKEN)
     chosen.probe(chosen.lane(None, None))
     assert isinstance(delegate(chosen), RestTransport)
@@ -392,19 +393,21 @@ def test_the_end_of_the_process_is_told_also_to_one_that_is_chosen_later(
     stub.answer = app_server()
     early, late = transport(stub.url), transport(stub.url)
     early.probe(early.lane(None, None))
-    early.leave(123.0, wait=True)
-    late.leave(456.0)
+    early.ending.bring_forward(123.0)
+    early.close(until=early.ending)
+    late.ending.bring_forward(456.0)
     late.probe(late.lane(None, None))
     first, second = app_server_transports
-    assert ("leave", 123.0, True) in first.calls and ("leave", 456.0) in second.calls
+    assert first.ending.at == 123.0 and second.ending.at == 456.0
+    assert first.calls[-1] == ("close", early.ending)
 
 
 def test_a_rest_server_need_not_be_told_of_the_end(stub: Stub) -> None:
     chosen = transport(stub.url, server="rest")
     with pytest.raises(LettaError):
         chosen.probe(chosen.lane(None, None))
-    chosen.leave(123.0)
-    chosen.close()
+    chosen.ending.bring_forward(123.0)
+    chosen.close(until=chosen.ending)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -416,10 +419,10 @@ def test_a_fork_waits_for_a_delegate_in_the_making_and_leaves_no_lock_behind(
     making, made = threading.Event(), threading.Event()
 
     class Slow(Recording):
-        def __init__(self, settings: Settings, info: ServerInfo) -> None:
+        def __init__(self, settings: Settings, info: ServerInfo, **ending: Deadline) -> None:
             making.set()
             threading.Event().wait(0.1)  # the fork below begins meanwhile
-            super().__init__(settings, info)
+            super().__init__(settings, info, **ending)
             made.set()
 
     monkeypatch.setattr(sys.modules["otel_letta.letta.app_server.transport"], "AppServerTransport", Slow)

@@ -15,7 +15,7 @@ from otel_letta import errors
 from otel_letta.errors import LettaError
 from otel_letta.letta.app_server import socket as websocket
 from otel_letta.letta.app_server.socket import Session
-from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from tests.support.scripted_app_server import Frame, ScriptedAppServer, scripted_app_server
 from tests.support.stub_server import stub_server
@@ -40,9 +40,9 @@ def session(server: ScriptedAppServer) -> Iterator[Session]:
         yield made
 
 
-def failure(url: str, **options: Any) -> LettaError:
+def failure(url: str, until: Deadline | None = None, **options: Any) -> LettaError:
     with pytest.raises(LettaError) as raised:
-        Session(settings(url, **options))
+        Session(settings(url, **options), until)
     return raised.value
 
 
@@ -123,12 +123,9 @@ def test_a_server_that_never_answers_the_handshake_is_given_up() -> None:
 
 def test_opening_ends_when_somebody_waits_for_less() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        token = call_deadline.set(time.monotonic() + 0.05)
-        try:
-            began = time.monotonic()
-            error = failure(f"ws://127.0.0.1:{silent.getsockname()[1]}", connect_timeout=60.0)
-        finally:
-            call_deadline.reset(token)
+        began = time.monotonic()
+        until = Deadline.after(0.05)
+        error = failure(f"ws://127.0.0.1:{silent.getsockname()[1]}", until, connect_timeout=60.0)
     assert type(error) is errors.LettaTimeoutError
     assert time.monotonic() - began < 5.0
 
@@ -230,14 +227,12 @@ def test_no_answer_in_time(server: ScriptedAppServer, session: Session, fault: C
 
 def test_a_request_ends_when_somebody_waits_for_less(server: ScriptedAppServer) -> None:
     server.answers["agent_list"] = silence(server)
-    with Session(settings(server.url, read_timeout=60.0)) as session:
-        token = call_deadline.set(time.monotonic() + 0.05)
-        try:
-            began = time.monotonic()
-            with pytest.raises(errors.LettaTimeoutError):
-                session.request("agent_list", {})
-        finally:
-            call_deadline.reset(token)
+    until = Deadline()
+    with Session(settings(server.url, read_timeout=60.0), until) as session:
+        began = time.monotonic()
+        until.bring_forward(began + 0.05)
+        with pytest.raises(errors.LettaTimeoutError):
+            session.request("agent_list", {})
     assert time.monotonic() - began < 5.0
 
 
