@@ -41,13 +41,11 @@ EXCEPTIONS = {
     ("settings.settings", "letta.transport"),
     ("pipeline.pipeline", "integrations.openhands.runs"),
     ("pipeline.pipeline", "otel.selfmetrics"),
-    ("delivery.board", "tracking.wording"),
 }
 LONGEST = 400
 LONGER = {
     "cli.check",
     "cli.demo",
-    "delivery.courier",
     "integrations.openhands.callbacks",
     "integrations.openhands.runs",
     "letta.app_server.transport",

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from otel_letta.delivery.board import BoardKeeper
 from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.keeper import BoardKeeper
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Worker
 from otel_letta.letta.transport import Transport
@@ -62,6 +62,7 @@ class Desk:
         """Deliver what can be delivered in time, report what cannot, and stop. Returns the same as `flush`."""
         self._courier.begin_closing(until)
         delivered = self._flush(until, closing=True)
+        self._crew.dismiss()
         self._courier.finish()
         with self._crew.lock:
             for keeper in self._keepers.values():
@@ -85,7 +86,7 @@ class Desk:
         lost = self._stats.lost_ends
         with self._crew.lock:
             for keeper in self._keepers.values():
-                keeper.hurry(closing=closing)
+                keeper.flush_soon(closing=closing)
         return self._crew.flush(self._workers, until) and self._stats.lost_ends == lost
 
     def _workers(self) -> list[Worker]:
@@ -100,7 +101,7 @@ class Desk:
                 keeper = self._keepers[agent] = BoardKeeper(
                     agent, self._transport, self._settings, self._stats, self._crew, self._without_board
                 )
-            if keeper.gone:
+            if keeper.unsupported:
                 return False
             keeper.put(report)
             return True

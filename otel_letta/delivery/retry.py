@@ -1,4 +1,4 @@
-"""The patience with failures: when to try again."""
+"""Patience with failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_BACKOFF = 60.0
 
 
 class Retry:
-    """When to try again after failures: jittered exponential backoff, or a probe now and then while parked."""
+    """Jittered exponential backoff after failures, or a probe now and then while parked."""
 
     def __init__(self, probe_interval: float) -> None:
         self._probe_interval = max(probe_interval, 0.01)
@@ -20,10 +20,10 @@ class Retry:
         """Monotonic seconds."""
         self.failures = 0
         self.parked: LettaError | None = None
-        """Why only a person can help; None while trying."""
+        """The error that only a person can help against; None while trying."""
 
     def failed(self, error: LettaError, now: float) -> float:
-        """Note a failure; returns the seconds until the next try."""
+        """Note a failure. Return the seconds until the next try."""
         self.failures += 1
         if error.parks:
             self.parked = error
@@ -37,10 +37,11 @@ class Retry:
         return delay
 
     def succeeded(self) -> None:
+        """Forget all failures."""
         self.failures = 0
         self.parked = None
         self.not_before = -math.inf
 
-    def hurry(self, now: float) -> None:
-        """Try now: the program is about to end."""
-        self.not_before = min(self.not_before, now)
+    def bring_forward(self, at: float) -> None:
+        """Try at that time (monotonic seconds) at the latest."""
+        self.not_before = min(self.not_before, at)

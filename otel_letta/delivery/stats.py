@@ -1,4 +1,4 @@
-"""Counts of what became of the reports."""
+"""Counts of what becomes of the reports, and a logger that does not repeat itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Stats:
-    """Thread-safe counters. `snapshot` gives plain numbers."""
+    """Thread-safe counters."""
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector can run a traced program's hook in the middle of a count.
@@ -35,9 +35,10 @@ class Stats:
             return sum(number for reason, number in self._dropped.items() if reason.startswith("end "))
 
     def snapshot(self) -> dict[str, Any]:
-        """
+        """Return plain numbers.
+
         Returns:
-            ``reports`` (made by tracking), ``sent`` (told to the agent as messages), ``requests`` (POSTs that cost
+            ``reports`` (made by tracking), ``sent`` (to the agent as messages), ``requests`` (POSTs that cost
             the agent a turn), ``board_writes``, ``conflated`` (replaced by a newer report of the same
             task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
             ``retries``, and ``dropped``: reason → number.
@@ -48,7 +49,7 @@ class Stats:
 
 
 class Throttle:
-    """Logs a line for each cause at most once a minute, and says how many it kept back."""
+    """A logger that writes one line a minute for each cause, with the number of lines that it kept back."""
 
     def __init__(
         self, logger: logging.Logger, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic

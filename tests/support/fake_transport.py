@@ -191,6 +191,11 @@ def begin_closing(courier: Courier) -> None:
     courier.begin_closing(Deadline.after(5.0))
 
 
+def finish(courier: Courier) -> None:
+    courier.crew.dismiss()
+    courier.finish()
+
+
 def nudge(courier: Courier) -> None:
     """Let sleeping lanes look at the clock again: a test moved it."""
     with courier.lock:

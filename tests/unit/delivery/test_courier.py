@@ -14,7 +14,7 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats
-from otel_letta.delivery.worker import Crew, Retry
+from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Lane, Message, Run
@@ -27,6 +27,7 @@ from tests.support.fake_transport import (
     FakeTransport,
     begin_closing,
     end,
+    finish,
     flush,
     make_courier,
     nudge,
@@ -50,7 +51,7 @@ def letta() -> FakeTransport:
 @pytest.fixture(autouse=True)
 def longest_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backoff takes its ceiling, so that tests can tell when it is over."""
-    monkeypatch.setattr("otel_letta.delivery.worker.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("otel_letta.delivery.retry.random.uniform", lambda low, high: high)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def clock() -> Clock:
 def courier(letta: FakeTransport, clock: Clock) -> Iterator[Courier]:
     made = make_courier(letta, clock=clock)
     yield made
-    made.finish()
+    finish(made)
 
 
 def until(gate: threading.Event) -> Callable[[Lane, object], None]:
@@ -253,20 +254,6 @@ def test_ends_survive_an_llm_that_refuses_everything_for_a_while(
 # -- retries ------------------------------------------------------------------------------------------------------
 
 
-def test_backoff_doubles_up_to_a_minute_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranges: list[tuple[float, float]] = []
-    monkeypatch.setattr(
-        "otel_letta.delivery.worker.random.uniform", lambda low, high: ranges.append((low, high)) or high
-    )
-    retry = Retry(60.0)
-    delays = [retry.failed(BUSY_SERVER, now=0.0) for _ in range(9)]
-
-    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert all(low == high / 2 for low, high in ranges)
-    retry.succeeded()
-    assert retry.failed(BUSY_SERVER, now=0.0) == 1
-
-
 def test_retry_after_is_obeyed_when_it_is_longer(letta: FakeTransport, courier: Courier, clock: Clock) -> None:
     letta.failures = [errors.LettaRateLimitError(status=429, retry_after=30.0)]
     courier.put(end("a"))
@@ -430,7 +417,7 @@ def test_an_end_of_which_nobody_could_say_whether_it_landed_is_looked_for_before
     nudge(courier)
     assert flush(courier, 5) is True
     assert len(letta.requests) == 1 and courier.stats.snapshot()["sent"] == 1
-    courier.finish()
+    finish(courier)
 
 
 def test_a_step_that_outlasts_the_read_timeout_is_told_once() -> None:
@@ -439,7 +426,7 @@ def test_a_step_that_outlasts_the_read_timeout_is_told_once() -> None:
         letta, courier = real_courier(server, agent, read_timeout=0.25)
         courier.put(end("a"))
         assert flush(courier, 10)
-        courier.finish()
+        finish(courier)
         letta.close()
         assert server.turns == 1
         assert [report["task_id"] for report in server.reports(agent)] == ["a"]
@@ -452,7 +439,7 @@ def test_an_answer_that_got_lost_does_not_double_the_report() -> None:
         letta, courier = real_courier(server, agent)
         courier.put(end("a"))
         assert flush(courier, 10)
-        courier.finish()
+        finish(courier)
         letta.close()
         assert server.turns == 1 and len(server.reports(agent)) == 1
 
@@ -464,7 +451,7 @@ def test_a_request_that_got_lost_is_sent_again() -> None:
         letta, courier = real_courier(server, agent)
         courier.put(end("a"))
         assert flush(courier, 10)
-        courier.finish()
+        finish(courier)
         letta.close()
         assert server.turns == 1 and len(server.reports(agent)) == 1
 
@@ -541,7 +528,7 @@ def test_the_parked_end_arrives_after_the_password_was_rotated(
         monkeypatch.setenv("LETTA_PASSWORD", "new")
         server.wait_for_messages(agent, 1)
         assert flush(courier, 5)
-        courier.finish()
+        finish(courier)
         letta.close()
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert "Invalid credentials" in line and "LETTA_PASSWORD" in line and "parked" in line
@@ -564,7 +551,7 @@ def test_a_lane_that_a_real_answer_parked_goes_on_when_it_is_mended(status: int,
         courier.put(end("a"))
         server.wait_for_messages(agent, 1)
         flush(courier, 5)
-        courier.finish()
+        finish(courier)
         letta.close()
         assert [report["status"] for report in server.reports(agent)] == ["completed"]
 
@@ -637,7 +624,7 @@ def test_a_count_of_lost_ends_survives_the_move_to_the_default_conversation(lett
         courier.put(end(f"t{number}", chat_id=CONVERSATION))
     gate.set()
     letta.wait_for(lambda: any("3 more tasks ended" in text for request in letta.texts() for text in request))
-    courier.finish()
+    finish(courier)
 
 
 def test_a_real_conversation_gets_its_reports() -> None:
@@ -648,7 +635,7 @@ def test_a_real_conversation_gets_its_reports() -> None:
         courier.put(end("a", chat_id=conversation))
         courier.put(end("b", chat_id="conv-99999999-9999-4999-8999-999999999999"))
         assert flush(courier, 10)
-        courier.finish()
+        finish(courier)
         letta.close()
         where = {re.findall('task="(.)"', m.content)[0]: m.conversation_id for m in server.messages(agent)}
         assert where == {"a": conversation, "b": None}
@@ -671,7 +658,7 @@ def test_past_the_limit_ends_become_a_count_and_the_log_says_so(
     clock.advance(2)
     nudge(courier)
     letta.wait_for_delivered(4)
-    courier.finish()
+    finish(courier)
 
     (request,) = letta.texts()
     assert 'completed="3" failed="1"' in request[0]
@@ -697,7 +684,7 @@ def test_over_the_wake_budget_ends_wait_and_go_together(letta: FakeTransport, cl
     nudge(courier)
     letta.wait_for_delivered(7)
     assert contents(letta)[2] == [f"t{number} over" for number in range(2, 7)]
-    courier.finish()
+    finish(courier)
 
 
 def test_each_agent_has_a_budget_of_its_own(letta: FakeTransport, clock: Clock) -> None:
@@ -705,7 +692,7 @@ def test_each_agent_has_a_budget_of_its_own(letta: FakeTransport, clock: Clock) 
     courier.put(end("a", agent_id="one"))
     courier.put(end("b", agent_id="two"))
     letta.wait_for_delivered(2)
-    courier.finish()
+    finish(courier)
 
 
 @pytest.mark.parametrize(
@@ -726,7 +713,7 @@ def test_only_what_cost_the_agent_a_turn_counts_against_the_budget(
         letta.wait_for_delivered(1)
     else:
         assert flush(courier, 1) is False and len(letta.requests) == 1
-    courier.finish()
+    finish(courier)
 
 
 # -- pacing, end to end -------------------------------------------------------------------------------------------
@@ -761,7 +748,7 @@ def test_flush_waits_for_what_is_in_flight(letta: FakeTransport) -> None:
     assert flush(courier, 0.05) is False
     gate.set()
     assert flush(courier, 5) is True
-    courier.finish()
+    finish(courier)
 
 
 def test_flush_does_not_wait_for_progress_that_is_held(letta: FakeTransport, courier: Courier) -> None:
@@ -797,7 +784,7 @@ def test_shutdown_interrupts_backoff_and_tries_at_once(letta: FakeTransport) -> 
     finished(courier)
     begin_closing(courier)
     assert flush(courier, 5) is True
-    courier.finish()
+    finish(courier)
     assert len(letta.delivered) == 1
 
 
@@ -822,7 +809,7 @@ def test_shutdown_says_what_is_left_and_why(letta: FakeTransport, caplog: pytest
     finished(courier)
     begin_closing(courier)
     assert flush(courier, 1) is False
-    courier.finish()
+    finish(courier)
 
     line = caplog.records[-1].getMessage()
     assert "1 task end(s) not delivered before shutdown" in line and "Invalid credentials" in line
@@ -840,7 +827,7 @@ def test_shutdown_does_not_call_lost_what_the_agent_is_still_answering(
     letta.wait_for_requests(1)
     begin_closing(courier)
     assert flush(courier, 0.05) is False
-    courier.finish()
+    finish(courier)
 
     assert "still answering 1 report(s)" in caplog.text and "not delivered" not in caplog.text
     assert not letta.closed  # its connection is in use
@@ -934,7 +921,7 @@ def test_a_lane_survives_the_death_of_its_thread(
     broken: list[Callable[..., Any]] = [lambda self, report: 1 / 0]
     original = type(courier._worker(Lane(SERVER, "agent-1")))._weigh
     monkeypatch.setattr(
-        "otel_letta.delivery.courier._LaneWorker._weigh",
+        "otel_letta.delivery.lane.LaneWorker._weigh",
         lambda self, report: broken.pop()(self, report) if broken else original(self, report),
     )
     courier.put(end("a"))
@@ -962,7 +949,7 @@ def test_a_message_is_never_sent_by_two_threads_at_once() -> None:
         for thread in threads:
             thread.join()
         assert flush(courier, 20)
-        courier.finish()
+        finish(courier)
         letta.close()
         assert server.in_flight_max(agent) == 1
         tasks = [report["task_id"] for report in server.reports(agent)]

@@ -235,4 +235,4 @@ def test_no_thread_outlives_a_closed_desk(letta: WithBlocks, make: Callable[...,
     desk.put(end("b"))
     assert desk.close(soon())
     with desk._crew.lock:
-        assert desk._crew.settled.wait_for(lambda: not any(w.staffed for w in desk._workers()), 5)
+        assert desk._crew.settled.wait_for(lambda: not any(w.has_thread for w in desk._workers()), 5)
