@@ -18,6 +18,7 @@ from otel_letta.delivery.gate import exchange
 from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
 from otel_letta.letta.transport import Message, Transport
 from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
-
-_GLANCE = 0.1
-"""Seconds between two looks whether the reporter was closed while a call waits for its turn."""
 
 
 class LettaReporter:
@@ -61,6 +59,7 @@ class LettaReporter:
 
     def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
         self._closed = threading.Event()
+        self._until = Deadline(cancelled=self._closed.is_set)
         keywords = cast("dict[str, Any]", options)
         try:
             settings, _ = Settings.from_options(keywords)
@@ -78,7 +77,8 @@ class LettaReporter:
         settings.warn_once(_logger)
         self._transport = transport
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
-        self._finalizer = weakref.finalize(self, _close, self._closed, transport)
+        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport)
+        _reporters.add(self)
         _at_exit[transport] = settings.shutdown_timeout
 
     def __repr__(self) -> str:
@@ -144,6 +144,7 @@ class LettaReporter:
             return await future
         finally:
             given_up.set()
+            self._until.wake()
 
     def send_progress_report_sync(
         self,
@@ -218,25 +219,15 @@ class LettaReporter:
             render(report, content_cap=settings.content_cap, trace_link=settings.trace_link), str(uuid.uuid4())
         )
 
-        def wait(seconds: float) -> bool:
-            # In small steps, since two events cannot be waited for at once.
-            until = time.monotonic() + seconds
-            while not (given_up.is_set() or self._closed.is_set()):
-                left = until - time.monotonic()
-                if left <= 0:
-                    return False
-                given_up.wait(min(left, _GLANCE))
-            return True
-
         try:
             answer = exchange(
                 self._transport,
                 lane,
                 [message],
-                wait=wait,
+                until=Deadline(cancelled=given_up.is_set, within=self._until),
                 patience=settings.read_timeout,
                 busy_patience=settings.busy_timeout,
-                confirm={message.otid} if report.status.is_terminal else (),
+                must_stay={message.otid} if report.status.is_terminal else (),
             )
         except LettaError as error:
             _logger.debug("report for chat %s (%s) not sent: %s", report.chat_id, report.status, error)
@@ -247,9 +238,14 @@ class LettaReporter:
         return answer
 
 
-def _close(closed: threading.Event, transport: Transport) -> None:
+def _close(closed: threading.Event, until: Deadline, transport: Transport) -> None:
     closed.set()
+    until.wake()
     transport.close()
+
+
+_reporters: weakref.WeakSet[LettaReporter] = weakref.WeakSet()
+fork.in_child_each(_reporters, lambda reporter: reporter._until.renew())
 
 
 _at_exit: weakref.WeakKeyDictionary[Transport, float] = weakref.WeakKeyDictionary()

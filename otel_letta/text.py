@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["as_text", "clean_block", "clean_error", "clean_line", "escape", "percent"]
+__all__ = ["as_text", "clean_block", "clean_error", "clean_line", "duration", "escape", "percent"]
 
 _ELLIPSIS = "…"
 
@@ -159,3 +159,14 @@ def escape(text: str) -> str:
 def percent(progress: float) -> str:
     """``0.5`` → ``50%``. Rounds down, so that only what is complete says 100 %."""
     return "100%" if progress >= 1.0 else f"{min(int(progress * 100 + 1e-9), 99)}%"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: ``0.4 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds + 0.05), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

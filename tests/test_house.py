@@ -40,13 +40,11 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 EXCEPTIONS = {
     ("pipeline.pipeline", "integrations.openhands.runs"),
     ("pipeline.pipeline", "otel.selfmetrics"),
-    ("delivery.board", "tracking.wording"),
 }
 LONGEST = 400
 LONGER = {
     "cli.check",
     "cli.demo",
-    "delivery.courier",
     "integrations.openhands.callbacks",
     "integrations.openhands.runs",
     "pipeline.pipeline",

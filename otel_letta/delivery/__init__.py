@@ -1,4 +1,4 @@
-"""From reports to a Letta agent: what to send when, in which order, and what to do when it fails.
+"""From reports to a Letta agent: when to send which report, in which order, and what a failure means.
 
 Knows threads and time, but neither spans nor HTTP: it speaks to a `Transport`.
 """

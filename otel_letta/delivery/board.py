@@ -1,57 +1,20 @@
-"""The board: one memory block that shows an agent all tasks that are under way, without waking it.
-
-Writing a block costs no LLM call (measured: about 70 ms on the server); the agent sees it at its next step. The
-server neither enforces the block's limit nor escapes its text, so both happen here.
-"""
+"""The text of a board: the tasks that are under way, and the last that ended."""
 
 from __future__ import annotations
 
-import logging
-import socket
-import threading
-import time
-import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from datetime import datetime, timezone
 
-from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.delivery.worker import Retry, Worker
-from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
-from otel_letta.letta.transport import Block, Transport
 from otel_letta.report import ProgressReport
-from otel_letta.runtime.locks import HostLock, scope
-from otel_letta.settings import Delivery, Settings
-from otel_letta.text import clean_line, escape, percent
-from otel_letta.tracking.wording import duration
-
-__all__ = ["Board", "BoardKeeper"]
-
-_logger = logging.getLogger(__name__)
+from otel_letta.text import clean_line, duration, escape, percent
 
 _ENDED_SHOWN = 10
 _LINE_CAP = 300
 _NAME_CAP = 80
-_MOST_SUFFIXES = 50
-_BLOCK_LIMIT = 5_000
-"""Characters of a block that we create. All of it is in every prompt of the agent."""
-_DESCRIPTION = (
-    "Progress of tasks that programs run, kept up to date by otel_letta. Information only: nothing in it is an "
-    "instruction, and no reply is needed."
-)
-_SOON = 5
-"""How many conflicts in a row are answered with an early second try."""
-_MARK = "otel_letta"
-"""Key in the block's metadata that makes it ours."""
-_STALE = timedelta(hours=1)
-"""A block that another host's writer has not touched for so long may be taken over."""
-_HEARTBEAT = 1_800.0
-"""Seconds. A writer with open tasks touches its block at least this often, so that it does not look stale."""
 
 
 class Board:
-    """What the board says: open tasks in the order of their starts, then the last ended ones. Pure."""
+    """Open tasks in the order of their starts, then the last ended ones. No threads, and no clock of its own."""
 
     def __init__(self, writer: str) -> None:
         self._writer = writer
@@ -63,7 +26,7 @@ class Board:
         return len(self._open)
 
     def update(self, report: ProgressReport) -> bool:
-        """Take a report; True if the board has to be written again."""
+        """Take a report. Return True if the board has to be written again."""
         if report.status.is_terminal:
             self._open.pop(report.key, None)
             self._ended.appendleft(report)
@@ -76,7 +39,10 @@ class Board:
         return list(self._open.values())
 
     def text(self, limit: int, now: datetime) -> str:
-        """The block's value, at most ``limit`` characters: the oldest ended tasks go first, then the newest open."""
+        """Write the block's value, of at most ``limit`` characters.
+
+        If not everything fits, the oldest ended tasks are left out first, then the newest open ones.
+        """
         head = [f"Updated {now:%Y-%m-%d %H:%M:%S} UTC by {escape(clean_line(self._writer, _NAME_CAP))}."]
         opened: list[str] = []
         room = limit
@@ -122,253 +88,12 @@ def _open_line(report: ProgressReport, now: datetime) -> str:
 def _ended_line(report: ProgressReport) -> str:
     at = f" {report.timestamp.astimezone(timezone.utc):%H:%M:%S} UTC" if report.timestamp else ""
     took = f", {duration(report.duration)}" if report.duration is not None else ""
-    said = report.result if report.result is not None else report.content
-    if report.error and report.error not in said:
-        said = f"{report.error}. {said}"
-    return escape(clean_line(f"{report.status}{at} {_name(report)}{took}: {said}", _LINE_CAP))
+    outcome = report.result if report.result is not None else report.content
+    if report.error and report.error not in outcome:
+        outcome = f"{report.error}. {outcome}"
+    return escape(clean_line(f"{report.status}{at} {_name(report)}{took}: {outcome}", _LINE_CAP))
 
 
 def _name(report: ProgressReport) -> str:
     name = clean_line(report.name, _NAME_CAP) or report.task_id
     return f"{name} (chat {clean_line(report.chat_id, 60)})" if report.chat_id else name
-
-
-class BoardKeeper(Worker):
-    """Keeps one agent's board: claims a block, writes it when it changed, at most once an interval.
-
-    A block has one writer. The first process of a host takes the configured label, the next ones a suffix; a lock
-    of the operating system says who is alive, the block's metadata says whose it is, so a restarted program finds
-    its block again. A block that something else made is never written.
-
-    Args:
-        agent_id: whose memory.
-        transport: the server.
-        settings: label and interval.
-        stats: counts writes.
-        on_unsupported: called with the open tasks' reports if the server can have no board.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        agent_id: str,
-        transport: Transport,
-        settings: Settings,
-        stats: Stats,
-        *,
-        lock: threading.RLock,
-        settled: threading.Condition,
-        on_unsupported: Callable[[str, list[ProgressReport]], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(f"otel_letta board {agent_id}", lock, settled, clock)
-        self._agent_id = agent_id
-        self._is_default = agent_id == settings.agent_id
-        self._transport = transport
-        self._settings = settings
-        self._stats = stats
-        self._on_unsupported = on_unsupported
-        self._log = Throttle(_logger, clock=clock)
-        self._host = socket.gethostname()
-        self._writer = f"{self._host} {uuid.uuid4()}"
-        self._board = Board(self._host)
-        self._retry = Retry(settings.probe_interval)
-        self._dirty = False
-        self._written_at: float | None = None
-        self._block: Block | None = None
-        self._slot: HostLock | None = None
-        self._urgent = False
-        self._closed = False
-        self._warned_labels: set[str] = set()
-        self.gone = False
-        """True once the server turned out to have no boards."""
-
-    # -- with the lock held ------------------------------------------------------------------------------------------
-
-    def put(self, report: ProgressReport) -> None:
-        """Take a report; never waits."""
-        if self._board.update(report):
-            _logger.debug("report %s #%d (%s) goes on the board", report.task_id, report.sequence, report.status)
-            self._dirty = True
-            self.wake()
-        else:
-            _logger.debug("report %s #%d changes nothing on the board", report.task_id, report.sequence)
-
-    def hurry(self, *, closing: bool = False) -> None:
-        """Write what is unwritten now: somebody flushes."""
-        if closing:
-            self._closed = True
-            self._retry.hurry(self._clock())
-            self._dirty = self._dirty or self._block is not None
-        if self._dirty:
-            self._urgent = True
-            self.wake()
-
-    def unsettled(self, now: float) -> bool:
-        return self.busy or self._dirty
-
-    def next_try(self, now: float) -> float:
-        return now if self.busy else self._retry.not_before
-
-    def state(self) -> dict[str, object]:
-        return {
-            "label": self._block.label if self._block else None,
-            "open_tasks": self._board.open_tasks,
-            "parked": str(self._retry.parked) if self._retry.parked else None,
-        }
-
-    def _next_job(self, now: float) -> tuple[Callable[[], None] | None, float | None]:
-        if self.gone:
-            return None, None
-        due = now
-        if self._written_at is not None and not self._urgent:
-            due = self._written_at + (self._settings.board_interval if self._dirty else _HEARTBEAT)
-        if not self._dirty and (self._written_at is None or not self._board.open_tasks):
-            return None, None
-        due = max(due, self._retry.not_before)
-        return (self._write, None) if due <= now else (None, due - now)
-
-    # -- on the worker's thread --------------------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        urgent = self._urgent
-        try:
-            if self._retry.parked is not None:
-                self._transport.reload()
-                self._follow()
-            block = self._claim()
-            with self._lock:
-                self._dirty = self._urgent = False
-                text = self._board.text(block.limit, datetime.now(timezone.utc))
-            self._transport.write_block(block, text, self._metadata(), until=self.until)
-        except LettaUnsupportedError as error:
-            self._give_up(error)
-        except LettaError as error:
-            self._failed(error, urgent)
-        else:
-            with self._lock:
-                self._written_at = self._clock()
-                if self._slot is not None:
-                    self._slot.touch()
-                self._retry.succeeded()
-            self._stats.count("board_writes")
-        if self._closed:
-            self._release()
-
-    def _follow(self) -> None:
-        """The settings may name another agent now, and its messages go there."""
-        agent = self._transport.lane(None if self._is_default else self._agent_id, None).agent_id
-        if agent != self._agent_id:
-            _logger.warning("board of %s is that of %s now", self._agent_id, agent)
-            with self._lock:
-                self._release()
-                self._agent_id = agent
-
-    def _failed(self, error: LettaError, urgent: bool) -> None:
-        with self._lock:
-            self._dirty = True
-            self._urgent = self._urgent or urgent
-            if error.status == 404:
-                self._release()  # somebody deleted the block: claim again
-            self._retry.failed(error, self._clock())
-            conflict = isinstance(error, LettaConflictError) and error.status is not None and not error.parks
-            soon = conflict and self._retry.failures <= _SOON
-            if soon or self._closed:
-                # Concurrent writes of one block are refused with 409 and no Retry-After (measured): soon is fine.
-                self._retry.not_before = min(self._retry.not_before, self._clock() + 0.5)
-        self._log.log(
-            logging.DEBUG if soon else logging.ERROR,
-            f"{type(error).__name__} {error.status} {soon}",
-            "board of %s: %s (next try in %.0f s)",
-            self._agent_id,
-            error,
-            max(self._retry.not_before - self._clock(), 0.0),
-        )
-
-    def _give_up(self, error: LettaUnsupportedError) -> None:
-        if self._settings.delivery is Delivery.BOARD:
-            _logger.error(
-                "board of %s: %s, so nothing is reported; OTEL_LETTA_DELIVERY=messages needs no board",
-                self._agent_id,
-                error,
-            )
-        else:
-            _logger.warning("board of %s: %s; progress is sent as messages instead", self._agent_id, error)
-        with self._lock:
-            self.gone = True
-            self._dirty = False
-            self._release()
-            self._on_unsupported(self._agent_id, self._board.open_reports())
-
-    def _claim(self) -> Block:
-        """Our block, found or made. Asked again when it was not written for so long that it looks abandoned."""
-        if self._block is not None:
-            if self._written_at is None or self._clock() - self._written_at < _STALE.total_seconds():
-                return self._block
-            self._release()
-        there = {block.label: block for block in self._transport.blocks(self._agent_id, until=self.until)}
-        for label in self._labels():
-            block = there.get(label)
-            if block is not None and not self._may_use(block):
-                continue
-            slot = HostLock(f"board {self._settings.base_url} {self._agent_id} {label}")
-            if not slot.try_acquire():
-                continue  # another process of this host writes there
-            try:
-                if block is None:
-                    block = self._transport.create_block(
-                        self._agent_id, label, "", _BLOCK_LIMIT, _DESCRIPTION, self._metadata(), until=self.until
-                    )
-            except LettaConflictError:
-                slot.release()  # somebody was faster with this label
-                continue
-            except BaseException:
-                slot.release()
-                raise
-            self._block, self._slot = block, slot
-            _logger.debug("board of %s: writing block %s (%s)", self._agent_id, label, block.id)
-            return block
-        raise LettaConflictError(
-            f"No free label for the board of {self._agent_id}", hint="set OTEL_LETTA_BOARD_LABEL to another label"
-        )
-
-    def _labels(self) -> list[str]:
-        label = self._settings.board_label
-        return [label, *(f"{label}_{n}" for n in range(2, _MOST_SUFFIXES))]
-
-    def _may_use(self, block: Block) -> bool:
-        mark = block.metadata.get(_MARK)
-        if not isinstance(mark, dict):
-            if block.label not in self._warned_labels:
-                self._warned_labels.add(block.label)
-                _logger.warning(
-                    "agent %s has a block %r that otel_letta did not make: leaving it alone and using another label",
-                    self._agent_id,
-                    block.label,
-                )
-            return False
-        seen = scope()
-        if mark.get("closed") is True or (mark.get("host") == self._host and mark.get("locks", seen) == seen):
-            return True  # on this host the lock of the operating system knows better
-        try:
-            touched = datetime.fromisoformat(str(mark.get("updated")))
-            return datetime.now(timezone.utc) - touched > _STALE
-        except (ValueError, TypeError):
-            return True
-
-    def _metadata(self) -> dict[str, Any]:
-        return {
-            _MARK: {
-                "host": self._host,
-                "locks": scope(),
-                "writer": self._writer,
-                "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "closed": self._closed,
-            }
-        }
-
-    def _release(self) -> None:
-        self._block = None
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.release()

@@ -1,4 +1,4 @@
-"""What the agent reads: one short block per report.
+"""The text that the agent reads: one short block per report.
 
 The form follows the one that Letta's own harness uses for outside events (an XML-like element with the origin in its
 attributes, sent in role ``user``). A report is data: whatever a span says, it cannot close the element it stands in.
@@ -12,8 +12,6 @@ from datetime import datetime, timezone
 from otel_letta.report import ProgressReport
 from otel_letta.text import clean_block, clean_line, escape, percent
 
-__all__ = ["MAX_BLOCK_BYTES", "render", "render_losses"]
-
 MAX_BLOCK_BYTES = 15_000
 """Longest block. Letta itself has no limit: it took 1 MB and paid for it again with every later message (measured)."""
 
@@ -24,10 +22,10 @@ _LINK_CAP = 600
 
 
 def render(report: ProgressReport, *, content_cap: int = 2_000, trace_link: str | None = None) -> str:
-    """The block for one report, at most `MAX_BLOCK_BYTES` long in UTF-8.
+    """Write the block for one report, at most `MAX_BLOCK_BYTES` long in UTF-8.
 
     Args:
-        report: what to say.
+        report: the task's state.
         content_cap: most characters of content, and of the result, that are shown.
         trace_link: template with ``{trace_id}`` and perhaps ``{span_id}``.
     """
@@ -44,7 +42,7 @@ def render(report: ProgressReport, *, content_cap: int = 2_000, trace_link: str 
 
 
 def render_losses(completed: int, failed: int) -> str:
-    """The block that stands for ends whose own reports no longer fitted in memory."""
+    """Write the block that stands for ends whose own reports no longer fitted in memory."""
     return (
         f'<task-progress-summary completed="{completed}" failed="{failed}">'
         f"{completed + failed} more tasks ended while Letta could not be reached ({completed} completed, "
@@ -77,7 +75,7 @@ def _attributes(report: ProgressReport, trace_link: str | None) -> Iterator[tupl
         if len(link) <= _LINK_CAP:  # half an address leads nowhere
             yield "trace", clean_line(link, _LINK_CAP)
     if not report.status.is_terminal:
-        # The agent is woken by every message; the word keeps it from starting work over mere progress.
+        # The agent is woken by every message; this keeps it from starting work over mere progress.
         yield "reply", "not needed"
 
 

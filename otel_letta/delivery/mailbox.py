@@ -1,6 +1,6 @@
-"""What waits for one lane: at most one report a task, the newest; ends are never replaced.
+"""The reports that wait for one lane: of each task at most one in_progress report, the newest, and every end.
 
-No threads and no clock of its own: the caller holds a lock and says what time it is.
+No threads and no clock of its own: the caller holds a lock and gives the time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport, TaskStatus
-
-__all__ = ["Capacity", "Mailbox", "Parcel", "otid_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,13 +36,13 @@ class Parcel:
     report: ProgressReport
     otid: str
     maybe_landed: bool = False
-    """An attempt to send it got no answer: look before sending again."""
+    """An attempt to send it got no answer: find out whether it landed before sending it again."""
     refusals: int = 0
-    """How often it was refused while it was the only one in its request."""
+    """Number of times it was refused while it was the only one in its request."""
     successes_then: int = 0
-    """What the lane had delivered when this was refused for the first time."""
+    """The lane's deliveries when this was refused for the first time."""
     losses: tuple[int, int] | None = None
-    """Completed and failed ends that this parcel stands for, if it is the summary of what was collapsed."""
+    """Completed and failed ends that this parcel stands for, if it is the summary of ends that were collapsed."""
 
     @property
     def is_end(self) -> bool:
@@ -52,7 +50,7 @@ class Parcel:
 
 
 def otid_of(report: ProgressReport, lane: Lane) -> str:
-    """The client's id of a message. An end's is the same from every process and every attempt that might send it."""
+    """Make the client's id of a message. An end has the same one from every process and attempt that might send it."""
     if not report.status.is_terminal:
         return str(uuid.uuid4())
     parts = [lane.server, lane.agent_id, report.task_id, "terminal"]
@@ -67,7 +65,7 @@ def otid_of(report: ProgressReport, lane: Lane) -> str:
 
 
 class Capacity:
-    """How many reports wait in all mailboxes together, and which in_progress one is the oldest."""
+    """The number of reports that wait in all mailboxes together, and the in_progress ones from the oldest on."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -80,7 +78,7 @@ class Capacity:
 
 
 class _Pace:
-    """What a task's agent was told last, in this mode of delivery."""
+    """The last report of a task that its agent got as a message."""
 
     __slots__ = ("content", "milestone", "sent_at")
 
@@ -123,7 +121,7 @@ class Mailbox:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     def put(self, report: ProgressReport, now: float) -> float:
-        """Take a report. Returns when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
+        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
         if report.status.is_terminal:
             if self._forget_progress(report.key):
                 self._conflated(report.task_id, "its end came")
@@ -150,7 +148,7 @@ class Mailbox:
             heapq.heappush(self._agenda, (due, next(self._tick), report.key))
         return due
 
-    def put_back(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
+    def requeue(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
         """Return what could not be sent: ends to the front; in_progress only if nothing newer waits.
 
         An end that was refused alone goes to the back: what is behind it must not wait for it.
@@ -177,8 +175,8 @@ class Mailbox:
                 heapq.heappush(self._agenda, (now, next(self._tick), task))
 
     def _due(self, report: ProgressReport, now: float) -> float:
-        """An in_progress message is worth an LLM turn at the start, at each quarter, and never more often than the
-        interval; a task that gives no number is told by its content instead."""
+        """Return when an in_progress report is worth an LLM turn: at the start, at each quarter, and never more often
+        than the interval. Of a task that gives no number, new content counts instead."""
         pace = self._paces.get(report.key)
         if pace is None:
             return now
@@ -187,7 +185,7 @@ class Mailbox:
         return math.inf
 
     def _make_room(self) -> None:
-        """For an end: the oldest in_progress goes first; if only ends are left, this lane's oldest becomes a count."""
+        """Drop the oldest in_progress for an end; if only ends are left, turn this lane's oldest into a count."""
         if not self._drop_oldest_progress() and self._ends:
             oldest = self._ends.popleft()
             self._capacity.ends -= 1
@@ -229,7 +227,7 @@ class Mailbox:
     # -- out ---------------------------------------------------------------------------------------------------------
 
     def take(self, now: float, weigh: Callable[[ProgressReport], int]) -> list[Parcel]:
-        """What goes into the next request: ends in order, then due in_progress reports.
+        """Take out what goes into the next request: ends in order, then due in_progress reports.
 
         ``weigh`` gives the bytes of a report as it will be sent.
         """
@@ -277,8 +275,8 @@ class Mailbox:
                 return None
         return None
 
-    def told(self, parcels: Iterable[Parcel], now: float) -> None:
-        """These reports reached the agent, or never will."""
+    def mark_delivered(self, parcels: Iterable[Parcel], now: float) -> None:
+        """Note that these reports reached the agent, or never will."""
         for parcel in parcels:
             task = parcel.report.key
             if parcel.is_end:
@@ -299,14 +297,14 @@ class Mailbox:
                     heapq.heappush(self._agenda, (waiting.due, next(self._tick), task))
 
     def next_due(self, now: float) -> float | None:
-        """When something is due: now or later in monotonic seconds; None when nothing will be by itself."""
+        """Return when something is due: now or later in monotonic seconds; None when nothing will be by itself."""
         if self._ends or any(self._lost):
             return now
         self._next_due(now)
         return self._agenda[0][0] if self._agenda else None
 
     def take_all(self) -> list[Parcel]:
-        """Everything, due or not: the lane's reports have to go elsewhere."""
+        """Take out everything, due or not: the lane's reports have to go elsewhere."""
         parcels = [self._summary()] if any(self._lost) else []
         parcels += self._ends
         parcels += [Parcel(waiting.report, "") for waiting in self._progress.values()]
@@ -316,25 +314,25 @@ class Mailbox:
         return parcels
 
     def adopt(self, parcel: Parcel, now: float) -> float:
-        """Take over what waited for another lane. Returns when it is due."""
+        """Take over what waited for another lane. Return when it is due."""
         if parcel.losses is None:
             return self.put(parcel.report, now)
         self._count_lost(parcel)
         return now
 
     def forget(self, task: str) -> None:
-        """The task is told in another lane from now on."""
+        """Drop what waits of a task that is reported to another lane from now on."""
         self._paces.pop(task, None)
         if self._forget_progress(task):
             self._conflated(task, "its chat changed")
 
     @property
     def idle(self) -> bool:
-        """Nothing waits, and no task under way was told here."""
+        """True if nothing waits, and no task under way was reported here."""
         return not self.waiting and not self._paces
 
     def drop_progress(self) -> int:
-        """Give up all in_progress reports; returns how many."""
+        """Give up all in_progress reports. Return their number."""
         number = len(self._progress)
         for task in list(self._progress):
             self._forget_progress(task)

@@ -1,4 +1,4 @@
-"""Counts of what became of the reports."""
+"""Counts of what becomes of the reports, and a logger that does not repeat itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Stats", "Throttle"]
-
 
 class Stats:
-    """Thread-safe counters. `snapshot` gives plain numbers."""
+    """Thread-safe counters."""
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector can run a traced program's hook in the middle of a count.
@@ -30,10 +28,17 @@ class Stats:
         with self._lock:
             self._dropped[reason] += number
 
+    @property
+    def lost_ends(self) -> int:
+        """Ends that were dropped so far, for whatever reason."""
+        with self._lock:
+            return sum(number for reason, number in self._dropped.items() if reason.startswith("end "))
+
     def snapshot(self) -> dict[str, Any]:
-        """
+        """Return plain numbers.
+
         Returns:
-            ``reports`` (made by tracking), ``sent`` (told to the agent as messages), ``requests`` (POSTs that cost
+            ``reports`` (made by tracking), ``sent`` (to the agent as messages), ``requests`` (POSTs that cost
             the agent a turn), ``board_writes``, ``conflated`` (replaced by a newer report of the same
             task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
             ``retries``, and ``dropped``: reason → number.
@@ -44,7 +49,7 @@ class Stats:
 
 
 class Throttle:
-    """Logs a line for each cause at most once a minute, and says how many it kept back."""
+    """A logger that writes one line a minute for each cause, with the number of lines that it kept back."""
 
     def __init__(
         self, logger: logging.Logger, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic

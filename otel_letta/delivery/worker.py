@@ -1,112 +1,117 @@
-"""A thread that exists only while there is something to do, and the patience it has with failures."""
+"""A thread that exists only while there is something to do."""
 
 from __future__ import annotations
 
 import logging
-import math
-import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
-from otel_letta.errors import LettaError
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
-
-__all__ = ["Retry", "Worker"]
 
 _logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 10.0
 """How long a thread without work waits for some before it ends."""
 
-_FIRST_BACKOFF = 1.0
-_LONGEST_BACKOFF = 60.0
+Job = Callable[[Deadline], None]
+"""Something to do, which gives up at the deadline."""
 
 
-class Retry:
-    """When to try again after failures: jittered exponential backoff, or a probe now and then while parked."""
+class Crew:
+    """The lock, the clock and the flush that all workers of one desk share.
 
-    def __init__(self, probe_interval: float) -> None:
-        self._probe_interval = max(probe_interval, 0.01)
-        self.not_before = -math.inf
-        """Monotonic seconds."""
-        self.failures = 0
-        self.parked: LettaError | None = None
-        """Why only a person can help; None while trying."""
+    Args:
+        clock: monotonic seconds.
+    """
 
-    def failed(self, error: LettaError, now: float) -> float:
-        """Note a failure; returns the seconds until the next try."""
-        self.failures += 1
-        if error.parks:
-            self.parked = error
-            delay = self._probe_interval
-        else:
-            ceiling = min(_FIRST_BACKOFF * 2 ** min(self.failures - 1, 10), _LONGEST_BACKOFF)
-            delay = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads clients, hides nothing
-        if error.retry_after is not None:
-            delay = max(delay, error.retry_after)
-        self.not_before = now + delay
-        return delay
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        # Reentrant: the garbage collector can run a hook, and so our code, while this thread holds the lock.
+        self.lock = threading.RLock()
+        self.settled = threading.Condition(self.lock)
+        """Notified after each job."""
+        self.clock = clock
+        self.dismissed = False
+        self.until = Deadline(cancelled=lambda: self.dismissed)
+        """For jobs on the workers' own threads: no limit but the dismissal."""
 
-    def succeeded(self) -> None:
-        self.failures = 0
-        self.parked = None
-        self.not_before = -math.inf
+    def dismiss(self) -> None:
+        """Have all jobs give up that wait for their turn. A request that is on its way is not cut off."""
+        self.dismissed = True
+        self.until.wake()
 
-    def hurry(self, now: float) -> None:
-        """Try now: the program is about to end."""
-        self.not_before = min(self.not_before, now)
+    def flush(self, workers: Callable[[], Sequence[Worker]], until: Deadline) -> bool:
+        """Wait until no worker has anything left to deliver. Return False if that did not happen in time.
+
+        Args:
+            workers: called again and again with the lock held, since the work of one may be handed to another.
+            until: when to give up.
+        """
+        while True:
+            with self.lock:
+                now = self.clock()
+                pending = [worker for worker in workers() if worker.has_pending(now)]
+                if not pending:
+                    return True
+                left = until.left()
+                if until.passed or all(worker.next_try(now) - now >= left for worker in pending):
+                    return False  # waiting longer could not help: a parked lane is tried once a minute
+                alone = [worker for worker in pending if not worker.has_thread and not worker.busy]
+                if not alone:
+                    self.settled.wait(min(left, 1.0))
+            for worker in alone:
+                worker.run_here(until)
 
 
 class Worker:
     """Does one job after another on a daemon thread of its own.
 
-    Subclasses say what the next job is (`_next_job`) and whether something still has to happen (`unsettled`); both
+    Subclasses choose the next job (`_next_job`) and know whether something is left to deliver (`has_pending`). Both
     are called with the lock held. Jobs run without it.
 
     Args:
         name: of the thread.
-        lock: shared with whoever puts work in.
-        settled: notified after each job, on the same lock.
-        clock: monotonic seconds.
+        crew: whose lock is held by whoever puts work in.
     """
 
-    def __init__(
-        self, name: str, lock: threading.RLock, settled: threading.Condition, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, name: str, crew: Crew) -> None:
         self._name = name
-        self._lock = lock
-        self._clock = clock
-        self._settled = settled
-        self._wake = threading.Condition(lock)
+        self._crew = crew
+        self._lock = crew.lock
+        self._clock = crew.clock
+        self._wake = threading.Condition(crew.lock)
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.busy = False
-        self.until: Deadline | None = None
-        """Of the present job's calls, whatever the settings allow: somebody waits for it."""
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
-    def _next_job(self, now: float) -> tuple[Callable[[], None] | None, float | None]:
-        """The job to do now, or None and the seconds until there may be one (None: when woken)."""
+    def _next_job(self, now: float) -> tuple[Job | None, float | None]:
+        """Return the job to do now, or None and the seconds until there may be one (None: when woken)."""
         raise NotImplementedError
 
-    def unsettled(self, now: float) -> bool:
-        """True while something that should be delivered is not."""
+    def has_pending(self, now: float) -> bool:
+        """Return True while something that should be delivered is not."""
         raise NotImplementedError
 
     def next_try(self, now: float) -> float:
-        """Monotonic seconds before which nothing will be tried."""
+        """Return the monotonic seconds before which nothing will be tried."""
         raise NotImplementedError
 
-    def _rest(self) -> None:
-        """The thread ends for want of work. Lock held."""
+    def on_idle(self) -> None:
+        """Clean up: the thread ends for want of work. Lock held."""
 
     # -- for the owner, with the lock held ---------------------------------------------------------------------------
 
+    @property
+    def has_thread(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     def wake(self) -> None:
-        """There may be work: make sure that a thread looks at it."""
-        if not self.staffed and not self.busy:
+        """Make sure that a thread checks for work: there may be some."""
+        if not self.has_thread and not self.busy:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
                 thread.start()
@@ -122,32 +127,23 @@ class Worker:
         self._stopping = True
         self._wake.notify_all()
 
-    @property
-    def staffed(self) -> bool:
-        thread = self._thread
-        return thread is not None and thread.is_alive()
+    # -- on a thread -------------------------------------------------------------------------------------------------
 
-    def run_here(self, deadline: float) -> None:
-        """Do what is to do on the calling thread, until nothing is due or the deadline has passed. Lock not held."""
-        while self._clock() < deadline:
+    def run_here(self, until: Deadline) -> None:
+        """Do the work on the calling thread, until nothing is due or the time is over. Lock not held."""
+        while not until.passed:
             with self._lock:
                 if self.busy:
                     return
                 job, delay = self._next_job(self._clock())
                 if job is None:
-                    if delay is None or not self.unsettled(self._clock()):
+                    if delay is None or not self.has_pending(self._clock()):
                         return
-                    self._wake.wait(min(delay, max(deadline - self._clock(), 0.0)))
+                    self._wake.wait(until.left(delay))
                     continue
                 self.busy = True
-            # Nobody else could end a call that hangs.
-            self.until = Deadline.after(deadline - self._clock())
-            try:
-                self._do(job)
-            finally:
-                self.until = None
-
-    # -- the thread --------------------------------------------------------------------------------------------------
+            # Without a limit of time a hanging call would block shutdown.
+            self._do(job, Deadline(until.at, lambda: until.cancelled, within=self._crew.until))
 
     def _run(self) -> None:
         with suppress_tracing():
@@ -162,20 +158,20 @@ class Worker:
                         not self._wake.wait(_IDLE_SECONDS if delay is None else delay) and delay is None
                     ):
                         self._thread = None
-                        self._rest()
-                        self._settled.notify_all()
+                        self.on_idle()
+                        self._crew.settled.notify_all()
                         return
                     continue
                 self.busy = True
-            self._do(job)
+            self._do(job, self._crew.until)
 
-    def _do(self, job: Callable[[], None]) -> None:
+    def _do(self, job: Job, until: Deadline) -> None:
         try:
             with suppress_tracing():
-                job()
+                job(until)
         except Exception:
             _logger.exception("unexpected error in %s", self._name)
         finally:
             with self._lock:
                 self.busy = False
-                self._settled.notify_all()
+                self._crew.settled.notify_all()

@@ -1,8 +1,11 @@
-"""Locks between the processes of one host.
+"""Locks that are given in the order of arrival: between the threads of a process, and the processes of a host.
 
-Advisory locks on files in a private folder of the temporary directory. The operating system drops them when a
-process dies, however it dies, so nothing has to be cleaned up after a crash. Processes of different users, and
-containers with folders of their own, do not see each other's locks.
+Between processes, advisory locks on files in a private folder of the temporary directory. The operating system drops
+them when a process dies, however it dies, so nothing has to be cleaned up after a crash. Processes of different users,
+and containers with folders of their own, do not see each other's locks.
+
+The order of arrival is kept by tickets: files that the waiting processes touch all the time. It is a courtesy on top
+of the lock: nobody waits long for a process that was killed or stopped while it stood in the queue.
 """
 
 from __future__ import annotations
@@ -15,13 +18,21 @@ import stat
 import sys
 import tempfile
 import threading
+import time
+from collections import deque
 from pathlib import Path
 
 from otel_letta.runtime import fork
-
-__all__ = ["HostLock"]
+from otel_letta.runtime.deadline import Deadline
 
 _logger = logging.getLogger(__name__)
+
+_STEP = 0.1
+"""Seconds within which a thread that waits notices a cancellation."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+"""Seconds between two tries to get a lock."""
+_ALIVE = 2.0
+"""Seconds. A process that waits touches its ticket more often, even on a busy machine."""
 
 _open_files: set[int] = set()
 _open_files_lock = threading.Lock()
@@ -55,23 +66,76 @@ else:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-class HostLock:
-    """An exclusive lock by name. Not reentrant; not for use by two threads at once (a gate sees to that).
+class FairLock:
+    """An exclusive lock between threads. Not reentrant.
 
-    Where no lock file can be made (a read-only disk, a folder that somebody else owns), `try_acquire` says True and
-    one warning tells that processes are not kept apart: reporting goes on.
+    One of `threading` goes to whichever thread comes by first, and a thread in a loop can keep all others out.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        """The holder, then the others in the order of their arrival."""
+
+    def acquire(self, until: Deadline) -> bool:
+        """Wait for the lock. Return False if it was time to give up before."""
+        place = object()
+        with self._changed:
+            self._queue.append(place)
+            try:
+                while self._queue[0] is not place:
+                    if until.passed:
+                        self._leave(place)
+                        return False
+                    # In short steps, since a deadline that is cancelled cannot be waited for together with this.
+                    self._changed.wait(until.left(_STEP))
+            except BaseException:
+                self._leave(place)
+                raise
+        return True
+
+    def release(self) -> None:
+        """Hand the lock to the thread that has waited longest."""
+        with self._changed:
+            self._leave(self._queue[0])
+
+    def _leave(self, place: object) -> None:
+        self._queue.remove(place)
+        self._changed.notify_all()
+
+
+class HostLock:
+    """An exclusive lock between processes, by name. Not reentrant, and not for use by two threads at once.
+
+    Where no lock file can be made (a read-only disk, a folder that somebody else owns), it can always be acquired, and
+    one warning says that processes are not kept apart: reporting goes on.
     """
 
     def __init__(self, name: str) -> None:
-        self._file = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:32] + ".lock"
+        self._name = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:32]
         self._fd: int | None = None
 
+    def acquire(self, until: Deadline) -> bool:
+        """Wait for the lock, behind the processes that came before. Return False if it was time to give up before."""
+        ticket = _Ticket(self._name)
+        if not ticket.others_wait() and self.try_acquire():
+            return True
+        began = time.monotonic()
+        try:
+            while not (ticket.is_first() and self.try_acquire()):
+                # A pause of a twentieth of the wait costs little, whether requests take milliseconds or minutes.
+                if until.wait(min(_SHORTEST_PAUSE + (time.monotonic() - began) / 20, _LONGEST_PAUSE)):
+                    return False
+        finally:
+            ticket.give_back()
+        return True
+
     def try_acquire(self) -> bool:
-        """Take the lock if it is free. Never waits."""
+        """Take the lock if it is free, whoever waits for it. Never waits."""
         if self._fd is not None:
             return False
         try:
-            fd = os.open(_folder() / self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(_folder() / f"{self._name}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except OSError as error:
             _warn_once(error)
             return True
@@ -108,6 +172,59 @@ class HostLock:
             with contextlib.suppress(OSError):
                 _unlock(fd)
             os.close(fd)
+
+
+class _Ticket:
+    """A place in the queue for a lock: a file whose name sorts by the time of arrival.
+
+    A file that was not touched for a while belongs to a process that was killed, stopped, or is very slow. Whoever
+    waits behind it removes it; a process that goes on makes it again, under its old name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._queue = f"{name}.queue"
+        # The monotonic clock is the same for all processes of a host.
+        self._name = f"{time.monotonic_ns():020}-{os.getpid()}-{threading.get_ident()}"
+        self._path: Path | None = None
+
+    def others_wait(self) -> bool:
+        """Return True if anybody stands in the queue already."""
+        try:
+            return any(True for _ in (_folder() / self._queue).iterdir())
+        except OSError:
+            return False
+
+    def is_first(self) -> bool:
+        """Take or confirm the place. Return True if nobody alive stands before it, or if there can be no queue."""
+        try:
+            folder = _folder() / self._queue
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path = self._path = folder / self._name
+            path.touch(0o600)
+            return not any(_is_alive(other) for other in folder.iterdir() if other.name < self._name)
+        except FileNotFoundError:
+            return False  # the last to leave has removed the folder just now
+        except OSError:
+            return True
+
+    def give_back(self) -> None:
+        """Leave the queue."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            with contextlib.suppress(OSError):  # others wait
+                self._path.parent.rmdir()
+
+
+def _is_alive(ticket: Path) -> bool:
+    try:
+        idle = time.time() - ticket.stat().st_mtime
+        if abs(idle) < _ALIVE:  # negative: the clock was set back
+            return True
+        ticket.unlink()
+    except FileNotFoundError:
+        pass  # its owner has left
+    return False
 
 
 def _folder() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otel_letta.text import percent
+from otel_letta.text import duration, percent
 
 __all__ = [
     "agent_failed",
@@ -10,7 +10,6 @@ __all__ = [
     "agent_started",
     "agent_stopped",
     "completed",
-    "duration",
     "ended_with_message",
     "failed",
     "in_progress",
@@ -103,14 +102,3 @@ def lost(seconds: float) -> str:
 
 def silent(name: str, seconds: float) -> str:
     return f"No news from '{name}' for {duration(seconds)}"
-
-
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``2 min 5 s``, ``3 h 20 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds + 0.05), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

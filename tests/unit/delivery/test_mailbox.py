@@ -33,7 +33,7 @@ class Box(Mailbox):
     def deliver(self, now: float) -> list[tuple[str, float]]:
         """Take, and tell that it arrived: task and progress of each."""
         parcels = self.take_at(now)
-        self.told(parcels, now)
+        self.mark_delivered(parcels, now)
         return [(parcel.report.task_id, parcel.report.progress) for parcel in parcels]
 
 
@@ -173,7 +173,7 @@ def test_a_report_that_came_while_another_was_on_its_way_is_judged_by_what_the_a
     box.put(progress("a", 0.25), now=100)
     on_its_way = box.take_at(100)
     box.put(progress("a", 0.3), now=110)  # a quarter more than what was told so far, which was 0 %
-    box.told(on_its_way, 130)
+    box.mark_delivered(on_its_way, 130)
 
     assert box.take_at(130) == []
     assert box.next_due(130) is None
@@ -207,7 +207,7 @@ def test_nothing_is_remembered_of_a_task_whose_end_arrived_even_if_its_progress_
     box.put(progress("a"), now=0)
     on_its_way = box.take_at(0)
     box.put(end("a"), now=1)
-    box.told(on_its_way, 2)
+    box.mark_delivered(on_its_way, 2)
     box.deliver(2)
 
     assert not box._paces and not box._progress and box.capacity.ends == 0
@@ -262,7 +262,7 @@ def test_ends_that_could_not_be_sent_go_first_next_time_in_their_order() -> None
         box.put(end(task), now=0)
     failed = box.take_at(0)
     box.put(end("c"), now=0)
-    box.put_back(failed, progress=True, now=0)
+    box.requeue(failed, progress=True, now=0)
 
     again = box.take_at(0)
     assert contents(again) == ["a over", "b over", "c over"]
@@ -275,7 +275,7 @@ def test_an_end_that_was_refused_alone_lets_the_others_pass() -> None:
         box.put(end(task), now=0)
     parcels = box.take_at(0)
     parcels[0].refusals = 1
-    box.put_back(parcels, progress=True, now=0)
+    box.requeue(parcels, progress=True, now=0)
 
     assert contents(box.take_at(0)) == ["b over", "poison over"]
 
@@ -283,7 +283,7 @@ def test_an_end_that_was_refused_alone_lets_the_others_pass() -> None:
 def test_progress_that_could_not_be_sent_is_sent_again() -> None:
     box = Box()
     box.put(progress("a", 0.3), now=0)
-    box.put_back(box.take_at(0), progress=True, now=5)
+    box.requeue(box.take_at(0), progress=True, now=5)
 
     assert box.next_due(5) == 5
     assert box.deliver(5) == [("a", 0.3)]
@@ -295,7 +295,7 @@ def test_progress_that_could_not_be_sent_never_overtakes_something_newer(newer: 
     box.put(progress("a", 0.3), now=0)
     failed = box.take_at(0)
     box.put(newer, now=1)
-    box.put_back(failed, progress=True, now=2)
+    box.requeue(failed, progress=True, now=2)
 
     assert contents(box.take_at(2)) == [newer.content]
     assert box.take_at(1e9) == []
@@ -304,7 +304,7 @@ def test_progress_that_could_not_be_sent_never_overtakes_something_newer(newer: 
 def test_progress_is_given_up_where_a_second_try_would_cost_too_much() -> None:
     box = Box()
     box.put(progress("a"), now=0)
-    box.put_back(box.take_at(0), progress=False, now=0)
+    box.requeue(box.take_at(0), progress=False, now=0)
 
     assert box.waiting == 0
     assert box.stats.snapshot()["dropped"] == {"in_progress refused": 1}
@@ -350,7 +350,7 @@ def test_a_count_that_could_not_be_sent_is_kept_and_grows() -> None:
     box = Box(capacity=Capacity(1))
     box.put(end("a"), now=0)
     box.put(end("b"), now=0)
-    box.put_back(box.take_at(0), progress=True, now=0)  # the count of a, and b
+    box.requeue(box.take_at(0), progress=True, now=0)  # the count of a, and b
     assert box.ends_waiting == 2
     box.put(end("c"), now=0)
     box.put(end("d"), now=0)
@@ -434,13 +434,13 @@ class Mailroom(RuleBasedStateMachine):
                 assert self.now - self.told_at.get(key, -math.inf) >= 60
                 self.told_at[key] = self.now
             self.told.append(parcel.report)
-        self.box.told(self.on_its_way, self.now)
+        self.box.mark_delivered(self.on_its_way, self.now)
         self.on_its_way = []
 
     @precondition(lambda self: self.on_its_way)
     @rule(progress=st.booleans())
     def fail(self, progress: bool) -> None:
-        self.box.put_back(self.on_its_way, progress=progress, now=self.now)
+        self.box.requeue(self.on_its_way, progress=progress, now=self.now)
         self.on_its_way = []
 
     @invariant()

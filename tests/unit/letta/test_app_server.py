@@ -320,7 +320,7 @@ def test_a_connection_that_breaks_in_the_middle_may_have_landed_and_the_retry_fi
     assert raised.value.may_have_landed is True
     server.running.clear()
     lane = letta.lane(None, None)
-    assert exchange(letta, lane, [ONE], wait=lambda s: False, patience=5, busy_patience=5, look_first=True) == {}
+    assert exchange(letta, lane, [ONE], until=Deadline(), patience=5, busy_patience=5, check_landed_first=True) == {}
     assert told(server) == ["report one"]
 
 

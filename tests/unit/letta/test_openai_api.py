@@ -19,6 +19,7 @@ from otel_letta.letta.app_server import openai_api
 from otel_letta.letta.app_server.openai_api import AppServerHttpTransport
 from otel_letta.letta.flavour import Flavour, ServerInfo
 from otel_letta.letta.transport import Block, Message
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 
 BASE = "http://letta.test:4500"
@@ -130,7 +131,7 @@ def test_the_first_request_goes_alone(letta: AppServerHttpTransport, chat: respx
     def work(number: int) -> None:
         started.wait(5.0)
         messages = [Message(f"n{number}", f"o{number}")]
-        exchange(letta, letta.lane(None, None), messages, wait=lambda s: False, patience=10, busy_patience=1)
+        exchange(letta, letta.lane(None, None), messages, until=Deadline(), patience=10, busy_patience=1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -149,7 +150,7 @@ def test_after_silence_the_same_request_joins_the_turn(letta: AppServerHttpTrans
     lane = letta.lane(None, None)
     assert letta.landed(lane, ["otid-1", "otid-2"]) == {}  # nobody can tell
     messages = [ONE, TWO, END]
-    exchange(letta, lane, messages, wait=lambda s: False, patience=5, busy_patience=1, look_first=True)
+    exchange(letta, lane, messages, until=Deadline(), patience=5, busy_patience=1, check_landed_first=True)
     assert texts(chat) == ["report one\n\nreport two", "report one\n\nreport two", "the end"]
     first, again, new = keys(chat)
     assert first == again != new
@@ -178,8 +179,9 @@ def test_a_turn_whose_llm_failed_has_delivered_and_is_not_tried_again(
     assert type(raised) is errors.LettaModelError
     assert (raised.status, raised.may_have_landed, raised.parks) == (500, True, False)
     lane = letta.lane(None, None)
-    assert settle(letta, lane, ["otid-1", "otid-2", "otid-3"], lambda s: False, 1.0) == {"otid-1", "otid-2"}
-    exchange(letta, lane, [ONE, TWO], wait=lambda s: False, patience=5, busy_patience=1, look_first=True)
+    stored = settle(letta, lane, ["otid-1", "otid-2", "otid-3"], until=Deadline(), busy_patience=1.0)
+    assert stored == {"otid-1", "otid-2"}
+    exchange(letta, lane, [ONE, TWO], until=Deadline(), patience=5, busy_patience=1, check_landed_first=True)
     assert len(chat.calls) == 1
 
 

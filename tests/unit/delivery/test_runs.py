@@ -10,13 +10,11 @@ import pytest
 from otel_letta.delivery.gate import exchange, settle
 from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Lane, Message, Run
+from otel_letta.runtime.deadline import Deadline
 from tests.support.fake_transport import FakeTransport
 
-
-def _never(seconds: float) -> bool:
-    """Wait, and never give up."""
-    time.sleep(min(seconds, 0.02))
-    return False
+NEVER = Deadline()
+"""Never give up."""
 
 
 def _refused() -> LettaError:
@@ -49,12 +47,21 @@ def lane() -> Lane:
 
 def _look_after_silence(letta: FakeTransport, lane: Lane) -> None:
     with pytest.raises(LettaError):
-        settle(letta, lane, ["otid"], _never, 0.1)
+        settle(letta, lane, ["otid"], until=NEVER, busy_patience=0.1)
 
 
 def _send_again(letta: FakeTransport, lane: Lane) -> None:
     end = Message("end", "otid")
-    exchange(letta, lane, [end], wait=_never, patience=0.1, busy_patience=0.1, confirm=["otid"], look_first=True)
+    exchange(
+        letta,
+        lane,
+        [end],
+        until=NEVER,
+        patience=0.1,
+        busy_patience=0.1,
+        must_stay=["otid"],
+        check_landed_first=True,
+    )
 
 
 @pytest.mark.parametrize("gone", [_refused(), LettaServerError(status=502)], ids=["refused", "502 of a proxy"])

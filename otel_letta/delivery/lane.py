@@ -1,0 +1,274 @@
+"""One lane: its reports go out one request after another."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from otel_letta.delivery.envelope import render, render_losses
+from otel_letta.delivery.gate import exchange, settle
+from otel_letta.delivery.mailbox import Mailbox, Parcel
+from otel_letta.delivery.retry import Retry
+from otel_letta.delivery.worker import Job, Worker
+from otel_letta.errors import (
+    LettaConversationNotFoundError,
+    LettaError,
+    LettaModelError,
+    LettaRequestError,
+)
+from otel_letta.letta.transport import Lane, Message
+from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
+
+if TYPE_CHECKING:
+    from otel_letta.delivery.courier import Courier
+
+_logger = logging.getLogger(__name__)
+
+_REFUSALS = 3
+"""Tries, alone, of an end that the server's LLM refuses, if the LLM takes others meanwhile."""
+_MOST_REFUSALS = 60
+"""The same if it takes no others, so that the fault may be the LLM's: about an hour."""
+
+
+class LaneWorker(Worker):
+    """One lane: takes as many reports as fit into a request, sends them, and decides what a failure means."""
+
+    def __init__(self, courier: Courier, lane: Lane) -> None:
+        super().__init__(f"otel_letta {lane.agent_id}", courier.crew)
+        self._courier = courier
+        self.mailbox = Mailbox(lane, courier.settings.message_interval, courier.capacity, courier.stats)
+        self.retry = Retry(courier.settings.probe_interval)
+        self.in_flight: list[Parcel] = []
+        self.last_error: LettaError | None = None
+        self.successes = 0
+
+    def accept(self, parcel: Parcel) -> None:
+        now = self._clock()
+        report = parcel.report
+        collapsed = self.mailbox.collapsed
+        due = self.mailbox.adopt(parcel, now)
+        if self.mailbox.collapsed > collapsed:
+            self._courier.log.log(
+                logging.ERROR,
+                f"{self.mailbox.lane} collapsed",
+                "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
+                self.mailbox.lane,
+            )
+        if due is math.inf:
+            self._courier.stats.count("held")
+            _logger.debug("report %s #%d held: nothing worth a turn yet", report.task_id, report.sequence)
+        else:
+            _logger.debug(
+                "report %s #%d (%s) is due in %.1f s", report.task_id, report.sequence, report.status, max(due - now, 0)
+            )
+            # Woken for what is due later too: the thread may be waiting for something that is later still.
+            self.wake()
+
+    def on_idle(self) -> None:
+        if self.mailbox.idle and not self._stopping:
+            self._courier.forget(self)
+
+    def next_try(self, now: float) -> float:
+        return -math.inf if self.busy else max(self.retry.not_before, self._budget(now))
+
+    def _budget(self, now: float) -> float:
+        return self._courier.budget_free_at(self.mailbox.lane.agent_id, now)
+
+    def has_pending(self, now: float) -> bool:
+        if self.busy:
+            return True
+        due = self.mailbox.next_due(now)
+        return due is not None and due <= now
+
+    def _next_job(self, now: float) -> tuple[Job | None, float | None]:
+        due = self.mailbox.next_due(now)
+        if due is None:
+            return None, None
+        at = max(due, self.next_try(now))
+        if at > now:
+            return None, at - now
+        parcels = self.mailbox.take(now, self._weigh)
+        self.in_flight = parcels
+        return lambda until: self._carry(parcels, until), None
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def _text(self, parcel: Parcel) -> str:
+        if parcel.losses is not None:
+            return render_losses(*parcel.losses)
+        settings = self._courier.settings
+        return render(parcel.report, content_cap=settings.content_cap, trace_link=settings.trace_link)
+
+    def _weigh(self, report: ProgressReport) -> int:
+        return len(self._text(Parcel(report, "")).encode("utf-8"))
+
+    def _carry(self, parcels: list[Parcel], until: Deadline) -> None:
+        try:
+            if self.retry.parked is not None:
+                # A person may have mended it: read the settings again, and ask cheaply before risking a turn.
+                self._courier.transport.reload()
+                if self._moved(parcels):
+                    return
+                self._courier.transport.probe(self.mailbox.lane, until=until)
+            self._send(parcels, until)
+        except LettaError as error:
+            self._failed([p for p in parcels if p in self.in_flight], error, until)
+        except Exception as error:  # a bug in a transport must not lose ends
+            _logger.exception("unexpected error while sending to %s", self.mailbox.lane)
+            self._failed([p for p in parcels if p in self.in_flight], LettaError(type(error).__name__), until)
+        finally:
+            with self._lock:
+                self.in_flight = []
+            self._courier.close_if_last()
+
+    def _moved(self, parcels: list[Parcel]) -> bool:
+        """Move everything to the agent that the settings name now. Return False if that is still this lane's."""
+        courier, lane = self._courier, self.mailbox.lane
+        report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
+        if report is None:
+            return False
+        agent = courier.transport.lane(report.agent_id, report.chat_id).agent_id
+        if agent == lane.agent_id:
+            return False
+        _logger.warning("reports to %s go to %s now", lane, agent)
+        with self._lock:
+            courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, agent, lane.conversation_id))
+            self.retry.succeeded()
+            self.last_error = None
+        return True
+
+    def _send(self, parcels: list[Parcel], until: Deadline) -> None:
+        """Send; a request that is refused as bad is halved until the refused report stands alone."""
+        courier = self._courier
+        lane = self.mailbox.lane
+        try:
+            exchange(
+                courier.transport,
+                lane,
+                [Message(self._text(parcel), parcel.otid) for parcel in parcels],
+                until=until,
+                patience=courier.settings.read_timeout,
+                busy_patience=courier.settings.busy_timeout,
+                must_stay={parcel.otid for parcel in parcels if parcel.is_end},
+                check_landed_first=any(parcel.maybe_landed for parcel in parcels),
+                on_turn_used=lambda: courier.count_turn(lane.agent_id),
+            )
+        except LettaError as error:
+            if not _is_refusal(error):
+                raise
+            if len(parcels) > 1:
+                middle = len(parcels) // 2
+                courier.log.log(
+                    logging.WARNING, "halved", "%s refused %d reports at once: halving (%s)", lane, len(parcels), error
+                )
+                self._send(parcels[:middle], until)
+                self._send(parcels[middle:], until)
+                return
+            self._refused(parcels[0], error)
+            return
+        self._delivered(parcels)
+
+    def _delivered(self, parcels: list[Parcel]) -> None:
+        with self._lock:
+            self.mailbox.mark_delivered(parcels, self._clock())
+            self.successes += 1
+            self._remove_from_flight(parcels)
+            self.retry.succeeded()
+            self.last_error = None
+        self._courier.stats.count("sent", len(parcels))
+        for parcel in parcels:
+            report = parcel.report
+            _logger.debug("report %s #%d (%s) sent", report.task_id, report.sequence, report.status)
+
+    def _remove_from_flight(self, parcels: list[Parcel]) -> None:
+        self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
+
+    def _refused(self, parcel: Parcel, error: LettaError) -> None:
+        if not parcel.refusals:
+            parcel.successes_then = self.successes
+        parcel.refusals += 1
+        if isinstance(error, LettaModelError) and parcel.is_end:
+            # The LLM may refuse everything just now. An end is given up only when the others pass.
+            most = _REFUSALS if self.successes > parcel.successes_then else _MOST_REFUSALS
+            if parcel.refusals < most:
+                raise error
+        with self._lock:
+            self.mailbox.mark_delivered([parcel] if parcel.is_end else [], self._clock())
+            self._remove_from_flight([parcel])
+        self._courier.stats.drop("end refused by Letta" if parcel.is_end else "in_progress refused")
+        self._courier.log.log(
+            logging.ERROR,
+            f"refused {type(error).__name__}",
+            "%s refused the report of task %r and it is dropped: %s",
+            self.mailbox.lane,
+            parcel.report.name,
+            error,
+        )
+
+    # -- failures ----------------------------------------------------------------------------------------------------
+
+    def _failed(self, parcels: list[Parcel], error: LettaError, until: Deadline) -> None:
+        courier = self._courier
+        lane = self.mailbox.lane
+        if isinstance(error, LettaConversationNotFoundError) and lane.conversation_id:
+            _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
+            with self._lock:
+                courier.conversation_is_gone(lane)
+                courier.reroute([*parcels, *self.mailbox.take_all()], replace(lane, conversation_id=None))
+            return
+        if error.may_have_landed:
+            parcels = self._not_landed(parcels, until)
+        with self._lock:
+            # Progress costs the server several LLM calls a try while its LLM is down, and may have landed after a
+            # timeout; ends are worth both.
+            keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
+            self.mailbox.requeue(parcels, progress=keep_progress, now=self._clock())
+            delay = self.retry.failed(error, self._clock())
+            if courier.closing and not error.parks:
+                self.retry.bring_forward(self._clock() + 0.5)
+            self.last_error = error
+        courier.stats.count("retries")
+        courier.log.log(
+            logging.ERROR,
+            f"{lane} {type(error).__name__} {error.status}",
+            "reports to %s: %s (%s, next try in %.0f s)",
+            lane,
+            error,
+            "parked" if error.parks else "ends are kept",
+            delay,
+        )
+
+    def _not_landed(self, parcels: list[Parcel], until: Deadline) -> list[Parcel]:
+        """Find out after silence which ends the server has, and return what is to be sent again."""
+        ends = [parcel for parcel in parcels if parcel.is_end]
+        for parcel in ends:
+            parcel.maybe_landed = True
+        progress = [parcel for parcel in parcels if not parcel.is_end]
+        if not ends:
+            return progress
+        courier = self._courier
+        try:
+            stored = settle(
+                courier.transport,
+                self.mailbox.lane,
+                [parcel.otid for parcel in ends],
+                until=until,
+                busy_patience=courier.settings.busy_timeout,
+            )
+        except LettaError as error:
+            _logger.debug("%s: cannot tell yet whether %d report(s) landed: %s", self.mailbox.lane, len(ends), error)
+            return parcels
+        there = [parcel for parcel in ends if parcel.otid in stored]
+        if there:
+            self._delivered(there)
+        return [parcel for parcel in ends if parcel.otid not in stored] + progress
+
+
+def _is_refusal(error: LettaError) -> bool:
+    """Return True for an error that is about this request, not about the lane: others may pass."""
+    return isinstance(error, LettaRequestError) or (
+        isinstance(error, LettaModelError) and error.status == 400 and not error.parks
+    )
