@@ -18,19 +18,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.errors import LettaConfigurationError
-from otel_letta.integrations.openhands.runs import Event, Origin, What, read_event
+from otel_letta.integrations.openhands.runs import Claims, ConversationTracker, Event, Origin, What, read_event
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Component
+from otel_letta.otel.component import Component
+from otel_letta.report import ProgressReport
 from otel_letta.runtime import fork
 from otel_letta.settings import Settings
 from otel_letta.text import as_text
@@ -62,6 +65,35 @@ _TRACING_VARIABLES = (
 # -- one share a set of settings -------------------------------------------------------------------------------------
 
 
+class Conversations:
+    """The `Source` of OpenHands' reports: one for all shares of a pipeline."""
+
+    def __init__(self, content_cap: int) -> None:
+        self._content_cap = content_cap
+        self.claimed = Claims()
+
+    def start(self, emit: Callable[[ProgressReport], None]) -> None:
+        self._tracker = ConversationTracker(
+            emit=emit, now=time.time_ns, host=socket.gethostname(), content_cap=self._content_cap
+        )
+
+    @property
+    def open_tasks(self) -> int:
+        return self._tracker.open_tasks
+
+    def hear(self, conversation_id: str, origin: Origin, event: Event) -> None:
+        self._tracker.hear(conversation_id, origin, event)
+
+    def tick(self, now_ns: int) -> int | None:
+        return self._tracker.tick()
+
+    def shutdown(self) -> None:
+        self._tracker.shutdown()
+
+    def claims(self, conversation_id: str) -> bool:
+        return conversation_id in self.claimed
+
+
 class Share(Component):
     """What all callbacks with the same settings report through. Lives until `shutdown`, or the program's end.
 
@@ -71,19 +103,24 @@ class Share(Component):
 
     def __init__(self, transport: Transport | None, options: dict[str, Any]) -> None:
         super().__init__("otel_letta.integrations.openhands", live=False, transport=transport, options=options)
+        self._conversations: Conversations | None = None
+        if self._handle is not None:
+            settings = self._handle.pipeline.settings
+            self._conversations = self._handle.add_source(Conversations(settings.content_cap))
 
     def tell(self, conversation_id: str, origin: Origin, event: Event) -> None:
         """Note the news and return. Never raises, never waits."""
         try:
-            if self._hooked is not None:
-                self._hooked.on_conversation(conversation_id, origin, event)
+            if self.active and self._handle is not None and self._conversations is not None:
+                event = event if event.at else replace(event, at=time.time_ns())
+                self._handle.call(self._conversations.hear, conversation_id, origin, event)
         except Exception as error:  # noqa: BLE001
             self.swallow(error)
 
     def claim(self, conversation_id: str) -> None:
         """From now on the conversation's spans, if there are any, are not told as well."""
-        if self._hooked is not None:
-            self._hooked.claims.add(conversation_id)
+        if self._conversations is not None:
+            self._conversations.claimed.add(conversation_id)
 
     def swallow(self, error: Exception) -> None:
         self._swallow("OpenHands events", error)
