@@ -39,8 +39,6 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 
 EXCEPTIONS = {
     ("settings.settings", "letta.transport"),
-    ("pipeline.pipeline", "integrations.openhands.runs"),
-    ("pipeline.pipeline", "otel.selfmetrics"),
     ("delivery.board", "tracking.wording"),
 }
 LONGEST = 400

@@ -240,8 +240,8 @@ def test_a_callback_speaks_for_its_conversation_where_the_settings_are_the_same(
         with reporting(conversation, callback(**settings)):
             assert processor._hooked is not None
             assert elsewhere._hooked is not None
-            assert str(conversation.id) in processor._hooked.claims
-            assert str(conversation.id) not in elsewhere._hooked.claims
+            assert processor._hooked.claimed(str(conversation.id))
+            assert not elsewhere._hooked.claimed(str(conversation.id))
     finally:
         processor.shutdown()
         elsewhere.shutdown()

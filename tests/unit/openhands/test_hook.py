@@ -325,7 +325,7 @@ class Session:
             courier.forget()
         except Killed:
             assert share.flush(10)
-            share._handle.pipeline._conversations.shutdown = lambda: None  # type: ignore[union-attr, method-assign]
+            share._conversations.shutdown = lambda: None  # type: ignore[union-attr, method-assign]
         finally:
             share.close()
 
