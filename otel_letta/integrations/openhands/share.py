@@ -35,16 +35,15 @@ class Share(Component):
     def report_event(self, conversation_id: str, origin: Origin, event: Event) -> None:
         """Enqueue an event and return. Never raises, never waits."""
         try:
-            if self._hooked is not None:
-                if not event.at:
-                    event = replace(event, at=time.time_ns())
-                self._hooked.call(self._runs.observe, conversation_id, origin, event)
+            if self._handle is not None and self.active:
+                event = event if event.at else replace(event, at=time.time_ns())
+                self._handle.call(self._runs.observe, conversation_id, origin, event)
         except Exception as error:  # noqa: BLE001
             self.swallow(error)
 
     def claim(self, conversation_id: str) -> None:
         """Speak for a conversation: from now on its spans, if there are any, are not reported as well."""
-        if self._hooked is not None:
+        if self.active:
             self._runs.claim(conversation_id)
 
     def swallow(self, error: Exception) -> None:
