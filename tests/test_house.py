@@ -46,8 +46,6 @@ LONGER = {
     "cli.check",
     "cli.demo",
     "delivery.courier",
-    "integrations.openhands.callbacks",
-    "integrations.openhands.runs",
     "letta.app_server.transport",
     "letta.http",
     "pipeline.pipeline",

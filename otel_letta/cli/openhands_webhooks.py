@@ -43,7 +43,7 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
         raise click.ClickException("this needs a web server: pip install 'otel-letta[webhooks]'") from None
     app = OpenHandsWebhooks(token=Secret(token) if token else None, chat_id=chat_id, message_id=message_id)
     if not app.active:
-        sys.exit(1)  # the log says why
+        sys.exit(1)  # the reason is in the log
     uvicorn.run(
         app,
         http="h11",  # the other one puts no bound on headers

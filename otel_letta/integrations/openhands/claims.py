@@ -1,4 +1,4 @@
-"""Conversations that a callback speaks for."""
+"""Conversations that are reported by a callback, and not by their spans as well."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _MOST_CONVERSATIONS = 1_000
 _REMEMBERED_EVENTS = 20_000
 """Ids of known events: webhooks deliver a batch again when its answer got lost."""
 _PATIENCE = 40 * 10**9
-"""Nanoseconds that a run which looks failed waits for the event with the reason, or for its late finish:
+"""Nanoseconds that a run that seems to have failed waits for the event with the reason, or for its late finish:
 OpenHands sends it at once, but an agent-server may keep it back for 30 s, the default of its webhooks."""
 _MOST_PROGRESS = 0.99
 """Of a plan before the end: only an end is 100 %."""
@@ -128,11 +128,11 @@ class Runs:
             self._fail(conversation, reason or "the program shut down while the task was still open")
 
     def claim(self, conversation_id: str) -> None:
-        """Speak for a conversation from now on. Any thread may call this."""
+        """Report a conversation by its events alone from now on. Any thread may call this."""
         self._claims.add(conversation_id)
 
     def claims(self, conversation_id: str) -> bool:
-        """Return whether a callback speaks for the conversation, so that its spans are not reported as well."""
+        """Return whether a callback reports the conversation, so that its spans are not reported as well."""
         return conversation_id in self._claims
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Runs:
     def _tool_started(self, conversation: _Conversation, event: Event) -> None:
         run = self._running(conversation, resumes=False)
         run.result = None  # it goes on after what looked like its end
-        if event.tool != PLAN or event.text:  # what the plan says comes right afterwards
+        if event.tool != PLAN or event.text:  # the items of the plan come right afterwards
             self._progress(conversation, clean_error(event.text, _SUMMARY_CAP) or clean_line(event.tool, _SUMMARY_CAP))
 
     def _tool_ended(self, conversation: _Conversation, event: Event) -> None:

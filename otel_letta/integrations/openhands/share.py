@@ -42,7 +42,7 @@ class Share(Component):
             self.swallow(error)
 
     def claim(self, conversation_id: str) -> None:
-        """Speak for a conversation: from now on its spans, if there are any, are not reported as well."""
+        """Report a conversation by its events alone: from now on its spans, if there are any, are passed over."""
         if self.active:
             self._runs.claim(conversation_id)
 

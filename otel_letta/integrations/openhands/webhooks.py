@@ -68,7 +68,7 @@ class OpenHandsWebhooks:
 
     Chat and message id are the tags ``lettachat`` and ``lettamessage`` of a conversation, or the ones given here.
     Without a token only programs of this machine are accepted: a request from elsewhere, and one with a browser's or a
-    proxy's headers, is refused. A proxy that adds none makes every request look local: set a token there.
+    proxy's headers, is refused. A proxy that adds none makes every request seem local: set a token there.
 
     Args:
         token: required as ``Authorization: Bearer <token>``; a blank one is none.
