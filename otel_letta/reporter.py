@@ -62,18 +62,14 @@ class LettaReporter:
         self._closed = threading.Event()
         keywords = cast("dict[str, Any]", options)
         try:
-            settings = keywords.pop("settings", None)
-            if settings is None:
-                settings = Settings.resolve(**keywords)
-            elif keywords:
-                raise LettaConfigurationError(f"settings and {', '.join(sorted(keywords))} exclude each other")
+            settings, _ = Settings.from_options(keywords)
         except LettaConfigurationError as error:
             # Without the frames below, and with nothing in this one: a traceback that shows local variables would
             # show a password, or a URL with one in it.
             raise error.with_traceback(None) from None
         finally:
             keywords.clear()
-        self._settings: Settings = settings
+        self._settings = settings
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 

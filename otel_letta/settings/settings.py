@@ -744,6 +744,8 @@ VARIABLES: tuple[Variable, ...] = (
 )
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
+_SECRET = frozenset(variable.name for variable in VARIABLES if variable.secret)
+_OPTIONS = frozenset({"settings", "dotenv_path", *_BY_NAME})
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -840,7 +842,9 @@ class Settings:
         """
         # Rebound at once: from here on no frame of ours holds a secret in clear, should a traceback show variables.
         keywords = {name: _sealed(name, value) for name, value in keywords.items()}
-        _refuse_unknown(keywords)
+        for name in keywords:
+            if name not in _BY_NAME:
+                raise _unknown(name)
         explicit = None if dotenv_path is None else _absolute(dotenv_path)
         return cls._read(environ, explicit, _working_directory(), require_agent, keywords)
 
@@ -869,6 +873,41 @@ class Settings:
             _disabled=_is_disabled(os.environ if environ is None else environ),
             _again=lambda: cls._read(environ, explicit, start, require_agent, keywords),
         )
+
+    @classmethod
+    def from_options(
+        cls, options: dict[str, Any], *, lenient: bool = False
+    ) -> tuple[Settings, tuple[LettaConfigurationError, ...]]:
+        """Read the keywords that a component was given: a finished ``settings``, or those of `resolve`.
+
+        Args:
+            options: the keywords by name. Texts that may be secrets are sealed in place, nothing else changes.
+            lenient: ignore options that do not exist instead of raising. Not where the address of the server is the
+                default one: such an option may have been meant to name it, and reports and password would go astray.
+
+        Returns:
+            The settings, and a complaint about each option that was ignored. No complaint quotes a value.
+
+        Raises:
+            LettaConfigurationError: what `resolve` raises; or ``settings`` is not a `Settings`, or was given together
+                with other options.
+        """
+        for name in options:
+            options[name] = _sealed(name, options[name])
+        complaints = tuple(_unknown(name) for name in options if name not in _OPTIONS)
+        if complaints and not lenient:
+            raise complaints[0]
+        others = {name: value for name, value in options.items() if name in _OPTIONS and name != "settings"}
+        settings = options.get("settings")
+        if settings is None:
+            settings = cls.resolve(**others)
+        elif not isinstance(settings, Settings):
+            raise LettaConfigurationError("settings are what Settings.resolve() gives")
+        elif others:
+            raise LettaConfigurationError(f"settings and {', '.join(sorted(others))} exclude each other")
+        if complaints and settings.sources["base_url"] == "default":
+            raise complaints[0]
+        return settings, complaints
 
     def refresh(self) -> Settings:
         """Read the same keywords, environment and `.env` again: people rotate passwords while programs run.
@@ -1033,18 +1072,22 @@ def _whence(source: str) -> str:
 
 def _sealed(name: str, value: object) -> object:
     # A misspelt "pasword" may hold a secret as well.
-    if value is None or isinstance(value, Secret) or (name in _BY_NAME and not _BY_NAME[name].secret):
+    if value is None or isinstance(value, Secret) or (name in _OPTIONS and name not in _SECRET):
         return value
     # What is not even text will be refused; its type is enough for that.
     return Secret(value) if isinstance(value, str) else type(value)
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:
+def _unknown(name: str) -> LettaConfigurationError:
+    close = difflib.get_close_matches(name[:100].lower(), _BY_NAME, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"settings are {', '.join(_BY_NAME)}"
+    return LettaConfigurationError(f"Unknown setting {_shown(name)}", hint=hint)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:  # goes when pipeline.Component reads its options by from_options
     for name in names:
         if name not in _BY_NAME:
-            close = difflib.get_close_matches(name[:100].lower(), _BY_NAME, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"settings are {', '.join(_BY_NAME)}"
-            raise LettaConfigurationError(f"Unknown setting {_shown(name)}", hint=hint)
+            raise _unknown(name)
 
 
 def _ours(raw: Mapping[str, str | None] | Mapping[str, str]) -> dict[str, object]:
