@@ -204,7 +204,7 @@ class _Sender:
         self._handle = join(settings, None, live=False)
 
     def __call__(self, report: ProgressReport) -> None:
-        self._handle.pipeline.deliver(report)
+        self._handle.pipeline.desk.put(report)
 
     def close(self) -> bool:
         """Wait until all was delivered, as long as a turn of the agent may take; False if not all was."""

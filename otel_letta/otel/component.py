@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.pipeline import Handle, Pipeline, join
-from otel_letta.settings import Settings, SettingsOptions
-from otel_letta.settings.settings import _refuse_unknown
+from otel_letta.settings import Settings
 from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:
@@ -40,16 +39,9 @@ class Component:
         self._hooked: Pipeline | None = None
         self._shutdown = False
         self._metrics: SelfMetrics | None = None
-        settings = options.pop("settings", None)
         try:
-            unknown = _take_unknown(options)
-            if settings is None:
-                settings = Settings.resolve(**options)
-            elif options:
-                raise LettaConfigurationError(f"settings and {', '.join(sorted(options))} exclude each other")
-            if unknown and settings.sources["base_url"] == "default":
-                raise unknown[0]  # it may have been meant to name the server: then all, and a password, would go astray
-            for error in unknown:  # else a slip in a YAML file must not switch reporting off
+            settings, complaints = Settings.from_options(options, lenient=True)
+            for error in complaints:  # a slip in a YAML file must not switch reporting off
                 _logger.warning("%s ignores an option: %s", kind, error)
             if settings.disabled:
                 _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
@@ -109,18 +101,6 @@ class Component:
         """A hook's exception would replace the traced program's own, so it ends here."""
         if self._handle is not None:
             self._handle.pipeline.note_error(where, error)
-
-
-def _take_unknown(options: dict[str, Any]) -> list[LettaConfigurationError]:
-    """Take out the options that do not exist; returns a complaint about each, which never quotes its value."""
-    complaints = []
-    for name in [name for name in options if name not in SettingsOptions.__annotations__]:
-        del options[name]
-        try:
-            _refuse_unknown([name])
-        except LettaConfigurationError as error:
-            complaints.append(error)
-    return complaints
 
 
 def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterProvider | None) -> SelfMetrics | None:

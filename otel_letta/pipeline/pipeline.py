@@ -28,16 +28,16 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
-from otel_letta.delivery.board import BoardKeeper
-from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.source import Source
 from otel_letta.report import ProgressReport
 from otel_letta.runtime import fork
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import is_suppressed, on_own_thread, suppress_tracing
 from otel_letta.runtime.wake import watch
-from otel_letta.settings import Delivery, Settings
+from otel_letta.settings import Settings
 from otel_letta.tracking.aborts import abort_reason
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
@@ -154,13 +154,12 @@ class Pipeline:
         self._next_poll = 0.0
         self._poll_interval = settings.poll_interval
         self._reads_baggage = settings.baggage
-        self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self._courier.lanes())
+        self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
+        self.desk = Desk(settings, self._transport, self._stats)
         self._tracker_due: int | None = None
-        self._tracker = tracker_for(settings, self.deliver, time.time_ns, claimed=self.claimed)
-        self._courier = Courier(self._transport, settings, self._stats)
-        self._boards: dict[str, BoardKeeper] = {}
+        self._tracker = tracker_for(settings, self.desk.put, time.time_ns, claimed=self.claimed)
         for source in self._sources.values():
-            source.start(self.deliver)
+            source.start(self.desk.put)
 
     # -- hooks: on the traced program's threads ----------------------------------------------------------------------
 
@@ -249,7 +248,7 @@ class Pipeline:
 
     def add_source(self, source: _S) -> _S:
         """Add a source; return the one of its type that another component added before, if there is one."""
-        source.start(self.deliver)  # before the thread can see it
+        source.start(self.desk.put)  # before the thread can see it
         known = self._sources.setdefault(type(source), source)
         assert isinstance(known, type(source))
         return known
@@ -519,88 +518,15 @@ class Pipeline:
         self._errors.log(logging.ERROR, f"{where} {kind}", "%s: unexpected %s", where, kind)
         _logger.debug("unexpected error", exc_info=error)
 
-    # -- reports -----------------------------------------------------------------------------------------------------
-
-    def deliver(self, report: ProgressReport) -> None:
-        """Hand a report over to the board, or as a message, as the settings want it."""
-        self._stats.count("reports")
-        mode = self.settings.delivery
-        agent = report.agent_id or self.settings.agent_id
-        if mode is not Delivery.MESSAGES and not self._on_board(agent, report):
-            mode = Delivery.MESSAGES if mode is Delivery.AUTO else mode
-        if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and report.status.is_terminal):
-            if report.wakes:
-                self._courier.put(report)
-            elif mode is Delivery.MESSAGES:
-                self._stats.count("held")
-
-    def _on_board(self, agent: str, report: ProgressReport) -> bool:
-        """Put the report on the agent's board; False if the server has none."""
-        courier = self._courier
-        with courier.lock:
-            keeper = self._boards.get(agent)
-            if keeper is None:
-                keeper = self._boards[agent] = BoardKeeper(
-                    agent,
-                    self._transport,
-                    self.settings,
-                    self._stats,
-                    lock=courier.lock,
-                    settled=courier.settled,
-                    on_unsupported=self._without_board,
-                )
-            if keeper.gone:
-                return False
-            keeper.put(report)
-            return True
-
-    def _without_board(self, agent: str, open_reports: list[ProgressReport]) -> None:
-        if self.settings.delivery is Delivery.AUTO:
-            for report in open_reports:
-                if report.wakes:
-                    self._courier.put(report)
-
     # -- life --------------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float) -> bool:
         """Deliver what is known now, within ``timeout`` seconds; True if everything was."""
-        deadline = time.monotonic() + timeout
+        until = Deadline.after(timeout)
         if not self._work_off(wait=True, timeout=timeout):
             return False
         with suppress_tracing():
-            return self._flush_delivery(deadline, closing=False)
-
-    def _flush_delivery(self, deadline: float, *, closing: bool) -> bool:
-        courier = self._courier
-        with courier.lock:
-            keepers = list(self._boards.values())
-            for keeper in keepers:
-                keeper.hurry(closing=closing)
-        if closing:
-            courier.begin_closing(deadline)
-        delivered = courier.flush(deadline)
-        for keeper in keepers:
-            delivered &= self._flush_board(keeper, deadline)
-        # A board that turned out to be impossible has handed its tasks over as messages.
-        delivered &= courier.flush(deadline)
-        if closing:
-            courier.finish()
-        return delivered
-
-    def _flush_board(self, keeper: BoardKeeper, deadline: float) -> bool:
-        courier = self._courier
-        while True:
-            with courier.lock:
-                now = time.monotonic()
-                if not keeper.unsettled(now):
-                    return True
-                if now >= deadline or keeper.next_try(now) >= deadline:
-                    return False
-                unstaffed = not keeper.staffed and not keeper.busy
-                if not unstaffed:
-                    courier.settled.wait(min(deadline - now, 1.0))
-            if unstaffed:
-                keeper.run_here(deadline)
+            return self.desk.flush(until)
 
     def leave(self, handle: Handle, timeout: float) -> bool:
         """A component shuts down. The last one out closes the pipeline."""
@@ -617,7 +543,7 @@ class Pipeline:
             self._budget_used = 0.0
         budget = max(min(timeout, self.settings.shutdown_timeout - self._budget_used), 0.05)
         began = time.monotonic()
-        deadline = began + budget * _FOR_DELIVERY
+        until = Deadline(began + budget * _FOR_DELIVERY)
         try:
             with suppress_tracing():
                 self._closed = last
@@ -626,14 +552,10 @@ class Pipeline:
                 else:
                     self._work_off(wait=True, timeout=budget)
                 if not last:
-                    return self._flush_delivery(deadline, closing=False)
+                    return self.desk.flush(until)
                 self._stopped = True
                 self._ring()
-                delivered = self._flush_delivery(deadline, closing=True)
-                with self._courier.lock:
-                    for keeper in self._boards.values():
-                        keeper.stop()
-                return delivered
+                return self.desk.close(until)
         finally:
             self._left_at = time.monotonic()
             self._budget_used += self._left_at - began
@@ -653,27 +575,24 @@ class Pipeline:
 
     def at_process_end(self) -> None:
         """A child of multiprocessing is about to exit, perhaps without shutting its provider down."""
-        deadline = time.monotonic() + self.settings.shutdown_timeout
+        until = Deadline.after(self.settings.shutdown_timeout)
         with suppress_tracing():
             others = [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
             if others:  # multiprocessing waits for these afterwards, and they may end their tasks well
                 self._work_off(wait=True, timeout=self.settings.shutdown_timeout)
             else:
                 self._end_open_tasks(self.settings.shutdown_timeout)
-            if not self._flush_delivery(deadline, closing=False):
+            if not self.desk.flush(until):
                 _logger.warning("not every report was delivered before this child process ended")
 
     def stats(self) -> dict[str, Any]:
         """Counts of what became of reports; see `LettaSpanExporter.stats`."""
-        with self._courier.lock:
-            boards = {agent: keeper.state() for agent, keeper in self._boards.items()}
         return {
             **self._stats.snapshot(),
             "open_spans": len(self._open),
             "open_tasks": self._tracker.open_tasks + sum(each.open_tasks for each in self._sources.values()),
             "evicted": self._tracker.evicted,
-            "lanes": self._courier.lanes(),
-            "boards": boards,
+            **self.desk.stats(),
         }
 
     def after_fork_in_child(self) -> None:

@@ -1084,12 +1084,6 @@ def _unknown(name: str) -> LettaConfigurationError:
     return LettaConfigurationError(f"Unknown setting {_shown(name)}", hint=hint)
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:  # goes when pipeline.Component reads its options by from_options
-    for name in names:
-        if name not in _BY_NAME:
-            raise _unknown(name)
-
-
 def _ours(raw: Mapping[str, str | None] | Mapping[str, str]) -> dict[str, object]:
     """Our variables that are set, by setting name."""
     found: dict[str, object] = {}
