@@ -1,8 +1,8 @@
 """The callback for OpenHands' conversations.
 
-    report = callback(chat_id="chat-123", message_id="msg-456")
-    conversation = Conversation(agent=agent, workspace="work", callbacks=[report])
-    with reporting(conversation, report):
+    observer = callback(chat_id="chat-123", message_id="msg-456")
+    conversation = Conversation(agent=agent, workspace="work", callbacks=[observer])
+    with reporting(conversation, observer):
         conversation.send_message("Write hello.py and run it")
         conversation.run()
 
