@@ -36,8 +36,16 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
 
     Args:
         conversation: OpenHands' conversation, local or remote.
-        existing: its callback, which brings the ids and settings along.
-        chat_id, message_id, name, transport, options: see `callback`; instead of ``existing``.
+        existing: its callback, which brings ids, name and settings along: the arguments below are those of `callback`
+            and only for a conversation without one.
+        chat_id: the chat that asked.
+        message_id: the message that asked.
+        name: the task's name.
+        transport: instead of Letta's REST API; for tests.
+        options: `Settings` keywords.
+
+    Raises:
+        TypeError: there is a callback, and one of the arguments that it replaces.
     """
 
     def __init__(

@@ -29,14 +29,15 @@ class _Run:
     """A task that is under way."""
 
     def __init__(self, task_id: str, started: int) -> None:
-        self.task_id = task_id
+        self.id = task_id
         self.started = started
         self.sequence = 0
         self.progress = 0.0
         self.content: str | None = None
-        self.result: str | None = None
-        self.result_is_message = False
-        """The result is a message, not the answer of the finish tool."""
+        self.answer: str | None = None
+        """The result, if it ends now."""
+        self.answer_is_message = False
+        """The agent gave it as a message, not by the finish tool."""
         self.failed_steps = 0
         self.halted = False
         """Paused, or waiting for somebody's confirmation."""
@@ -182,7 +183,7 @@ class Runs:
 
     def _tool_started(self, conversation: _Conversation, event: Event) -> None:
         run = self._running(conversation, resumes=False)
-        run.result = None  # it goes on after what looked like its end
+        run.answer = None  # it goes on after what looked like its end
         if event.tool != PLAN or event.text:  # the items of the plan come right afterwards
             self._progress(conversation, clean_error(event.text, _SUMMARY_CAP) or clean_line(event.tool, _SUMMARY_CAP))
 
@@ -191,7 +192,7 @@ class Runs:
         if run is None:
             return
         run.failed_steps += event.failed
-        if event.tool == FINISH and run.result is not None and not conversation.end_is_given:
+        if event.tool == FINISH and run.answer is not None and not conversation.end_is_given:
             self._complete(conversation)
         elif event.done is not None:
             run.progress = max(run.progress, min(event.done / event.total, _MOST_PROGRESS))
@@ -199,11 +200,11 @@ class Runs:
 
     def _finish(self, conversation: _Conversation, event: Event) -> None:
         run = self._running(conversation, resumes=False)
-        run.result, run.result_is_message = event.text, False
+        run.answer, run.answer_is_message = event.text, False
 
     def _agent_message(self, conversation: _Conversation, event: Event) -> None:
         run = self._running(conversation, resumes=False)
-        run.result, run.result_is_message = event.text, True
+        run.answer, run.answer_is_message = event.text, True
         if not conversation.end_is_given:
             self._complete(conversation)
 
@@ -246,7 +247,7 @@ class Runs:
             self._judge(conversation, event.code)
             if conversation.run is None or conversation.run.halted:
                 return
-            if event.code != "error" and conversation.run.result is not None:
+            if event.code != "error" and conversation.run.answer is not None:
                 self._complete(conversation)
                 return
         # The event with a remote conversation's reason may come only after this one: it is no failure of its own.
@@ -322,8 +323,8 @@ class Runs:
         if run is None:
             return
         run.progress = 1.0
-        content = wording.completed(max(self._at - run.started, 0) / 1e9, run.failed_steps)
-        if run.result_is_message:
+        content = wording.completed(self._duration(run), run.failed_steps)
+        if run.answer_is_message:
             content = "Ended with a message: it may be a question"
         self._report(conversation, run, TaskStatus.COMPLETED, content)
 
@@ -335,7 +336,7 @@ class Runs:
     def _report(
         self, conversation: _Conversation, run: _Run, status: TaskStatus, content: str, *, error: str | None = None
     ) -> None:
-        """Make and emit a report: the one place where that happens."""
+        """Make a report and emit it: the one place where that happens."""
         run.sequence += 1
         self.open_tasks -= status.is_terminal
         origin = conversation.origin
@@ -346,18 +347,21 @@ class Runs:
                 content=clean_line(content, self._content_cap),
                 progress=run.progress,
                 status=status,
-                task_id=run.task_id,
+                task_id=run.id,
                 name=origin.name or "OpenHands",
-                result=clean_block(run.result, self._content_cap) if status.is_terminal and run.result else None,
+                result=clean_block(run.answer, self._content_cap) if status.is_terminal and run.answer else None,
                 error=error,
                 sequence=run.sequence,
                 timestamp=_utc(self._at),
                 started=_utc(run.started),
-                duration=max(self._at - run.started, 0) / 1e9,
+                duration=self._duration(run),
                 service="openhands",
                 host=self._host,
             )
         )
+
+    def _duration(self, run: _Run) -> float:
+        return max(self._at - run.started, 0) / 1e9
 
 
 _RULES: dict[EventKind, Callable[[Runs, _Conversation, Event], None]] = {
