@@ -37,16 +37,11 @@ FROM_TRANSPORT_ALONE = "delivery"
 LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 """What the packages' public names are loaded with, wherever they stand."""
 
-EXCEPTIONS = {
-    ("pipeline.pipeline", "integrations.openhands.runs"),
-    ("pipeline.pipeline", "otel.selfmetrics"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 LONGEST = 400
 LONGER = {
     "cli.check",
     "cli.demo",
-    "integrations.openhands.callbacks",
-    "integrations.openhands.runs",
     "pipeline.pipeline",
     "testing.server",
     "tracking.agents",

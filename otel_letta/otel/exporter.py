@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Component
+from otel_letta.otel.component import Component
 from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from opentelemetry.sdk._logs import LogRecordProcessor
 
 from otel_letta import semconv
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Component
+from otel_letta.otel.component import Component
 
 __all__ = ["LettaLogRecordProcessor"]
 

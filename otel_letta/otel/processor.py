@@ -8,7 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Component
+from otel_letta.otel.component import Component
 from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:

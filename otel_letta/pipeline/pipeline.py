@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import logging
 import math
-import os
 import queue
 import socket
 import sys
@@ -21,8 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry.baggage import get_baggage
 from opentelemetry.context import Context
@@ -32,26 +30,19 @@ from opentelemetry.trace import SpanKind, StatusCode
 from otel_letta import semconv
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.errors import LettaConfigurationError
-from otel_letta.integrations.openhands.runs import Claims, ConversationTracker, Event, Origin
 from otel_letta.letta.transport import Transport
+from otel_letta.pipeline.source import Source
 from otel_letta.report import ProgressReport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import is_suppressed, on_own_thread, suppress_tracing
 from otel_letta.runtime.wake import watch
-from otel_letta.settings import Settings, SettingsOptions
-from otel_letta.settings.settings import _refuse_unknown
+from otel_letta.settings import Settings
 from otel_letta.tracking.aborts import abort_reason
 from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
 from otel_letta.tracking.roles import SpanFacts, SpanKey, attributes_of, key_of, may_declare
 from otel_letta.tracking.tasks import TaskTracker
-
-if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
-
-    from otel_letta.otel.selfmetrics import SelfMetrics
 
 __all__ = ["Handle", "Pipeline", "join"]
 
@@ -71,8 +62,10 @@ _THREAD_RETRY = 1.0
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
 
-_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CONVERSATION, _OVER = range(9)
+_START, _END, _ALONE, _WAKE, _LOOK, _EVENT, _PASSED, _CALL, _OVER = range(9)
 _Note = tuple[int, Any, Any, Any]
+
+_S = TypeVar("_S", bound=Source)
 
 if sys.version_info >= (3, 11):
     _handled = sys.exception
@@ -106,6 +99,16 @@ def tracker_for(
     )
 
 
+class Metrics(Protocol):
+    """Measurements of delivery, handed in by the component that makes the pipeline."""
+
+    def timed(self, transport: Transport) -> Transport:
+        """Return the transport with its requests timed."""
+
+    def stats(self, lanes: Callable[[], Mapping[str, Mapping[str, Any]]]) -> Stats:
+        """Return counts that are metrics too. ``lanes`` returns what waits, by lane."""
+
+
 class Pipeline:
     """The way from a provider's spans to one Letta agent. Made by `join`."""
 
@@ -113,7 +116,7 @@ class Pipeline:
         self,
         settings: Settings,
         transport: Transport,
-        metrics: SelfMetrics | None = None,
+        metrics: Metrics | None = None,
         task_filter: TaskFilter | None = None,
     ) -> None:
         self.settings = settings
@@ -126,8 +129,7 @@ class Pipeline:
         self._errors = Throttle(_logger)
         self._budget_used = 0.0
         self._left_at = -math.inf
-        self.claims = Claims()
-        """OpenHands' conversations that a callback speaks for: their spans are not told."""
+        self._sources: dict[type[Source], Source] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -155,13 +157,9 @@ class Pipeline:
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
         self.desk = Desk(settings, self._transport, self._stats)
         self._tracker_due: int | None = None
-        self._tracker = tracker_for(settings, self.desk.put, time.time_ns, claimed=self.claims.__contains__)
-        self._conversations = ConversationTracker(
-            emit=self.desk.put,
-            now=time.time_ns,
-            host=socket.gethostname(),
-            content_cap=settings.content_cap,
-        )
+        self._tracker = tracker_for(settings, self.desk.put, time.time_ns, claimed=self.claimed)
+        for source in self._sources.values():
+            source.start(self.desk.put)
 
     # -- hooks: on the traced program's threads ----------------------------------------------------------------------
 
@@ -248,11 +246,20 @@ class Pipeline:
             entry.spoken = True
             self._note((_EVENT, entry, attributes, None))
 
-    def on_conversation(self, conversation_id: str, origin: Origin, event: Event) -> None:
-        """News of an OpenHands conversation, told by a callback, a webhook or a hook instead of by spans."""
-        if not event.at:
-            event = replace(event, at=time.time_ns())
-        self._note((_CONVERSATION, conversation_id, origin, event))
+    def add_source(self, source: _S) -> _S:
+        """Add a source; return the one of its type that another component added before, if there is one."""
+        source.start(self.desk.put)  # before the thread can see it
+        known = self._sources.setdefault(type(source), source)
+        assert isinstance(known, type(source))
+        return known
+
+    def claimed(self, conversation_id: str) -> bool:
+        """Return whether a source speaks for the conversation, so that its spans are not reported as well."""
+        return any(source.claims(conversation_id) for source in list(self._sources.values()))
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the pipeline's thread call a source's method. Never waits."""
+        self._note((_CALL, function, arguments, None))
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Ended spans from an exporter."""
@@ -427,8 +434,8 @@ class Pipeline:
             if parent is not None:
                 self._look(parent)
             tracker.ended_alone(facts, parent)
-        elif kind == _CONVERSATION:
-            self._conversations.hear(what, span, aborted)
+        elif kind == _CALL:
+            what(*span)
 
     def _start_task(self, entry: OpenSpan, span: ReadableSpan, *, found: bool = False) -> None:
         """``found``: what makes a task of the span was not there from its start."""
@@ -496,8 +503,8 @@ class Pipeline:
         due = self._tracker.tick()
         if due is None and not self._notes:
             self._alone_waiting = False
-        explained = self._conversations.tick()
-        self._tracker_due = due if explained is None else explained if due is None else min(due, explained)
+        dues = [due, *(source.tick(time.time_ns()) for source in list(self._sources.values()))]
+        self._tracker_due = min((due for due in dues if due is not None), default=None)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -541,7 +548,7 @@ class Pipeline:
             with suppress_tracing():
                 self._closed = last
                 if last or (handle.live and not any(other.live for other in self._handles)):
-                    self._end_open_tasks(budget, conversations=last)
+                    self._end_open_tasks(budget, sources=last)
                 else:
                     self._work_off(wait=True, timeout=budget)
                 if not last:
@@ -553,15 +560,16 @@ class Pipeline:
             self._left_at = time.monotonic()
             self._budget_used += self._left_at - began
 
-    def _end_open_tasks(self, timeout: float, *, conversations: bool = True) -> None:
+    def _end_open_tasks(self, timeout: float, *, sources: bool = True) -> None:
         if not self._tracker_lock.acquire(timeout=timeout):
             return
         try:
             self._drain()
             self._poll()
             self._guarded(lambda: self._tracker.shutdown(self._open.snapshot()))
-            if conversations:
-                self._guarded(self._conversations.shutdown)
+            if sources:
+                for source in self._sources.values():
+                    self._guarded(source.shutdown)
         finally:
             self._tracker_lock.release()
 
@@ -582,7 +590,7 @@ class Pipeline:
         return {
             **self._stats.snapshot(),
             "open_spans": len(self._open),
-            "open_tasks": self._tracker.open_tasks + self._conversations.open_tasks,
+            "open_tasks": self._tracker.open_tasks + sum(each.open_tasks for each in self._sources.values()),
             "evicted": self._tracker.evicted,
             **self.desk.stats(),
         }
@@ -644,6 +652,14 @@ class Handle:
         self.live = live
         self.closed = False
 
+    def add_source(self, source: _S) -> _S:
+        """Add a source of reports; return the one of its type that the pipeline has already, if there is one."""
+        return self.pipeline.add_source(source)
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the pipeline's thread call a source's method; nothing happens once the pipeline is closed."""
+        self.pipeline.call(function, *arguments)
+
     def close(self, timeout: float) -> bool:
         """Leave the pipeline; True if everything was delivered. Later calls do nothing."""
         if self.closed:
@@ -662,7 +678,7 @@ def join(
     transport: Transport | None,
     *,
     live: bool,
-    metrics: SelfMetrics | None = None,
+    metrics: Metrics | None = None,
     task_filter: TaskFilter | None = None,
 ) -> Handle:
     """A share in the pipeline for these settings, which is made if there is none.
@@ -716,115 +732,3 @@ def _after_fork_in_child() -> None:
 
 
 fork.in_child(_after_fork_in_child)
-
-
-class Component:
-    """What exporter and processor have in common: settings that may be bad, a share, and never an exception."""
-
-    def __init__(
-        self,
-        kind: str,
-        *,
-        live: bool,
-        transport: Transport | None,
-        meter_provider: MeterProvider | None = None,
-        task_filter: TaskFilter | None = None,
-        options: dict[str, Any],
-    ) -> None:
-        self._handle: Handle | None = None
-        self._hooked: Pipeline | None = None
-        self._shutdown = False
-        self._metrics: SelfMetrics | None = None
-        settings = options.pop("settings", None)
-        try:
-            unknown = _take_unknown(options)
-            if settings is None:
-                settings = Settings.resolve(**options)
-            elif options:
-                raise LettaConfigurationError(f"settings and {', '.join(sorted(options))} exclude each other")
-            if unknown and settings.sources["base_url"] == "default":
-                raise unknown[0]  # it may have been meant to name the server: then all, and a password, would go astray
-            for error in unknown:  # else a slip in a YAML file must not switch reporting off
-                _logger.warning("%s ignores an option: %s", kind, error)
-            if settings.disabled:
-                _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
-                return
-            self._metrics = _self_metrics(kind, settings, meter_provider)
-            self._handle = join(settings, transport, live=live, metrics=self._metrics, task_filter=task_filter)
-            self._hooked = self._handle.pipeline
-        except LettaConfigurationError as error:
-            # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
-            # other exporters and instrumentations with it (measured).
-            _logger.error("%s does nothing: %s", kind, error)
-            self._metrics = _self_metrics(kind, None, meter_provider)
-        except Exception as error:
-            _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
-            _logger.debug("unexpected error", exc_info=True)
-
-    @property
-    def active(self) -> bool:
-        """False if there is nothing that this could do: its settings are bad, or it was shut down."""
-        return self._hooked is not None
-
-    def stats(self) -> dict[str, Any]:
-        """Numbers since the start: what was sent, held, conflated, dropped and why, and what is wrong now.
-
-        Returns:
-            ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
-            ``retries``; ``dropped``: reason → number; ``open_spans``, ``open_tasks``, ``evicted`` (traces of agents
-            that were given up because there were too many); ``lanes``: name → ``waiting``,
-            ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``, ``open_tasks``,
-            ``parked``. Empty for a component without valid settings. Components that are configured alike share a
-            pipeline and its numbers.
-        """
-        return self._handle.pipeline.stats() if self._handle is not None else {}
-
-    def _flush(self, timeout_millis: float | None) -> bool:
-        pipeline = self._hooked
-        if pipeline is None:
-            return True
-        try:
-            return pipeline.flush(max(30_000 if timeout_millis is None else timeout_millis, 0) / 1e3)
-        except Exception as error:  # noqa: BLE001
-            self._swallow("force_flush", error)
-            return False
-
-    def _close(self, timeout_millis: float | None) -> None:
-        pipeline, self._hooked = self._hooked, None
-        handle = self._handle
-        if pipeline is None or handle is None:
-            return
-        most = pipeline.settings.shutdown_timeout
-        try:
-            handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
-        except Exception as error:  # noqa: BLE001
-            self._swallow("shutdown", error)
-
-    def _swallow(self, where: str, error: Exception) -> None:
-        """A hook's exception would replace the traced program's own, so it ends here."""
-        if self._handle is not None:
-            self._handle.pipeline.note_error(where, error)
-
-
-def _take_unknown(options: dict[str, Any]) -> list[LettaConfigurationError]:
-    """Take out the options that do not exist; returns a complaint about each, which never quotes its value."""
-    complaints = []
-    for name in [name for name in options if name not in SettingsOptions.__annotations__]:
-        del options[name]
-        try:
-            _refuse_unknown([name])
-        except LettaConfigurationError as error:
-            complaints.append(error)
-    return complaints
-
-
-def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterProvider | None) -> SelfMetrics | None:
-    if os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "").strip().lower() != "true":
-        return None
-    from otel_letta.otel.selfmetrics import SelfMetrics
-
-    try:
-        return SelfMetrics(kind, settings, meter_provider)
-    except Exception:
-        _logger.warning("%s has no metrics: the meter provider failed", kind, exc_info=True)
-        return None

@@ -135,7 +135,7 @@ class HostLock:
         if self._fd is not None:
             return False
         try:
-            fd = os.open(_folder() / f"{self._name}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(folder() / f"{self._name}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except OSError as error:
             _warn_once(error)
             return True
@@ -190,18 +190,18 @@ class _Ticket:
     def others_wait(self) -> bool:
         """Return True if anybody stands in the queue already."""
         try:
-            return any(True for _ in (_folder() / self._queue).iterdir())
+            return any(True for _ in (folder() / self._queue).iterdir())
         except OSError:
             return False
 
     def is_first(self) -> bool:
         """Take or confirm the place. Return True if nobody alive stands before it, or if there can be no queue."""
         try:
-            folder = _folder() / self._queue
-            folder.mkdir(mode=0o700, exist_ok=True)
-            path = self._path = folder / self._name
+            queue = folder() / self._queue
+            queue.mkdir(mode=0o700, exist_ok=True)
+            path = self._path = queue / self._name
             path.touch(0o600)
-            return not any(_is_alive(other) for other in folder.iterdir() if other.name < self._name)
+            return not any(_is_alive(other) for other in queue.iterdir() if other.name < self._name)
         except FileNotFoundError:
             return False  # the last to leave has removed the folder just now
         except OSError:
@@ -227,26 +227,31 @@ def _is_alive(ticket: Path) -> bool:
     return False
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return this user's private folder below the temporary directory, made if there is none.
+
+    Raises:
+        OSError: it cannot be made, or what is there belongs to somebody else.
+    """
     if sys.platform == "win32":
-        folder = Path(tempfile.gettempdir()) / "otel_letta"
-        folder.mkdir(exist_ok=True)
-        return folder
-    folder = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
+        path = Path(tempfile.gettempdir()) / "otel_letta"
+        path.mkdir(exist_ok=True)
+        return path
+    path = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
+        path.mkdir(mode=0o700)
+    found = path.lstat()
     # The temporary directory is everybody's: a folder or link that somebody put there first is not trusted.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not our own folder")
-    return folder
+        raise PermissionError(f"{path} is not our own folder")
+    return path
 
 
 def scope() -> str | None:
     """Tells apart processes that cannot see each other's locks although their host has one name: containers with
     the host's network, services with a private /tmp, other users. None where nothing can be locked."""
     try:
-        found = _folder().stat()
+        found = folder().stat()
     except OSError:
         return None
     return f"{found.st_dev}-{found.st_ino}"
