@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 from urllib.parse import urlsplit
 
 from otel_letta.errors import LettaConfigurationError
+from otel_letta.settings.kinds import Delivery, ServerKind
 from otel_letta.settings.secret import Secret, fingerprint
 from otel_letta.settings.sources import (
     OPTIONS,
@@ -277,3 +278,39 @@ class Settings(Table):
         """Log each of `security_warnings`, the first time in this process that it is true."""
         for text in self.security_warnings():
             log_once(logger, logging.WARNING, text)
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The keywords that exporter, processor and reporter take: a finished ``settings``, or any of the others."""
+
+    settings: Settings | None
+    dotenv_path: str | os.PathLike[str] | None
+    base_url: str | None
+    agent_id: str | None
+    password: str | Secret | None
+    api_key: str | Secret | None
+    server: ServerKind | str | None
+    conversation: str | None
+    delivery: Delivery | str | None
+    board_label: str | None
+    board_interval: float | None
+    message_interval: float | None
+    poll_interval: float | None
+    wake_budget: int | None
+    connect_timeout: float | None
+    read_timeout: float | None
+    busy_timeout: float | None
+    shutdown_timeout: float | None
+    probe_interval: float | None
+    max_pending_tasks: int | None
+    content_cap: int | None
+    max_steps: int | None
+    trace_link: str | None
+    agent_allow_list: Iterable[str] | str | None
+    grace: float | None
+    idle_timeout: float | None
+    wake_after: float | None
+    content: Iterable[str] | str | None
+    chat_id_attributes: Iterable[str] | str | None
+    tasks: Iterable[str] | str | None
+    baggage: bool | str | None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from otel_letta.integrations import openhands
 from otel_letta.integrations.openhands.events import Event, EventKind, Origin, read_event
@@ -23,10 +25,13 @@ __all__ = [
     "Conversation",
     "Driver",
     "action",
+    "agent",
     "ends",
+    "letta",
     "observation",
     "plan",
     "recorded",
+    "settings",
     "spoken",
     "status",
 ]
@@ -135,6 +140,23 @@ class Driver:
     def end(self) -> ProgressReport:
         (end,) = self.ends
         return end
+
+
+@pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with InMemoryLetta() as server:
+        yield server
+        openhands.shutdown()
+
+
+@pytest.fixture
+def agent(letta: InMemoryLetta) -> str:
+    return letta.create_agent()
+
+
+@pytest.fixture
+def settings(letta: InMemoryLetta, agent: str) -> dict[str, Any]:
+    return {"base_url": letta.base_url, "agent_id": agent, "delivery": "messages", "message_interval": 0}
 
 
 def ends(letta: InMemoryLetta, agent: str) -> list[dict[str, Any]]:

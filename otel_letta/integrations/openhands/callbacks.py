@@ -17,7 +17,7 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from otel_letta.integrations.openhands.events import EventKind, Origin, read_event
+from otel_letta.integrations.openhands.events import Event, EventKind, Origin, read_event
 from otel_letta.integrations.openhands.share import Share, share
 from otel_letta.letta.transport import Transport
 
@@ -34,8 +34,8 @@ class Callback:
     """A callback of one conversation, made by `callback`: OpenHands calls it with every event."""
 
     def __init__(self, share: Share, origin: Origin, conversation_id: str | None) -> None:
-        self.share = share
-        self.origin = origin
+        self._share = share
+        self._origin = origin
         self._conversation_id = conversation_id
         self._bound_to = conversation_id
         self._placeholder = str(uuid.uuid4())
@@ -45,17 +45,17 @@ class Callback:
 
     def __call__(self, event: object) -> None:
         """Enqueue an OpenHands event. Called under the conversation's lock: copies a few fields and returns."""
-        if not self.share.active:
+        if not self._share.active:
             return
         try:
             known = read_event(event)
             if known is None:
                 return
             if self._bound_to is None or known.kind is EventKind.CREATED:
-                self.bind(_conversation_on_stack())
-            self.share.report_event(self.conversation_id(), self.origin, known)
+                self._bind(_conversation_on_stack())
+            self._report(known)
         except Exception as error:  # noqa: BLE001 - it would end OpenHands' run
-            self.share.swallow(error)
+            self._share.swallow(error)
 
     def __repr__(self) -> str:
         return f"<otel_letta callback of conversation {self._conversation_id or '(not known yet)'}>"
@@ -63,18 +63,18 @@ class Callback:
     @property
     def active(self) -> bool:
         """False if there is nothing that this could do: its settings are bad, or `shutdown` was called."""
-        return self.share.active
+        return self._share.active
 
     def stats(self) -> dict[str, Any]:
         """Return numbers since the start; see `LettaSpanProcessor.stats`."""
-        return self.share.stats()
+        return self._share.stats()
 
-    def bind(self, conversation: object) -> None:
+    def _bind(self, conversation: object) -> None:
         """Learn the conversation's id: OpenHands' events do not carry it."""
         conversation_id = _id_of(conversation)
         if conversation_id is None:
             return
-        self.share.claim(conversation_id)
+        self._share.claim(conversation_id)
         if conversation_id == self._bound_to:
             return
         # What was reported before its id was known, of a remote conversation, goes on under the id that it has then.
@@ -82,11 +82,10 @@ class Callback:
             self._conversation_id = conversation_id
         self._bound_to = conversation_id
 
-    def conversation_id(self) -> str:
-        """Return the id that reports go by, for good."""
+    def _report(self, event: Event) -> None:
         if self._conversation_id is None:
-            self._conversation_id = self._placeholder
-        return self._conversation_id
+            self._conversation_id = self._placeholder  # for good
+        self._share.report_event(self._conversation_id, self._origin, event)
 
 
 def callback(

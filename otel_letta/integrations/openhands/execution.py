@@ -72,13 +72,13 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
 
     def __enter__(self) -> Callback:
         with self._swallowing():
-            self._callback.bind(self._conversation)
+            self._callback._bind(self._conversation)
             seen = _number_of_events(self._conversation)
             if seen is None:
                 self._replays = False  # old and new events could not be kept apart
             else:
                 self._seen = seen
-            self._report(Event(EventKind.RUN_ENTERED, code="new" if seen == 0 else ""))
+            self._callback._report(Event(EventKind.RUN_ENTERED, code="new" if seen == 0 else ""))
         return self._callback
 
     def __exit__(
@@ -93,7 +93,7 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
             status = as_text(getattr(getattr(self._conversation, "state", None), "execution_status", None))
         with self._swallowing():
             reason = "" if error is None else _reason(error)
-            self._report(Event(EventKind.RUN_RETURNED, code=status or "", text=reason))
+            self._callback._report(Event(EventKind.RUN_RETURNED, code=status or "", text=reason))
 
     async def __aenter__(self) -> Callback:
         return self.__enter__()
@@ -108,10 +108,7 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         try:
             yield
         except Exception as trouble:  # noqa: BLE001
-            self._callback.share.swallow(trouble)
-
-    def _report(self, event: Event) -> None:
-        self._callback.share.report_event(self._callback.conversation_id(), self._callback.origin, event)
+            self._callback._share.swallow(trouble)
 
     def _replay(self) -> None:
         """Report the events of the run. Those that a callback reported already are known by their ids."""
@@ -119,7 +116,7 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         for index in range(max(self._seen, len(events) - _MOST_REPLAYED), len(events)):
             event = read_event(events[index])
             if event is not None:
-                self._report(event)
+                self._callback._report(event)
 
 
 def _number_of_events(conversation: Any) -> int | None:

@@ -171,7 +171,7 @@ class OpenHandsWebhooks:
         return 200
 
     def _route(self, path: str) -> Callable[[object], None] | None:
-        """Return what takes the body of a request to a path; None for an unknown path."""
+        """Return the method for the body of a request to a path; None for an unknown path."""
         if path == "/conversations":
             return self._take_info
         conversation = path.removeprefix("/events/")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.conversations import agent, letta, settings  # noqa: F401 - fixtures
 from tests.support.openhands_llm import ScriptedModel
 
 _HERE = Path(__file__).parent

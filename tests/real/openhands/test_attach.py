@@ -16,6 +16,7 @@ import pytest
 
 from otel_letta.testing import InMemoryLetta
 from tests.real.openhands.scenarios import SCENARIOS
+from tests.support.conversations import ends
 from tests.support.openhands_llm import ScriptedModel, finish
 
 PROGRAM = """
@@ -97,44 +98,30 @@ ORDERS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def letta() -> InMemoryLetta:
-    return InMemoryLetta()
-
-
 @ORDERS
 def test_the_provider_is_found_and_the_callback_claims_the_conversation(
-    steps: list[str], model: ScriptedModel, letta: InMemoryLetta, tmp_path: Path
+    steps: list[str], model: ScriptedModel, letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    with letta:
-        agent = letta.create_agent()
-        seen, _ = run(steps, model, letta, agent, tmp_path, tracing=True)
-        ends = [report["result"] for report in letta.reports(agent) if report["status"] == "completed"]
+    seen, _ = run(steps, model, letta, agent, tmp_path, tracing=True)
     assert seen == {"processors": 1, "root is open": True, "claimed": True, "global": True}
-    assert ends == ["done"]
+    assert [(end["status"], end["result"]) for end in ends(letta, agent)] == [("completed", "done")]
 
 
 def test_the_provider_is_found_where_the_program_has_one_of_its_own(
-    model: ScriptedModel, letta: InMemoryLetta, tmp_path: Path
+    model: ScriptedModel, letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    with letta:
-        seen, _ = run(
-            [GLOBAL, ATTACH, "import openhands.sdk as _"], model, letta, letta.create_agent(), tmp_path, tracing=True
-        )
+    seen, _ = run([GLOBAL, ATTACH, "import openhands.sdk as _"], model, letta, agent, tmp_path, tracing=True)
     assert seen == {"processors": 1, "root is open": True, "claimed": True, "global": False}
 
 
 @ORDERS
 def test_tracing_that_is_off_is_logged_and_costs_nothing_else(
-    steps: list[str], model: ScriptedModel, letta: InMemoryLetta, tmp_path: Path
+    steps: list[str], model: ScriptedModel, letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    with letta:
-        agent = letta.create_agent()
-        seen, log = run(steps, model, letta, agent, tmp_path, tracing=False)
-        ends = [report["result"] for report in letta.reports(agent) if report["status"] == "completed"]
+    seen, log = run(steps, model, letta, agent, tmp_path, tracing=False)
     assert seen["processors"] == 0
     assert "OpenHands' tracing is off" in log
-    assert ends == ["done"]
+    assert [(end["status"], end["result"]) for end in ends(letta, agent)] == [("completed", "done")]
 
 
 # -- reports of the spans ---------------------------------------------------------------------------------------------

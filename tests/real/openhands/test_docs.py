@@ -6,15 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from otel_letta.testing import InMemoryLetta
 from tests.real.openhands.test_agent_server import AgentServer, free_port, wait_until_open
-from tests.support.conversations import recorded
+from tests.support.conversations import ends, recorded
 from tests.support.openhands_llm import ScriptedModel, finish, plan, tool
 
 ROOT = Path(__file__).parents[3]
@@ -22,17 +20,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs/uses/openhands.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- openhands: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 (EXPORTS,) = re.findall(r"```sh\n((?:export (?:OTEL|LMNR|OPENHANDS).*\n)+)```", PAGE)
-
-
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
 
 
 @pytest.fixture
@@ -53,10 +40,6 @@ def environment(letta: InMemoryLetta, agent: str, model: ScriptedModel, tmp_path
         "LLM_API_KEY": "unused",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
-
-
-def ends(letta: InMemoryLetta, agent: str) -> list[dict[str, Any]]:
-    return [report for report in letta.reports(agent) if report["status"] != "in_progress"]
 
 
 def python(code: str, environment: dict[str, str], folder: Path, exports: str = "") -> str:

@@ -16,24 +16,6 @@ from otel_letta.testing import InMemoryLetta
 from tests.real.openhands.scenarios import SCENARIOS, Scenario
 from tests.support.openhands_llm import ScriptedModel, finish, plan, tool
 
-
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-        openhands.shutdown()
-
-
-@pytest.fixture
-def agent_id(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
-
-
-@pytest.fixture
-def settings(letta: InMemoryLetta, agent_id: str) -> dict[str, Any]:
-    return {"base_url": letta.base_url, "agent_id": agent_id, "delivery": "messages", "message_interval": 0}
-
-
 Make = Callable[..., Any]
 
 
@@ -66,12 +48,12 @@ def make(model: ScriptedModel, tmp_path: Path) -> Iterator[Make]:
 class Received:
     """Everything that was put onto the way to the agent, paced or not, and what it got in the end."""
 
-    def __init__(self, letta: InMemoryLetta, agent_id: str) -> None:
-        self._letta, self._agent_id = letta, agent_id
+    def __init__(self, letta: InMemoryLetta, agent: str) -> None:
+        self._letta, self._agent = letta, agent
 
     def reports(self) -> list[dict[str, Any]]:
         assert openhands.flush(20)
-        return self._letta.reports(self._agent_id)
+        return self._letta.reports(self._agent)
 
     def ends(self) -> list[dict[str, Any]]:
         return [report for report in self.reports() if report["status"] != "in_progress"]
@@ -82,8 +64,8 @@ class Received:
 
 
 @pytest.fixture
-def received(letta: InMemoryLetta, agent_id: str) -> Received:
-    return Received(letta, agent_id)
+def received(letta: InMemoryLetta, agent: str) -> Received:
+    return Received(letta, agent)
 
 
 @pytest.fixture
@@ -332,7 +314,7 @@ def test_hooks_that_openhands_runs_itself_report_the_session(
     make: Make,
     model: ScriptedModel,
     letta: InMemoryLetta,
-    agent_id: str,
+    agent: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -351,13 +333,13 @@ def test_hooks_that_openhands_runs_itself_report_the_session(
     )
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("LETTA_BASE_URL", letta.base_url)
-    monkeypatch.setenv("LETTA_AGENT_ID", agent_id)
+    monkeypatch.setenv("LETTA_AGENT_ID", agent)
     steps = [plan("in_progress", "todo"), plan("done", "todo"), finish("told by hooks")]
     conversation = make(model.play("sdk-hooks", steps), hook_config=HookConfig.load(str(tmp_path / "hooks.json")))
     conversation.send_message("go")
     conversation.run()
     conversation.close()
-    over = lambda: [r for r in letta.reports(agent_id) if r["status"] != "in_progress"]  # noqa: E731
+    over = lambda: [r for r in letta.reports(agent) if r["status"] != "in_progress"]  # noqa: E731
     assert letta.wait_for(lambda: bool(over()), 30)
     (end,) = over()
     assert (end["status"], end["result"], end["chat_id"]) == ("completed", "told by hooks", "chat-7")

@@ -1,34 +1,14 @@
-"""Letta in memory, one agent in it, and the settings that lead there."""
+"""Letta in memory, one agent in it, and the settings that lead there; a private folder of the test's own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from otel_letta.integrations import openhands
 from otel_letta.runtime import locks
-from otel_letta.testing import InMemoryLetta
-
-
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-        openhands.shutdown()
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
-
-
-@pytest.fixture
-def settings(letta: InMemoryLetta, agent: str) -> dict[str, Any]:
-    return {"base_url": letta.base_url, "agent_id": agent, "delivery": "messages", "message_interval": 0}
+from tests.support.conversations import agent, letta, settings  # noqa: F401 - fixtures
 
 
 @pytest.fixture

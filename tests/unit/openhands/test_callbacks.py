@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from types import ModuleType
@@ -84,6 +85,14 @@ def test_the_conversation_that_calls_is_found_on_the_stack(
     assert str(known) in repr(observer)
 
 
-def test_threads_that_ask_at_once_get_one_id(settings: dict[str, Any]) -> None:
+def test_threads_that_report_at_once_report_one_task(
+    letta: InMemoryLetta, agent: str, settings: dict[str, Any]
+) -> None:
     observer = callback(**settings)
-    assert observer.conversation_id() == observer.conversation_id()
+    threads = [threading.Thread(target=observer, args=({**ASKED, "id": f"m{n}"},)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert openhands.flush(10)
+    assert len({report["task_id"] for report in letta.reports(agent)}) == 1

@@ -48,7 +48,7 @@ def test_reporting_beside_a_callback_that_it_does_not_know_of(
 ) -> None:
     observer = callback(chat_id="chat-1", **settings)
     conversation = Conversation(observer)
-    observer.bind(conversation)
+    observer._bind(conversation)
     with reporting(conversation, **settings):
         conversation.happen(ASKED)
         conversation.run()
