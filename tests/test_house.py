@@ -54,7 +54,6 @@ LONGER = {
     "letta.http",
     "pipeline.pipeline",
     "settings.settings",
-    "testing.server",
     "tracking.agents",
     "tracking.conventions",
     "tracking.tasks",

@@ -59,12 +59,6 @@ class World:
         return report
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta) -> Iterator[World]:
     world = World(letta)

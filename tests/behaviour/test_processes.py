@@ -122,12 +122,6 @@ class Programs:
         return str(content)
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def programs(letta: InMemoryLetta, tmp_path: Path) -> Iterator[Programs]:
     programs = Programs(letta, tmp_path)

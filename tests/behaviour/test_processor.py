@@ -83,12 +83,6 @@ class World:
         )
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta) -> Iterator[World]:
     world = World(letta, letta.create_agent())

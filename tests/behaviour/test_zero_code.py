@@ -209,12 +209,6 @@ tracer_provider:
             program.kill()
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta, tmp_path: Path) -> Iterator[World]:
     sink = OtlpSink()
