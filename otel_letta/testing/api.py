@@ -179,15 +179,6 @@ class Api:
         agents = [agent for agent in self._world.agents.values() if name is None or agent.name == name]
         return json_answer([agent.row() for agent in agents[::-1][: call.page_size()]])
 
-    def create_agent(self, call: Call) -> Answer:
-        body = call.json()
-        blocks = [new_block(block) for block in items_of(body, "memory_blocks")]
-        agent = self._world.new_agent(str(body.get("name") or "agent"))
-        for block in blocks:
-            self._world.blocks[block.id] = block
-            agent.blocks.append(block)
-        return json_answer(agent.row())
-
     def get_agent(self, call: Call) -> Answer:
         return json_answer(self._agent(call).row())
 
@@ -329,12 +320,6 @@ class Api:
         ordered = runs if query.get("order", "desc") == "asc" else runs[::-1]
         return json_answer([run.row() for run in ordered[: call.page_size()]])
 
-    def get_run(self, call: Call) -> Answer:
-        run = self._world.runs.get(call.identifier("run_id"))
-        if run is None:
-            raise refused(404, "Run not found")
-        return json_answer(run.row())
-
     # conversations
 
     def _conversation(self, call: Call) -> Conversation:
@@ -343,19 +328,6 @@ class Api:
         if conversation is None:
             raise refused(404, f"Conversation not found with id='{conversation_id}'")
         return conversation
-
-    def create_conversation(self, call: Call) -> Answer:
-        agent_id = call.request.query.get("agent_id")
-        if agent_id is None:
-            raise invalid("missing", ("query", "agent_id"), "Field required")
-        agent = self._agent_by_id(well_formed("agent_id", agent_id, "query"))
-        summary = call.json(optional=True).get("summary")  # an id in the body is ignored: ids are Letta's to give
-        return json_answer(self._world.new_conversation(agent, summary).row())
-
-    def list_conversations(self, call: Call) -> Answer:
-        agent_id = call.request.query.get("agent_id")
-        found = [item for item in self._world.conversations.values() if agent_id in (None, item.agent.id)]
-        return json_answer([conversation.row() for conversation in found[::-1][: call.page_size()]])
 
     def get_conversation(self, call: Call) -> Answer:
         return json_answer(self._conversation(call).row())
@@ -369,21 +341,8 @@ class Api:
             raise refused(404, f"Block not found with id='{block_id}'")
         return block
 
-    def _core_block(self, call: Call) -> Block:
-        agent, label = self._agent(call), call.parameters["label"]
-        block = agent.block(label)
-        if block is None:
-            raise refused(404, f"No block with label '{label}' found for agent '{agent.id}'")
-        return block
-
     def list_core_blocks(self, call: Call) -> Answer:
         return json_answer([block.row() for block in self._agent(call).blocks])
-
-    def get_core_block(self, call: Call) -> Answer:
-        return json_answer(self._core_block(call).row())
-
-    def patch_core_block(self, call: Call) -> Answer:
-        return update_block(self._core_block(call), call.json())
 
     def attach_block(self, call: Call) -> Answer:
         agent, block = self._agent(call), self._block(call)
@@ -398,24 +357,10 @@ class Api:
             )
         return json_answer(agent.row())
 
-    def detach_block(self, call: Call) -> Answer:
-        agent, block = self._agent(call), self._block(call)
-        if block in agent.blocks:
-            agent.blocks.remove(block)
-        return json_answer(agent.row())
-
-    def list_blocks(self, call: Call) -> Answer:
-        label = call.request.query.get("label")
-        blocks = [block for block in self._world.blocks.values() if label in (None, block.label)]
-        return json_answer([block.row() for block in blocks[: call.page_size()]])
-
     def create_block(self, call: Call) -> Answer:
         block = new_block(call.json())
         self._world.blocks[block.id] = block
         return json_answer(block.row())
-
-    def get_block(self, call: Call) -> Answer:
-        return json_answer(self._block(call).row())
 
     def patch_block(self, call: Call) -> Answer:
         return update_block(self._block(call), call.json())
@@ -431,27 +376,16 @@ class Api:
 CORE_BLOCKS = "/v1/agents/{agent_id}/core-memory/blocks"
 Api.routes = (
     Route("GET", "/v1/health/", Api.health, public=True),
-    Route("GET", "/v1/health", Api.health, public=True),
-    Route("GET", "/v1/ready/", Api.health, public=True),
     Route("GET", "/v1/agents/", Api.list_agents),
-    Route("POST", "/v1/agents/", Api.create_agent),
     Route("GET", "/v1/agents/{agent_id}", Api.get_agent),
     Route("GET", "/v1/agents/{agent_id}/messages", Api.list_agent_messages),
     Route("POST", "/v1/agents/{agent_id}/messages", Api.post_agent_messages),
     Route("GET", CORE_BLOCKS, Api.list_core_blocks),
-    Route("GET", CORE_BLOCKS + "/{label}", Api.get_core_block),
-    Route("PATCH", CORE_BLOCKS + "/{label}", Api.patch_core_block),
     Route("PATCH", CORE_BLOCKS + "/attach/{block_id}", Api.attach_block),
-    Route("PATCH", CORE_BLOCKS + "/detach/{block_id}", Api.detach_block),
-    Route("GET", "/v1/blocks/", Api.list_blocks),
     Route("POST", "/v1/blocks/", Api.create_block),
-    Route("GET", "/v1/blocks/{block_id}", Api.get_block),
     Route("PATCH", "/v1/blocks/{block_id}", Api.patch_block),
     Route("DELETE", "/v1/blocks/{block_id}", Api.delete_block),
     Route("GET", "/v1/runs/", Api.list_runs),
-    Route("GET", "/v1/runs/{run_id}", Api.get_run),
-    Route("GET", "/v1/conversations/", Api.list_conversations),
-    Route("POST", "/v1/conversations/", Api.create_conversation),
     Route("GET", "/v1/conversations/{conversation_id}", Api.get_conversation),
     Route("GET", "/v1/conversations/{conversation_id}/messages", Api.list_conversation_messages),
     Route("POST", "/v1/conversations/{conversation_id}/messages", Api.post_conversation_messages),

@@ -19,9 +19,16 @@ import httpx
 import pytest
 
 from otel_letta.testing import InMemoryLetta, ReceivedMessage, faults
+from tests.support.full_letta import FullLetta
 
 PASSWORD = "open sesame"
 UNKNOWN = "123e4567-e89b-42d3-8456-426614174000"
+
+
+@pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with FullLetta() as server:
+        yield server
 
 
 @pytest.fixture
@@ -780,7 +787,7 @@ class TestLifecycle:
 
 def test_lettas_own_client_is_content() -> None:
     letta_client = pytest.importorskip("letta_client", reason="needs the extra 'test'")
-    with InMemoryLetta(PASSWORD) as letta:
+    with FullLetta(PASSWORD) as letta:
         agent = letta.create_agent("assistant")
         otid = str(uuid.uuid4())
         with letta_client.Letta(base_url=letta.base_url, api_key=PASSWORD, max_retries=0) as client:
