@@ -31,8 +31,9 @@ What a test can make go wrong:
 The behaviour follows Letta 0.16.8 as we measured it on a running server (PostgreSQL, no Redis, one worker), its
 traps included: two messages sent to one agent at once both answer 200 and one of them is missing from the agent's
 next prompt; a client that gives up does not stop its turn; a step that failed leaves nothing behind; block limits are
-not enforced. It has the routes that otel_letta uses. What is not simulated: Redis, /messages/async, archival memory, compaction, tools, the 409 of two
-clients that write one block at the same moment (script that with ``fail_next(409, path="/blocks/")``).
+not enforced. It has the routes that otel_letta uses. What is not simulated: Redis, /messages/async, archival memory,
+compaction, tools, the 409 of two clients that write one block at the same moment (script that with
+``fail_next(409, path="/blocks/")``).
 
 Nothing that a client sends is printed or logged.
 """
