@@ -295,8 +295,10 @@ def test_a_call_after_closing_says_session_already_closed(
 def test_closing_twice_is_quiet(agent: str) -> None:
     reporter = LettaReporter()
     reporter.close()
+    closed = repr(reporter)
     reporter.close()
     asyncio.run(reporter.aclose())
+    assert "closed" in closed and repr(reporter) == closed
 
 
 def test_closing_lets_a_call_that_waits_for_its_turn_go_and_says_why(letta: InMemoryLetta, agent: str) -> None:

@@ -237,7 +237,7 @@ def test_a_terminal_that_is_too_small_for_the_picture_gets_plain_lines(
         assert isinstance(chosen(80, 24), picture.LivePicture)
 
 
-def test_ctrl_c_ends_it_cleanly_and_the_agent_hears_why() -> None:
+def test_ctrl_c_ends_it_cleanly_and_the_agent_hears_why(ctrl_c: None) -> None:
     terminal = Terminal("--seconds", "12", columns=140, rows=40)
     terminal.read_until("1/24")
     terminal.interrupt()
@@ -270,28 +270,24 @@ def shown(at_line: Callable[[int], None]) -> int:
 
 
 def test_ctrl_c_at_any_line_of_the_show_ends_it_with_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ctrl_c: None
 ) -> None:
     monkeypatch.setattr(show, "_FRAME", 0.01)
     lines: dict[int, None] = {}
     assert shown(lambda line: lines.setdefault(line)) == 0
     _, *others = lines  # at the first, nothing has been prepared yet
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
-    try:
-        for chosen in others:
-            pressed: list[int] = []
+    for chosen in others:
+        pressed: list[int] = []
 
-            def press(line: int, chosen: int = chosen, pressed: list[int] = pressed) -> None:
-                if line == chosen and not pressed:
-                    pressed.append(line)
-                    signal.raise_signal(signal.SIGINT)
+        def press(line: int, chosen: int = chosen, pressed: list[int] = pressed) -> None:
+            if line == chosen and not pressed:
+                pressed.append(line)
+                signal.raise_signal(signal.SIGINT)
 
-            assert (shown(press), pressed) == (130, [chosen])
-            assert re.search(r"\n(Stopped|Everything was delivered): .*\n$", capsys.readouterr().out)
-        assert len(others) > 10
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+        assert (shown(press), pressed) == (130, [chosen])
+        assert re.search(r"\n(Stopped|Everything was delivered): .*\n$", capsys.readouterr().out)
+    assert len(others) > 10
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_during_any_command_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

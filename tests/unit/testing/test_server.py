@@ -380,7 +380,7 @@ class TestConcurrency:
     ) -> None:
         with (
             letta.hold(),
-            httpx.Client(base_url=letta.base_url, timeout=0.1, trust_env=False) as client,
+            httpx.Client(base_url=letta.base_url, timeout=httpx.Timeout(10, read=0.1), trust_env=False) as client,
             pytest.raises(httpx.ReadTimeout),
         ):
             say(client, agent, "hello")
