@@ -1,7 +1,7 @@
 """What docs/ says is so: its code runs, its commands and settings exist, and its messages are in the source.
 
-The site itself is built by `mkdocs build --strict` in .ci/run. After a change of the settings, `python -m
-tests.test_docs` writes their table anew.
+The site itself is built by `mkdocs build --strict` in .ci/run. After a change of the settings,
+`python -m tests.docs.test_docs` writes their table anew.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def settings_table() -> str:
 def test_the_table_of_settings_is_the_one_that_the_code_follows() -> None:
     page = PAGES["settings.md"]
     table = page.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert table == settings_table(), "write it anew: python -m tests.test_docs"
+    assert table == settings_table(), "write it anew: python -m tests.docs.test_docs"
 
 
 def test_no_page_names_a_variable_that_does_not_exist() -> None:
