@@ -1,9 +1,11 @@
-"""What holds for every test: nothing of the developer's own machine takes part."""
+"""What holds for every test: nothing of the developer's own machine takes part, and `letta` is in memory."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,8 @@ _ROOT = str(Path(__file__).parent.parent)
 if _ROOT not in sys.path:  # `tests.support` is importable wherever pytest was started
     sys.path.insert(0, _ROOT)
 
-from tests.support.app_server_harness import (  # noqa: E402 - fixtures
-    app_server,  # noqa: F401
-    app_server_process,  # noqa: F401
-    app_server_with_token,  # noqa: F401
-)
-from tests.support.letta_harness import letta, letta_server, llm  # noqa: E402, F401 - fixtures
+from otel_letta.testing import InMemoryLetta  # noqa: E402
+from tests.support.letta_harness import real_letta, real_letta_server, scripted_llm  # noqa: E402, F401 - fixtures
 
 _OURS = ("LETTA_", "OTEL_")
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
@@ -30,3 +28,24 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(_OURS) or name.upper() in _PROXIES:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Programs that the test starts are reached by Ctrl-C, also where a shell started pytest in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    """A Letta server of the test's own. The real one is `real_letta`, for tests that are marked ``letta``."""
+    with InMemoryLetta() as server:
+        yield server
+
+
+@pytest.fixture
+def agent(letta: InMemoryLetta) -> str:
+    """The id of an agent on `letta`."""
+    return letta.create_agent()

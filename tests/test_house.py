@@ -41,9 +41,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 LONGEST = 400
 LONGER = {
     "cli.check",
-    "cli.demo",
     "pipeline.pipeline",
-    "testing.server",
     "tracking.agents",
     "tracking.conventions",
     "tracking.tasks",

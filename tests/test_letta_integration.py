@@ -48,7 +48,7 @@ def _server(request: pytest.FixtureRequest) -> Iterator[dict[str, str | None]]:
     if request.param == "configured":
         yield dotenv_values(_ENV_FILE)
     elif request.param == "real":
-        letta = request.getfixturevalue("letta")
+        letta = request.getfixturevalue("real_letta")
         yield _environment(letta.base_url, letta.create_agent(), letta.password)
     else:
         with InMemoryLetta(password="secret") as letta:

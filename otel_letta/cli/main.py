@@ -38,7 +38,16 @@ def app() -> click.Group:
     def hook(arguments: tuple[str, ...]) -> None:
         run_hook(arguments)
 
-    group = click.Group(
+    class Group(click.Group):
+        def invoke(self, ctx: click.Context) -> object:
+            # By itself click exits with 1, as if the command had found something wrong.
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                click.echo("Aborted!", err=True)
+                sys.exit(130)
+
+    group = Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
         commands=[check, demo, replay, hook, openhands_webhooks],
@@ -48,7 +57,7 @@ def app() -> click.Group:
 
 
 def main() -> None:
-    """Entry point of the console script; exits with the command's code, 2 without the extra ``cli``."""
+    """Entry point of the console script; exits with the command's code, 2 without the extra ``cli``, 130 on Ctrl-C."""
     if sys.argv[1:2] == ["hook"]:
         from otel_letta.integrations.openhands.hook import main as hook
 
@@ -64,5 +73,7 @@ def main() -> None:
             raise
         print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # the imports take a moment
+        sys.exit(130)
     # The name that people know, also after `python -m otel_letta`.
     command(prog_name="otel-letta")

@@ -1,6 +1,6 @@
 """A fixture for the tests of programs that report to a Letta agent; pytest finds it by itself.
 
-    def test_the_agent_hears_that_the_import_is_done(in_memory_letta, monkeypatch):
+    def test_the_agent_learns_that_the_import_is_done(in_memory_letta, monkeypatch):
         agent_id = in_memory_letta.create_agent()
         monkeypatch.setenv("LETTA_BASE_URL", in_memory_letta.base_url)
         monkeypatch.setenv("LETTA_AGENT_ID", agent_id)

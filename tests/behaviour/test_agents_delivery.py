@@ -39,12 +39,6 @@ def run_late(world: World) -> None:
         root.set_status(Status(StatusCode.ERROR, "boom"))
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 class World:
     """A provider, and the agent that hears of its spans."""
 

@@ -28,12 +28,6 @@ from otel_letta.testing import InMemoryLetta
 TASK = {"letta.chat.id": "chat-1"}
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def options(letta: InMemoryLetta) -> dict[str, Any]:
     return {

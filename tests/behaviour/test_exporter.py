@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from otel_letta import LettaSpanExporter
 from otel_letta.testing import InMemoryLetta
+from tests.support.otlp_sink import OtlpSink
 
 TASK = {"letta.chat.id": "chat-1"}
 
@@ -59,12 +59,6 @@ class World:
         return report
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta) -> Iterator[World]:
     world = World(letta)
@@ -75,39 +69,10 @@ def world(letta: InMemoryLetta) -> Iterator[World]:
     world.shutdown()
 
 
-class OtlpSink:
-    """Counts what a real OTLP exporter sends."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        sink = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                sink.requests += 1
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
 def otlp() -> Iterator[OtlpSink]:
-    sink = OtlpSink()
-    yield sink
-    sink.close()
+    with OtlpSink() as sink:
+        yield sink
 
 
 Wrapping = Callable[[SpanExporter], SpanProcessor]

@@ -122,12 +122,6 @@ class Programs:
         return str(content)
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def programs(letta: InMemoryLetta, tmp_path: Path) -> Iterator[Programs]:
     programs = Programs(letta, tmp_path)
@@ -505,7 +499,7 @@ def test_an_exception_that_ends_the_program_is_told_and_shown_as_ever(programs: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
-def test_ctrl_c_is_told(programs: Programs) -> None:
+def test_ctrl_c_is_told(programs: Programs, ctrl_c: None) -> None:
     process = programs.start(
         """
         with task("task"):

@@ -22,12 +22,6 @@ from otel_letta.testing import InMemoryLetta
 QUICK: dict[str, Any] = {"poll_interval": 0.02, "board_interval": 0.05, "message_interval": 0.0}
 
 
-@pytest.fixture
-def letta() -> Any:
-    with InMemoryLetta() as server:
-        yield server
-
-
 def live(letta: InMemoryLetta, agent: str, **options: Any) -> tuple[TracerProvider, LettaSpanProcessor]:
     provider = TracerProvider(shutdown_on_exit=False)
     processor = LettaSpanProcessor(**{"base_url": letta.base_url, "agent_id": agent, **QUICK, **options})

@@ -14,18 +14,17 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.otel import zero_code
 from otel_letta.testing import InMemoryLetta
+from tests.support.otlp_sink import OtlpSink
 
 LIVE_LETTA = "    letta: {live: true}"
 TASK = {"letta.task.id": "task-1", "letta.chat.id": "chat-1"}
@@ -74,35 +73,6 @@ thread.join()
 
 
 # -- what takes part ------------------------------------------------------------------------------------------------
-
-
-class OtlpSink:
-    """A backend that takes OTLP/HTTP."""
-
-    def __init__(self) -> None:
-        self.spans: list[str] = []
-        sink = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-                for resource in request.resource_spans:
-                    for scope in resource.scope_spans:
-                        sink.spans += [span.name for span in scope.spans]
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class Instrumented:
@@ -173,7 +143,7 @@ class World:
                 **inherited,
                 **(self.settings if settings else {}),
                 "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": self.sink.url,
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": self.sink.endpoint,
                 "OTEL_METRICS_EXPORTER": "none",
                 "OTEL_LOGS_EXPORTER": "none",
                 **environment,
@@ -190,7 +160,7 @@ class World:
 file_format: "1.1"
 tracer_provider:
   processors:
-    - batch: {{exporter: {{otlp_http: {{endpoint: "{self.sink.url}"}}}}}}
+    - batch: {{exporter: {{otlp_http: {{endpoint: "{self.sink.endpoint}"}}}}}}
 {exporter and f"    - batch: {{exporter: {{letta: {exporter}}}}}"}
 {instrumentation and f"instrumentation/development:{chr(10)}  python:{chr(10)}{instrumentation}"}
 """
@@ -209,19 +179,12 @@ tracer_provider:
             program.kill()
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta, tmp_path: Path) -> Iterator[World]:
-    sink = OtlpSink()
-    world = World(letta, sink, tmp_path)
-    yield world
-    world.close()
-    sink.close()
+    with OtlpSink() as sink:
+        world = World(letta, sink, tmp_path)
+        yield world
+        world.close()
 
 
 # -- OTEL_TRACES_EXPORTER -------------------------------------------------------------------------------------------
@@ -232,7 +195,7 @@ def test_an_environment_variable_adds_letta_beside_otlp(world: World, order: str
     errors = world.run(SCRIPT, OTEL_TRACES_EXPORTER=order).end()
 
     assert world.told() == ["completed"]
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
     assert errors == ""
 
 
@@ -240,7 +203,7 @@ def test_an_environment_variable_adds_letta_beside_otlp(world: World, order: str
 def test_without_settings_the_program_and_its_other_exporter_work(world: World, order: str) -> None:
     errors = world.run(SCRIPT, settings=False, OTEL_TRACES_EXPORTER=order, OTEL_LETTA_LIVE="true").end()
 
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
     assert errors.splitlines() == [
         f"{name} does nothing: No Letta agent is named - set LETTA_AGENT_ID (or the keyword agent_id) to the agent's id"
         for name in ("LettaSpanExporter", "LettaSpanProcessor")
@@ -270,7 +233,7 @@ def test_a_web_app_reports_live_by_environment_alone(world: World) -> None:
 
     assert answers == [b"worked"]
     assert world.told() == ["in_progress", "completed"], "exporter and live processor tell one end"
-    assert world.sink.spans == ["Refactor module", "GET /work"], "instrumented as without us"
+    assert world.sink.names == ["Refactor module", "GET /work"], "instrumented as without us"
     assert "Traceback" not in errors
 
 
@@ -287,7 +250,7 @@ def test_installed_alone_it_does_nothing(world: World) -> None:
     requests = len(world.letta.requests)
     errors = world.run(SCRIPT, OTEL_TRACES_EXPORTER="otlp").end()
 
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
     assert len(world.letta.requests) == requests
     assert errors == ""
 
@@ -301,7 +264,7 @@ def test_a_yaml_file_configures_the_exporter(world: World) -> None:
     errors = world.run(SCRIPT, settings=False, OTEL_CONFIG_FILE=config, THE_AGENT=world.agent).end()
 
     assert world.told() == ["completed"]
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
     assert errors == ""
 
 
@@ -319,7 +282,7 @@ def test_a_slip_in_yaml_is_a_warning_and_the_rest_holds(world: World) -> None:
     assert "LettaSpanExporter ignores an option: Unknown setting 'pasword' - did you mean password?" in errors
     assert "s3cret" not in errors
     assert world.told() == ["completed"]
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
 
 
 @pytest.mark.frameworks
@@ -329,7 +292,7 @@ def test_a_bad_value_in_yaml_costs_only_our_reports(world: World) -> None:
     assert errors.startswith("LettaSpanExporter does nothing: OTEL_LETTA_CONTENT_CAP (keyword content_cap) cannot be")
     assert len(errors.splitlines()) == 1
     assert world.told() == []
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
 
 
 @pytest.mark.frameworks
@@ -342,7 +305,7 @@ def test_a_yaml_file_installs_the_live_processor(world: World) -> None:
     # opentelemetry-instrument instruments again what the file did, and would warn of that.
     assert script.end() == ""
     assert world.told() == ["in_progress", "completed"]
-    assert world.sink.spans == ["Refactor module"]
+    assert world.sink.names == ["Refactor module"]
 
 
 @pytest.mark.frameworks

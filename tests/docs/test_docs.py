@@ -1,7 +1,7 @@
 """What docs/ says is so: its code runs, its commands and settings exist, and its messages are in the source.
 
-The site itself is built by `mkdocs build --strict` in .ci/run. After a change of the settings, `python -m
-tests.test_docs` writes their table anew.
+The site itself is built by `mkdocs build --strict` in .ci/run. After a change of the settings,
+`python -m tests.docs.test_docs` writes their table anew.
 """
 
 from __future__ import annotations

@@ -14,19 +14,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_letta.testing import InMemoryLetta
+from tests.support.otlp_sink import OtlpSink
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TIMEOUT = 60.0
@@ -136,7 +134,7 @@ def test_asyncio_worker(agent: Agent) -> None:
 
 
 def test_two_backends(agent: Agent) -> None:
-    with OtlpBackend() as backend:
+    with OtlpSink() as backend:
         done = agent.run("two_backends.py", OTEL_EXPORTER_OTLP_ENDPOINT=backend.url)
     assert done.stderr == ""
     assert agent.told() == [("chat-7", None, "completed", "1.2 GB uploaded")]
@@ -294,35 +292,3 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-class OtlpBackend:
-    """Receives OTLP/HTTP and remembers the spans' names and trace ids."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, str]] = []
-        spans = self.spans
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    spans.extend(
-                        (span.name, span.trace_id.hex()) for scope in group.scope_spans for span in scope.spans
-                    )
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> OtlpBackend:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()

@@ -69,12 +69,6 @@ class Bench:
         return [r["task"] for r in self.letta.reports(self.agent) if r["status"] != "in_progress"]
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture(params=["processor", "batch", "simple"])
 def bench(letta: InMemoryLetta, request: pytest.FixtureRequest) -> Iterator[Bench]:
     bench = Bench(letta, request.param)

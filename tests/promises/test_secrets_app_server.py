@@ -59,6 +59,7 @@ def use(server: ScriptedAppServer, sink: Sink, **options: Any) -> list[LettaErro
     lane = letta.lane(None, None)
     failures = []
     for call in (
+        lambda: letta.create_block(AGENT, "b", "v", 10, "d", {}),  # first: after a turn it would wait for half a second
         lambda: letta.send(lane, [Message("x", "otid-1")]),
         lambda: letta.send(letta.lane(None, "local-conv-1"), [Message("x", "otid-1")]),
         lambda: letta.landed(lane, ["otid-1"]),
@@ -66,7 +67,6 @@ def use(server: ScriptedAppServer, sink: Sink, **options: Any) -> list[LettaErro
         lambda: letta.describe(AGENT),
         lambda: letta.agents(3),
         lambda: letta.blocks(AGENT),
-        lambda: letta.create_block(AGENT, "b", "v", 10, "d", {}),
     ):
         try:
             call()

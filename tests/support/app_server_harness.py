@@ -1,4 +1,4 @@
-"""A real Letta App Server as pytest fixtures; `tests/conftest.py` makes them known to all tests.
+"""A real Letta App Server as pytest fixtures; `tests/real/letta/conftest.py` makes them known.
 
 The methods are named as those of `tests.support.letta_harness.LettaHarness` where they mean the same, so that
 one test can run against both servers.
@@ -81,25 +81,25 @@ class AppServerHarness:
 
 
 @pytest.fixture(scope="session")
-def app_server_process(llm: ScriptedLLM) -> Iterator[AppServer]:
-    with AppServer(llm) as server:
+def app_server_process(scripted_llm: ScriptedLLM) -> Iterator[AppServer]:
+    with AppServer(scripted_llm) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def app_server_with_token(llm: ScriptedLLM) -> Iterator[AppServer]:
+def app_server_with_token(scripted_llm: ScriptedLLM) -> Iterator[AppServer]:
     """A second server, beside that of the other tests, which lets in whoever knows its token."""
-    with AppServer(llm, token=f"token-{uuid.uuid4()}") as server:
+    with AppServer(scripted_llm, token=f"token-{uuid.uuid4()}") as server:
         yield server
 
 
 @pytest.fixture
-def app_server(app_server_process: AppServer, llm: ScriptedLLM) -> Iterator[AppServerHarness]:
+def app_server(app_server_process: AppServer, scripted_llm: ScriptedLLM) -> Iterator[AppServerHarness]:
     """The server, up and with an LLM that answers at once, whatever the test before did to either."""
     from tests.support.app_server_client import AppServerClient  # unit tests run where websockets is missing
 
-    llm.reset()
+    scripted_llm.reset()
     if app_server_process.pid is None:
         app_server_process.start()
-    yield AppServerHarness(app_server_process, llm, AppServerClient(app_server_process.url))
-    llm.reset()
+    yield AppServerHarness(app_server_process, scripted_llm, AppServerClient(app_server_process.url))
+    scripted_llm.reset()

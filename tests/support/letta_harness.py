@@ -1,4 +1,4 @@
-"""A real Letta server as pytest fixtures; `tests/conftest.py` makes them known to all tests.
+"""A real Letta server as pytest fixtures, for tests that are marked ``letta``: see `tests/conftest.py`.
 
 One server for the whole session, started by the first test that asks for it; fresh agents for each test.
 Whether a report reached an agent is read off the next prompt its LLM gets: see `LettaHarness.next_prompt`.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from letta_client.types import BlockResponse
     from letta_client.types.agents import LettaResponse, Message
 
-__all__ = ["LettaHarness", "letta", "letta_server", "llm"]
+__all__ = ["LettaHarness", "real_letta", "real_letta_server", "scripted_llm"]
 
 
 class LettaHarness:
@@ -83,26 +83,26 @@ class LettaHarness:
 
 
 @pytest.fixture(scope="session")
-def llm() -> Iterator[ScriptedLLM]:
+def scripted_llm() -> Iterator[ScriptedLLM]:
     with ScriptedLLM() as scripted:
         yield scripted
 
 
 @pytest.fixture(scope="session")
-def letta_server(llm: ScriptedLLM) -> Iterator[LettaServer]:
-    with LettaServer(llm) as server:
+def real_letta_server(scripted_llm: ScriptedLLM) -> Iterator[LettaServer]:
+    with LettaServer(scripted_llm) as server:
         yield server
 
 
 @pytest.fixture
-def letta(letta_server: LettaServer, llm: ScriptedLLM) -> Iterator[LettaHarness]:
+def real_letta(real_letta_server: LettaServer, scripted_llm: ScriptedLLM) -> Iterator[LettaHarness]:
     """The server, up and with an LLM that answers at once, whatever the test before did to either."""
     from letta_client import Letta  # unit tests run where it is not installed
 
-    llm.reset()
-    if letta_server.pid is None:
-        letta_server.start_letta()
-    address, password = letta_server.base_url, letta_server.password
+    scripted_llm.reset()
+    if real_letta_server.pid is None:
+        real_letta_server.start_letta()
+    address, password = real_letta_server.base_url, real_letta_server.password
     with Letta(base_url=address, api_key=password, max_retries=0, timeout=60) as client:
-        yield LettaHarness(letta_server, llm, client)
-    llm.reset()
+        yield LettaHarness(real_letta_server, scripted_llm, client)
+    scripted_llm.reset()

@@ -359,8 +359,9 @@ def _make_template(installation: _Installation) -> None:
     """Create and migrate a database once; servers start from copies, some 15 s earlier."""
     _say("preparing the database template")
     run_folder = _RunFolder()
-    postgres = _Postgres(installation, run_folder)
+    postgres = None
     try:
+        postgres = _Postgres(installation, run_folder)
         postgres.start(template=None)
         log = run_folder.log("alembic")
         env = _environment(
@@ -376,7 +377,8 @@ def _make_template(installation: _Installation) -> None:
         shutil.copytree(postgres.data, partial)
         partial.rename(installation.template)
     finally:
-        postgres.stop()
+        if postgres is not None:
+            postgres.stop()
         run_folder.close()
 
 
@@ -475,10 +477,17 @@ shutil.rmtree(sys.argv[1], ignore_errors=True)
         self._tell(f"forget {process.pid}\n")
 
     def close(self) -> None:
-        with self._lock, contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        with self._lock:
             assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait(10)
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                # On a busy machine it may still be deleting. Left to the garbage collector it would be a
+                # ResourceWarning in whichever test runs then; the folder is deleted by its owner, too.
+                self._process.kill()
+                self._process.wait()
 
     def _tell(self, line: str) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):

@@ -14,8 +14,9 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http import Handler, LoopbackServer
 
 __all__ = ["ScriptedModel", "fail", "finish", "plan", "say", "together", "tool"]
 
@@ -59,12 +60,11 @@ class ScriptedModel:
         self._before: dict[str, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._ids = itertools.count()
-        self._server = _Server(("127.0.0.1", 0), self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._server = _Server(self)
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"{self._server.url}/v1"
 
     def play(self, name: str, steps: Iterable[Step], *, before_last: Callable[[], None] | None = None) -> str:
         """Answer calls of the model ``name`` with these steps in turn, and with the last one for ever after.
@@ -88,37 +88,24 @@ class ScriptedModel:
         return step
 
     def __enter__(self) -> ScriptedModel:
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        self._server.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], model: ScriptedModel) -> None:
+class _Server(LoopbackServer):
+    def __init__(self, model: ScriptedModel) -> None:
         self.model = model
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is interrupted goes away."""
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(Handler):
     server: _Server
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        body = json.loads(self.read() or b"{}")
         model = self.server.model
         step = model._next(body.get("model", ""))
         number = next(model._ids)
@@ -126,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             # LiteLLM goes by the code: any other refusal is a bad request to it.
             code = "invalid_api_key" if step["status"] == 401 else None
             error = {"message": "scripted failure", "type": code or "server_error", "code": code}
-            self._send(step["status"], {"error": error})
+            self.send(step["status"], {"error": error})
             return
         message: dict[str, Any] = {"role": "assistant", "content": step.get("text")}
         if "calls" in step:
@@ -138,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
                 for n, (name, arguments) in enumerate(step["calls"])
             ]
-        self._send(
+        self.send(
             200,
             {
                 "id": f"chatcmpl-{number}",
@@ -151,11 +138,3 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
             },
         )
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)

@@ -23,14 +23,13 @@ import copy
 import hashlib
 import json
 import math
-import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeAlias, get_args
+
+from tests.support.http import Handler, LoopbackServer
 
 __all__ = ["Failure", "Prompt", "ScriptedLLM", "text_of"]
 
@@ -97,11 +96,8 @@ class ScriptedLLM:
         self._answers = 0
         self._closed = False
 
-        self._server = _Server(("127.0.0.1", port), self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="scripted-llm", daemon=True
-        )
-        self._thread.start()
+        self._server = _Server(port, self)
+        self._server.start()
 
     def __enter__(self) -> ScriptedLLM:
         return self
@@ -111,11 +107,11 @@ class ScriptedLLM:
 
     @property
     def port(self) -> int:
-        return int(self._server.server_address[1])
+        return self._server.server_port
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self._server.url}/v1"
 
     # -- what happened ---------------------------------------------------------------------------------
 
@@ -236,9 +232,7 @@ class ScriptedLLM:
                 return
             self._closed = True
             self._changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        self._server.close()
 
     # -- for the request handler -----------------------------------------------------------------------
 
@@ -284,40 +278,24 @@ class ScriptedLLM:
             self._changed.notify_all()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], llm: ScriptedLLM) -> None:
+class _Server(LoopbackServer):
+    def __init__(self, port: int, llm: ScriptedLLM) -> None:
         self.llm = llm
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent when the client went away (a server killed on purpose); report everything else."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
+        super().__init__(_Handler, port=port)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    # TCP_NODELAY: head and body leave as two packets, and Nagle's algorithm would hold the second for 40 ms.
-    disable_nagle_algorithm = True
-
+class _Handler(Handler):
     server: _Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         if self.path.split("?")[0].rstrip("/") != "/v1/models":
             return self._not_found()
         entry = {"id": self.server.llm.model, "object": "model", "created": 0, "owned_by": "test"}
         # Letta takes the context window from this field, where a provider gives it.
-        return self._send_json(200, {"object": "list", "data": [{**entry, "context_length": 128_000}]})
+        return self.send(200, {"object": "list", "data": [{**entry, "context_length": 128_000}]})
 
     def do_POST(self) -> None:
-        body: Prompt = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+        body: Prompt = json.loads(self.read() or b"{}")
         path = self.path.split("?")[0].rstrip("/")
         if path == "/v1/chat/completions":
             self._chat(body)
@@ -331,12 +309,10 @@ class _Handler(BaseHTTPRequestHandler):
         number, failure = llm._begin(body)
         try:
             if failure == "drop":
-                self.close_connection = True
-                with contextlib.suppress(OSError):
-                    self.connection.shutdown(socket.SHUT_RDWR)
+                self.drop()
             elif failure is not None:
                 status, message, kind, code = _FAILURES[failure]
-                self._send_json(status, {"error": {"message": message, "type": kind, "code": code}})
+                self.send(status, {"error": {"message": message, "type": kind, "code": code}})
             else:
                 self._answer(body, number)
         finally:
@@ -353,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if not body.get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": finish}
-            self._send_json(200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+            self.send(200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
             return
         delta = dict(message)
         if "tool_calls" in delta:
@@ -365,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
             {**head, "choices": [], "usage": usage},
         )
         lines = [f"data: {json.dumps(event)}\n\n" for event in events]
-        self._send(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]).encode())
+        self.send(200, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
 
     def _embed(self, body: Prompt) -> None:
         inputs = body.get("input")
@@ -379,21 +355,11 @@ class _Handler(BaseHTTPRequestHandler):
                 embedding = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode()
             rows.append({"object": "embedding", "index": index, "embedding": embedding})
         usage = {"prompt_tokens": 1, "total_tokens": 1}
-        self._send_json(200, {"object": "list", "data": rows, "model": body.get("model"), "usage": usage})
+        self.send(200, {"object": "list", "data": rows, "model": body.get("model"), "usage": usage})
 
     def _not_found(self) -> None:
         error = {"message": f"no such route: {self.path}", "type": "not_found", "code": None}
-        self._send_json(404, {"error": error})
-
-    def _send_json(self, status: int, body: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(body).encode())
-
-    def _send(self, status: int, content_type: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.send(404, {"error": error})
 
 
 def _reply(body: Prompt, text: str, tool: str | None = None) -> tuple[dict[str, Any], str]:

@@ -13,8 +13,9 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http import Handler, LoopbackServer
 
 __all__ = ["FAILURE", "MARKER", "ScriptedOpenAI"]
 
@@ -50,24 +51,21 @@ class ScriptedOpenAI:
         self._released: set[str] = set()
         self._closed = False
         self._bodies: list[str] = []
-        self._server = _Server(("127.0.0.1", 0), self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="model", daemon=True)
+        self._server = _Server(self)
 
     def __enter__(self) -> ScriptedOpenAI:
-        self._thread.start()
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        self._server.close()
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
+        return f"{self._server.url}/v1"
 
     @property
     def asked(self) -> list[str]:
@@ -114,51 +112,39 @@ def _call(tool: str, turn: int) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], model: ScriptedOpenAI) -> None:
+class _Server(LoopbackServer):
+    def __init__(self, model: ScriptedOpenAI) -> None:
         self.model = model
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A program that gave up closes its connection; nothing else can go wrong here."""
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two packets
-
+class _Handler(Handler):
     server: _Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         _, kind, name = self.path.split("/", 2)
         if kind == "held":
-            self._send(200 if self.server.model._wait_until_held(name) else 504, {})
+            self.send(200 if self.server.model._wait_until_held(name) else 504, {})
         else:
-            self._send(404, {"error": {"message": f"no such route: {self.path}"}})
+            self.send(404, {"error": {"message": f"no such route: {self.path}"}})
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        raw = self.read().decode()
         if self.path.startswith("/release/"):
             self.server.model._release(self.path.rpartition("/")[2])
-            self._send(200, {})
+            self.send(200, {})
         elif self.path == "/v1/chat/completions":
             self._chat(json.loads(raw), raw)
         else:
-            self._send(404, {"error": {"message": f"no such route: {self.path}"}})
+            self.send(404, {"error": {"message": f"no such route: {self.path}"}})
 
     def _chat(self, body: dict[str, Any], raw: str) -> None:
         message = self.server.model._play(body, raw)
         if message is None:
-            self._send(500, {"error": {"message": FAILURE, "type": "server_error", "code": None}})
+            self.send(500, {"error": {"message": FAILURE, "type": "server_error", "code": None}})
             return
         finish = "tool_calls" if "tool_calls" in message else "stop"
-        self._send(
+        self.send(
             200,
             {
                 "id": "chatcmpl-scripted",
@@ -169,11 +155,3 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
             },
         )
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)

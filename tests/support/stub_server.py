@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http import Handler, LoopbackServer
 
 Answer = tuple[int, Any]
 """A status, and a body: bytes as they are (HTML), everything else as JSON."""
@@ -72,24 +71,13 @@ def app_server(
 
 @contextmanager
 def stub_server(answer: Callable[[str, str | None], Answer]) -> Iterator[Stub]:
-    class Handler(BaseHTTPRequestHandler):
+    class Asked(Handler):
         def do_GET(self) -> None:
             token = self.headers.get("Authorization")
             stub.seen.append((self.path, token))
             status, body = stub.answer(self.path, token)
-            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html" if isinstance(body, bytes) else "application/json")
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            self.send(status, body, "text/html" if isinstance(body, bytes) else None)
 
-        def log_message(self, *_: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        stub = Stub(f"http://127.0.0.1:{server.server_port}", answer)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        try:
-            yield stub
-        finally:
-            server.shutdown()
+    with LoopbackServer(Asked) as server:
+        stub = Stub(server.url, answer)
+        yield stub

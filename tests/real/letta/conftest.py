@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.app_server_harness import app_server, app_server_process, app_server_with_token  # noqa: F401
+from tests.support.letta_harness import LettaHarness
+
 _HERE = Path(__file__).parent
 
 
@@ -14,3 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.letta)
+
+
+@pytest.fixture
+def letta(real_letta: LettaHarness) -> LettaHarness:
+    """In this folder, the real one."""
+    return real_letta

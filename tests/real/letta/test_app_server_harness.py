@@ -228,8 +228,8 @@ def test_only_the_right_token_opens_the_second_server(
         app_server.client.request("agent_retrieve", agent_id=agent)
 
 
-def test_a_server_that_cannot_start_is_a_failure_with_its_log(llm: ScriptedLLM) -> None:
-    server = AppServer(llm, token="")  # it insists on a token that has something in it
+def test_a_server_that_cannot_start_is_a_failure_with_its_log(scripted_llm: ScriptedLLM) -> None:
+    server = AppServer(scripted_llm, token="")  # it insists on a token that has something in it
 
     with pytest.raises(RuntimeError, match=r"ended while starting; its log ends with\n.*token"):
         server.start()

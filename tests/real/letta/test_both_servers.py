@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> Either:
 
 
 @pytest.fixture(params=["rest", "app-server"])
-def guarded(request: pytest.FixtureRequest, llm: ScriptedLLM) -> Iterator[Either]:
+def guarded(request: pytest.FixtureRequest, scripted_llm: ScriptedLLM) -> Iterator[Either]:
     """A server that lets in only whoever knows its password."""
     if request.param == "rest":
         yield EitherRest(request.getfixturevalue("letta"))
@@ -48,9 +48,9 @@ def guarded(request: pytest.FixtureRequest, llm: ScriptedLLM) -> Iterator[Either
     from tests.support.app_server_harness import AppServerHarness
 
     process = request.getfixturevalue("app_server_with_token")
-    llm.reset()
-    yield EitherAppServer(AppServerHarness(process, llm, AppServerClient(process.url, token=process.token)))
-    llm.reset()
+    scripted_llm.reset()
+    yield EitherAppServer(AppServerHarness(process, scripted_llm, AppServerClient(process.url, token=process.token)))
+    scripted_llm.reset()
 
 
 def _send(reporter: LettaReporter, content: str, **more: Any) -> dict[str, Any]:

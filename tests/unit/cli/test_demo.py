@@ -14,13 +14,20 @@ import subprocess
 import sys
 import termios
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from otel_letta.cli import demo as demo_module
+from otel_letta.cli import main as cli
+from otel_letta.cli.demo import picture, show
+from otel_letta.cli.demo.receivers import Entry, Received, StandIn
+from otel_letta.cli.demo.tasks import TaskRow
 from otel_letta.cli.main import app
 from otel_letta.testing import InMemoryLetta
 
@@ -164,7 +171,7 @@ def test_real_talks_to_the_configured_agent(monkeypatch: pytest.MonkeyPatch) -> 
 def test_real_waits_for_a_turn_that_takes_longer_than_a_flush(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo_module, "_FLUSH_MILLIS", 100)
+    monkeypatch.setattr(show, "_FLUSH_MILLIS", 100)
     with InMemoryLetta(turn_seconds=0.7) as letta:
         monkeypatch.setenv("LETTA_BASE_URL", letta.base_url)
         monkeypatch.setenv("LETTA_AGENT_ID", letta.create_agent())
@@ -220,16 +227,17 @@ def test_a_terminal_that_is_too_small_for_the_picture_gets_plain_lines(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
 
-    def picture(width: int, height: int) -> demo_module._Picture:
+    def chosen(width: int, height: int) -> picture.Picture:
         file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         console = Console(file=file, force_terminal=True, width=width, height=height, _environ={"TERM": "xterm"})
-        return demo_module._picture_for(console)
+        return picture.picture_for(console, StandIn(letta))
 
-    assert isinstance(picture(columns, rows), demo_module._PlainLines)
-    assert isinstance(picture(80, 24), demo_module._LivePicture)
+    with InMemoryLetta() as letta:
+        assert isinstance(chosen(columns, rows), picture.PlainLines)
+        assert isinstance(chosen(80, 24), picture.LivePicture)
 
 
-def test_ctrl_c_ends_it_cleanly_and_the_agent_hears_why() -> None:
+def test_ctrl_c_ends_it_cleanly_and_the_agent_hears_why(ctrl_c: None) -> None:
     terminal = Terminal("--seconds", "12", columns=140, rows=40)
     terminal.read_until("1/24")
     terminal.interrupt()
@@ -240,21 +248,82 @@ def test_ctrl_c_ends_it_cleanly_and_the_agent_hears_why() -> None:
     assert terminal.screen.rindex("\x1b[?25h") > terminal.screen.rindex("\x1b[?25l")
 
 
+def shown(at_line: Callable[[int], None]) -> int:
+    """The exit code of a short show that calls ``at_line`` before each line of `Show.run`, counted from its first."""
+    code = show.Show.run.__code__
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not code:
+            return None
+        if event == "line":
+            at_line(frame.f_lineno - code.co_firstlineno)
+        return trace
+
+    with InMemoryLetta() as letta:
+        made = show.Show(StandIn(letta), 0.02, deque())
+        tracing = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return made.run()
+        finally:
+            sys.settrace(tracing)
+
+
+def test_ctrl_c_at_any_line_of_the_show_ends_it_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ctrl_c: None
+) -> None:
+    monkeypatch.setattr(show, "_FRAME", 0.01)
+    lines: dict[int, None] = {}
+    assert shown(lambda line: lines.setdefault(line)) == 0
+    _, *others = lines  # at the first, nothing has been prepared yet
+    for chosen in others:
+        pressed: list[int] = []
+
+        def press(line: int, chosen: int = chosen, pressed: list[int] = pressed) -> None:
+            if line == chosen and not pressed:
+                pressed.append(line)
+                signal.raise_signal(signal.SIGINT)
+
+        assert (shown(press), pressed) == (130, [chosen])
+        assert re.search(r"\n(Stopped|Everything was delivered): .*\n$", capsys.readouterr().out)
+    assert len(others) > 10
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_during_any_command_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("otel_letta.cli.demo.InMemoryLetta", interrupted)
+    result = CliRunner().invoke(app(), ["demo"])
+    assert (result.exit_code, result.output) == (130, "Aborted!\n")
+
+
+def test_ctrl_c_while_the_command_is_being_imported_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["otel-letta", "demo"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
 # -- one frame
 
 
-def frame(width: int, *, board: str | None, messages: tuple[demo_module._Told, ...]) -> list[str]:
+def frame(width: int, *, board: str | None, messages: tuple[Entry, ...]) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=24, highlight=False, markup=False, emoji=False)
-    picture = demo_module._LivePicture(console)
     with InMemoryLetta() as letta:
-        picture.begin(demo_module._StandIn(letta))
+        live = picture.LivePicture(console, StandIn(letta))
     tasks = [
-        demo_module._Task("Index the docs", 0.5, "12/24", "running", 4.0),
-        demo_module._Task("Refactor module", 1.0, "10 files, all tests pass", "completed", 6.0),
-        demo_module._Task("Import sales", 0.62, "ValueError: bad row 1043", "failed", 3.0),
+        TaskRow("Index the docs", 0.5, "12/24", "running", 4.0),
+        TaskRow("Refactor module", 1.0, "10 files, all tests pass", "completed", 6.0),
+        TaskRow("Import sales", 0.62, "ValueError: bad row 1043", "failed", 3.0),
     ]
-    heard = demo_module._Heard(board, messages, 2, 9)
-    console.print(picture._whole(demo_module._Moment(6.5, tasks, heard, ())))
+    received = Received(board, messages, 2, 9)
+    console.print(live._whole(picture.Moment(6.5, tasks, received, ())))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -266,10 +335,10 @@ Ended:
 completed 19:57:49 UTC Refactor module (chat chat-7), 6.0 s: 10 files, all tests pass
 failed 19:57:46 UTC Import sales, 3.0 s: ValueError: bad row 1043. 1000 rows of 1600"""
 MESSAGES = (
-    demo_module._Told("failed", "failed 62% Import sales, 3.0 s", "ValueError: bad row 1043"),
-    demo_module._Told("answer", "the agent answers", "ack 1"),
-    demo_module._Told("completed", "completed 100% Refactor module, 6.0 s", "10 files, all tests pass"),
-    demo_module._Told("answer", "the agent answers", "ack 2"),
+    Entry("failed", "failed 62% Import sales, 3.0 s", "ValueError: bad row 1043"),
+    Entry("answer", "the agent answers", "ack 1"),
+    Entry("completed", "completed 100% Refactor module, 6.0 s", "10 files, all tests pass"),
+    Entry("answer", "the agent answers", "ack 2"),
 )
 
 

@@ -287,7 +287,7 @@ def test_a_foreign_block_is_never_written_and_the_log_says_so_once(
 
 
 def add_block(server: InMemoryLetta, agent: str, label: str = "task_progress", **fields: Any) -> Any:
-    from otel_letta.testing.server import _Block
+    from otel_letta.testing.world import Block as _Block
 
     with server._world.changed:
         made = _Block(label=label, **fields)

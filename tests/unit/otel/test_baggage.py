@@ -48,12 +48,6 @@ class World:
         return report.get("chat_id"), report.get("message_id")
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta) -> Iterator[World]:
     world = World(letta)

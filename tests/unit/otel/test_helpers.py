@@ -304,4 +304,8 @@ def test_a_task_without_a_name_says_so() -> None:
 
 
 def test_task_span_wraps_any_span() -> None:
-    TaskSpan(trace.INVALID_SPAN).progress(0.5)
+    with TracerProvider(shutdown_on_exit=False).get_tracer("t").start_as_current_span("plain") as span:
+        TaskSpan(span).progress(0.5)
+        TaskSpan(trace.INVALID_SPAN).progress(0.5)  # which takes nothing, and raises nothing
+    assert isinstance(span, ReadableSpan)
+    assert dict(span.attributes or {}) == {"letta.task.progress": 0.5}

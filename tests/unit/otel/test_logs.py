@@ -111,6 +111,10 @@ def test_other_events_and_events_of_unknown_spans_are_ignored(world: World) -> N
 def test_a_hostile_record_does_not_reach_the_program(world: World) -> None:
     world.events.on_emit(object())
     world.events.on_emit(None)
+    with world.tracer.start_as_current_span("plain") as span:
+        world.emit(span, letta__task__progress=0.5)
+    assert world.processor.force_flush(10_000)
+    assert world.reports()[-1][0] == "completed"
 
 
 def test_helpers_emit_events_only_if_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from opentelemetry import trace
@@ -36,12 +35,6 @@ TASK = {"letta.chat.id": "chat-1"}
 @pytest.fixture
 def backend() -> InMemorySpanExporter:
     return InMemorySpanExporter()
-
-
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
 
 
 def provider_with(sampler: Sampler, backend: InMemorySpanExporter) -> TracerProvider:

@@ -84,12 +84,6 @@ class World:
         )
 
 
-@pytest.fixture(scope="module")
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as letta:
-        yield letta
-
-
 @pytest.fixture
 def world(letta: InMemoryLetta, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv(SWITCH, "true")

@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 import httpx
 import pytest
 
-from otel_letta.testing import InMemoryLetta, ReceivedMessage
-from otel_letta.testing import server as testing
+from otel_letta.testing import InMemoryLetta, ReceivedMessage, faults
+from tests.support.full_letta import FullLetta
 
 PASSWORD = "open sesame"
 UNKNOWN = "123e4567-e89b-42d3-8456-426614174000"
@@ -27,7 +27,7 @@ UNKNOWN = "123e4567-e89b-42d3-8456-426614174000"
 
 @pytest.fixture
 def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
+    with FullLetta() as server:
         yield server
 
 
@@ -69,10 +69,9 @@ def start_block(client: httpx.Client, agent: str, label: str = "task_progress", 
 
 
 class TestAccess:
-    @pytest.fixture
-    def letta(self) -> Iterator[InMemoryLetta]:
-        with InMemoryLetta(PASSWORD) as server:
-            yield server
+    @pytest.fixture(autouse=True)
+    def password(self, letta: InMemoryLetta) -> None:
+        letta.password = PASSWORD
 
     @pytest.mark.parametrize("path", ["/v1/health/", "/v1/health", "/v1/ready/"])
     def test_health_needs_no_password(self, client: httpx.Client, path: str) -> None:
@@ -381,7 +380,7 @@ class TestConcurrency:
     ) -> None:
         with (
             letta.hold(),
-            httpx.Client(base_url=letta.base_url, timeout=0.1, trust_env=False) as client,
+            httpx.Client(base_url=letta.base_url, timeout=httpx.Timeout(10, read=0.1), trust_env=False) as client,
             pytest.raises(httpx.ReadTimeout),
         ):
             say(client, agent, "hello")
@@ -404,7 +403,7 @@ class TestConcurrency:
     def test_a_hold_has_a_limit(
         self, letta: InMemoryLetta, agent: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(testing, "HOLD_LIMIT", 0.05)
+        monkeypatch.setattr(faults, "HOLD_LIMIT", 0.05)
         with letta.hold():
             response = say(client, agent, "hello")
         assert (response.status_code, response.json()["error"]["type"]) == (504, "llm_timeout")
@@ -788,7 +787,7 @@ class TestLifecycle:
 
 def test_lettas_own_client_is_content() -> None:
     letta_client = pytest.importorskip("letta_client", reason="needs the extra 'test'")
-    with InMemoryLetta(PASSWORD) as letta:
+    with FullLetta(PASSWORD) as letta:
         agent = letta.create_agent("assistant")
         otid = str(uuid.uuid4())
         with letta_client.Letta(base_url=letta.base_url, api_key=PASSWORD, max_retries=0) as client:
@@ -810,9 +809,14 @@ def test_lettas_own_client_is_content() -> None:
 
 
 def test_it_needs_nothing_but_the_standard_library() -> None:
-    tree = ast.parse(Path(testing.__file__).read_text(encoding="utf-8"))
-    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    package = Path(faults.__file__).parent
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)]
-    imported = {name.partition(".")[0] for name in names}
-    assert imported <= set(sys.stdlib_module_names)
+    imported = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in imported if not name.startswith("otel_letta.testing.")} == {
+        "otel_letta.runtime.imports",  # for the package's names
+        "otel_letta.testing",
+        "pytest",  # the plugin, which pytest loads
+    }
