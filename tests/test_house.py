@@ -44,7 +44,6 @@ EXCEPTIONS = {
 }
 LONGEST = 400
 LONGER = {
-    "cli.check",
     "cli.demo",
     "delivery.courier",
     "integrations.openhands.callbacks",

@@ -22,7 +22,7 @@ def app() -> click.Group:
     """The command with its subcommands. ImportError without the extra ``cli``."""
     import click
 
-    from otel_letta.cli.check import check
+    from otel_letta.cli.check.command import check
     from otel_letta.cli.demo import demo
     from otel_letta.cli.openhands_webhooks import openhands_webhooks
     from otel_letta.cli.replay import replay
