@@ -1,7 +1,7 @@
-"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks,
-``replay`` what recorded spans would tell.
+"""The command `otel-letta`.
 
-``hook`` and ``openhands-webhooks`` listen to OpenHands.
+``check`` finds out whether a report would get through, ``demo`` shows how reports look, ``replay`` turns recorded
+spans into reports; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
 
 Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
 which OpenHands waits for at every step, does without them.
@@ -30,7 +30,7 @@ def app() -> click.Group:
 
     @click.command(
         "hook",
-        short_help="Tell how a session of OpenHands' CLI goes: OpenHands runs it as its hook.",
+        short_help="Report how a session of OpenHands' CLI goes: OpenHands runs it as its hook.",
         add_help_option=False,
         context_settings={"ignore_unknown_options": True},
     )
@@ -64,5 +64,5 @@ def main() -> None:
             raise
         print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
         sys.exit(2)
-    # The name that people know, also after `python -m otel_letta`.
+    # The name in usage and errors, also after `python -m otel_letta`.
     command(prog_name="otel-letta")

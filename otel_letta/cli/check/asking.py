@@ -30,7 +30,7 @@ class Asking:
         self._settings = settings
 
     def info(self) -> ServerInfo:
-        """Return what the server says now, whatever it said to another part of this process."""
+        """Ask the server what it is, even where another part of this process has done so."""
         forget(self._settings.base_url)
         return self._within(lambda: recognise(self._settings))
 

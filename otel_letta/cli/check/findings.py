@@ -1,4 +1,4 @@
-"""Findings: what `otel-letta check` learnt, judged; kept for programs, and passed on one by one for people."""
+"""Findings: facts and judged lines, kept for programs and passed on one by one for people."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ Finding = SettingsRead | Section | Waiting | Line
 
 
 class Findings:
-    """Everything that was found.
+    """All that an examination found.
 
     Args:
         on_finding: is called with each finding at once; it must not raise.
@@ -83,7 +83,7 @@ class Findings:
 
     @property
     def problems(self) -> list[Line]:
-        """What keeps a report from getting through."""
+        """The lines that keep a report from getting through."""
         return self.of(Mark.PROBLEM)
 
     def of(self, mark: Mark) -> list[Line]:
@@ -91,15 +91,17 @@ class Findings:
         return [line for line in self.lines if line.mark is mark]
 
     def settings(self, rows: tuple[Row, ...]) -> None:
+        """Add the settings that can be used."""
         self.facts["settings"] = {row.env: {"value": row.value, "source": row.source} for row in rows}
         self._on_finding(SettingsRead(rows))
 
     def section(self, title: str) -> None:
+        """Begin with another subject."""
         self._on_finding(Section(title))
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """Inside, something takes a while."""
+        """Wait inside for something that takes a while."""
         self._on_finding(Waiting(reason))
         try:
             yield

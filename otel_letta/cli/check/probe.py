@@ -1,7 +1,7 @@
 """The examination: settings first, then the server that they name, its agent, the board, and a report if wanted.
 
-A secret goes to a server only after that server has said that it is one that takes reports. What the server says is
-cleaned, and freed of our own secrets, before it is kept.
+A secret goes to a server only after that server has named itself as one that takes reports. A server's texts are
+cleaned, and freed of our own secrets, before they are kept.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _flavour(findings: Findings, settings: Settings, server: Asking) -> ServerIn
 
 def _is_another_kind(settings: Settings, info: ServerInfo) -> bool:
     if settings.server is ServerKind.AUTO or not (info.version or info.flavour is Flavour.CLOUD):
-        return False  # it was asked, or did not say
+        return False  # it was asked, or did not answer that
     return (settings.server is ServerKind.REST) is (info.flavour is Flavour.APP_SERVER)
 
 

@@ -37,20 +37,20 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     steps, tokens = (_number(usage.get(name)) for name in ("step_count", "total_tokens"))
-    said = cleaned(settings, _assistant(answer), _ANSWER_CAP)
+    text = cleaned(settings, _assistant(answer), _ANSWER_CAP)
     findings.facts["test_report"] = {
         "delivered": True,
         "seconds": round(seconds, 3),
         "turns": 1,
         "steps": steps,
         "tokens": tokens,
-        "answer": said,
+        "answer": text,
     }
     costs = ["1 agent turn"]
     costs += [f"{steps} LLM step{'' if steps == 1 else 's'}"] if steps is not None else []
     costs += [f"{tokens} tokens"] if tokens is not None else []
     findings.good(f"delivered in {seconds:.1f} s; it cost {', '.join(costs)}")
-    findings.plain(f"The agent answers: {said}" if said else "The agent answers nothing.")
+    findings.plain(f"The agent answers: {text}" if text else "The agent answers nothing.")
 
 
 def _assistant(answer: dict[str, Any]) -> str:

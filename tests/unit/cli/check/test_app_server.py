@@ -1,4 +1,4 @@
-"""What is asked of an App Server, and what is different there."""
+"""An App Server, and everything that differs there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.stub_server import Stub, app_server, stub_server
 
 
 class FakeAppServer:
-    """Stands for the transport to an App Server, of which tests of its own tell that it works."""
+    """Stands for the transport to an App Server, which has tests of its own."""
 
     queues_messages = True
     row: ClassVar[dict[str, Any]] = {}
@@ -84,7 +84,7 @@ def stub(fake: type[FakeAppServer], monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.mark.parametrize("spell", ["ws", "http"])
 @pytest.mark.parametrize(("openai_api", "word"), [(True, "on"), (False, "off")])
-def test_an_app_server_says_what_it_can_do(
+def test_an_app_server_shows_what_it_can_do(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, spell: str, openai_api: bool, word: str
 ) -> None:
     monkeypatch.setenv("LETTA_BASE_URL", stub.url.replace("http", spell))
@@ -106,21 +106,21 @@ def test_settings_that_mean_something_else_on_an_app_server_are_named(
     monkeypatch.setenv("OTEL_LETTA_CONVERSATION", "Reports")
     monkeypatch.setenv("OTEL_LETTA_MAX_STEPS", "3")
     monkeypatch.setenv("LETTA_PASSWORD", PASSWORD)
-    said = check().output
-    assert "reports go to its conversation 'Reports', made if there is none" in said
-    assert "OTEL_LETTA_MAX_STEPS has no effect on an App Server" in said
-    assert "LETTA_PASSWORD is accepted, or none is needed" in said
+    output = check().output
+    assert "reports go to its conversation 'Reports', made if there is none" in output
+    assert "OTEL_LETTA_MAX_STEPS has no effect on an App Server" in output
+    assert "LETTA_PASSWORD is accepted, or none is needed" in output
 
 
 def test_an_agent_that_the_http_api_cannot_ask_for_gets_no_tick(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_LETTA_SERVER", "app-server-http")
     monkeypatch.setenv("LETTA_BASE_URL", stub.url)
-    said = check().output
-    assert "agent agent-local-1: this API cannot tell whether it exists; --send does" in said
-    assert "✓ agent" not in said
+    output = check().output
+    assert "agent agent-local-1: this API cannot tell whether it exists; --send does" in output
+    assert "✓ agent" not in output
 
 
-def test_programs_hear_the_same_about_an_app_server(stub: Stub) -> None:
+def test_programs_read_the_same_about_an_app_server(stub: Stub) -> None:
     found = json.loads(check("--json").output)
     assert found["ok"] is True
     assert found["server"] == {
@@ -176,10 +176,10 @@ def test_without_an_agent_it_names_those_of_an_app_server(stub: Stub, monkeypatc
     assert "agents on this server: agent-local-1 (helper)" in result.output
 
 
-def test_without_websockets_it_says_what_to_install(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_websockets_it_names_what_to_install(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets", None)
-    (told,) = problems(check())
-    assert "the library websockets is not installed. Fix: pip install 'otel-letta[app-server]'" in told
+    (problem,) = problems(check())
+    assert "the library websockets is not installed. Fix: pip install 'otel-letta[app-server]'" in problem
 
 
 @pytest.mark.parametrize("kind", ["rest", "app-server"])
@@ -188,9 +188,9 @@ def test_a_kind_that_is_set_and_is_another_is_a_problem(
 ) -> None:
     monkeypatch.setenv("OTEL_LETTA_SERVER", kind)
     monkeypatch.setenv("LETTA_BASE_URL", stub.url if kind == "rest" else letta.base_url)
-    (told,) = problems(check())
+    (problem,) = problems(check())
     other = "Letta App Server" if kind == "rest" else "Letta REST server"
-    assert told.startswith(f"OTEL_LETTA_SERVER={kind}, and a {other} answers. Fix: unset OTEL_LETTA_SERVER")
+    assert problem.startswith(f"OTEL_LETTA_SERVER={kind}, and a {other} answers. Fix: unset OTEL_LETTA_SERVER")
 
 
 def test_a_kind_that_is_set_counts_where_the_server_does_not_say(
@@ -223,7 +223,7 @@ def test_an_openai_compatible_api_that_is_off_is_a_problem(stub: Stub, monkeypat
     assert problems(check())[0].endswith("Fix: start it with --openai-api, or unset OTEL_LETTA_SERVER")
 
 
-def test_a_test_report_to_an_app_server_says_what_it_cost(stub: Stub, fake: type[FakeAppServer]) -> None:
+def test_a_test_report_to_an_app_server_shows_what_it_cost(stub: Stub, fake: type[FakeAppServer]) -> None:
     fake.answer = {
         "messages": [{"message_type": "assistant_message", "content": "ack"}],
         "usage": {"step_count": 1, "total_tokens": 13},

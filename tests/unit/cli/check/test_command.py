@@ -1,4 +1,4 @@
-"""The command: what it prints when all is well, and as people run it."""
+"""The command where all is well, and as people run it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_sends_nothing_to_the_agent(letta: InMemoryLetta, agent_id: str) -> N
     assert letta.turns == 0
 
 
-def test_it_says_where_each_setting_came_from(agent_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_shows_where_each_setting_came_from(agent_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LETTA_PASSWORD")
     (tmp_path / ".env").write_text(f"LETTA_PASSWORD='{PASSWORD}'\nOTEL_LETTA_BOARD_LABEL=board\n", encoding="utf-8")
     lines = [line.split() for line in check().output.splitlines()]
@@ -67,7 +67,7 @@ def test_another_env_file_can_be_named(
     assert f"from {path}" in result.output
 
 
-def test_the_model_is_named_where_the_server_says_it(letta: InMemoryLetta, agent_id: str) -> None:
+def test_the_model_is_named_where_the_server_gives_it(letta: InMemoryLetta, agent_id: str) -> None:
     for row in ({"model": "openai/gpt-5"}, {"llm_config": {"handle": "openai/gpt-5", "model": "gpt-5"}}):
         letta.fail_next(200, {"id": agent_id, "name": "assistant", **row}, path=f"{agent_id}$")
         assert 'agent "assistant", model openai/gpt-5' in check().output
@@ -85,7 +85,7 @@ def test_a_server_without_a_password_needs_none(letta: InMemoryLetta, monkeypatc
 @pytest.mark.parametrize(
     ("mode", "cost"), [("auto", "1 agent turn"), ("messages", "up to 5 agent turns"), ("board", "no agent turn")]
 )
-def test_it_says_what_one_task_costs(agent_id: str, monkeypatch: pytest.MonkeyPatch, mode: str, cost: str) -> None:
+def test_it_shows_what_one_task_costs(agent_id: str, monkeypatch: pytest.MonkeyPatch, mode: str, cost: str) -> None:
     monkeypatch.setenv("OTEL_LETTA_DELIVERY", mode)
     result = check()
     assert result.exit_code == 0
@@ -93,7 +93,7 @@ def test_it_says_what_one_task_costs(agent_id: str, monkeypatch: pytest.MonkeyPa
     assert f"One task costs {cost} " in result.output
 
 
-def test_json_says_the_same_to_programs(letta: InMemoryLetta, agent_id: str) -> None:
+def test_programs_read_the_same_as_json(letta: InMemoryLetta, agent_id: str) -> None:
     found = json.loads(check("--json").output)
     assert found["ok"] is True
     assert found["problems"] == found["warnings"] == []
@@ -158,7 +158,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_in_one_line_what_to_install(missing: str) -> None:
+def test_without_the_extra_it_names_in_one_line_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from otel_letta.cli.main import main; main()"
     done = run(code=code)
     assert done.returncode == 2

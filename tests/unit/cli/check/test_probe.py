@@ -1,4 +1,4 @@
-"""What is wrong with settings, server, password, agent or board is named in one line each, with its remedy."""
+"""Settings, server, password, agent and board: whatever is wrong is named in one line, with its remedy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_every_setting_that_cannot_be_used_is_named_at_once(agent_id: str, monke
     monkeypatch.setenv("OTEL_LETTA_DELIVERY", "loud")
     monkeypatch.setenv("OTEL_LETTA_MAX_STEPS", "0")
     monkeypatch.setenv("LETTA_BASE_URL", f"http://user:{WRONG}@letta.example")
-    told = problems(check())
-    assert len(told) == 3
-    assert told[0].startswith("LETTA_BASE_URL") and "put the password in LETTA_PASSWORD" in told[0]
-    assert told[1] == "OTEL_LETTA_DELIVERY from the environment cannot be 'loud'. Fix: use auto, messages, board"
-    assert told[2].startswith("OTEL_LETTA_MAX_STEPS from the environment cannot be '0'")
+    found = problems(check())
+    assert len(found) == 3
+    assert found[0].startswith("LETTA_BASE_URL") and "put the password in LETTA_PASSWORD" in found[0]
+    assert found[1] == "OTEL_LETTA_DELIVERY from the environment cannot be 'loud'. Fix: use auto, messages, board"
+    assert found[2].startswith("OTEL_LETTA_MAX_STEPS from the environment cannot be '0'")
 
 
 def test_no_server_is_asked_with_bad_settings(
@@ -40,13 +40,13 @@ def test_no_server_is_asked_with_bad_settings(
 def test_a_kind_that_cannot_have_this_address_is_named(agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LETTA_BASE_URL", "ws://127.0.0.1:4500/ws")
     monkeypatch.setenv("OTEL_LETTA_SERVER", "rest")
-    (told,) = problems(check())
-    assert told.startswith("OTEL_LETTA_SERVER from the environment cannot be 'rest': LETTA_BASE_URL is the address")
+    (problem,) = problems(check())
+    assert problem.startswith("OTEL_LETTA_SERVER from the environment cannot be 'rest': LETTA_BASE_URL is the address")
 
 
 def test_an_env_file_that_is_not_there_is_named(agent_id: str, tmp_path: Path) -> None:
-    (told,) = problems(check("--env-file", str(tmp_path / "none.env")))
-    assert told.startswith("--env-file") and "No such file" in told
+    (problem,) = problems(check("--env-file", str(tmp_path / "none.env")))
+    assert problem.startswith("--env-file") and "No such file" in problem
 
 
 def test_an_env_file_that_cannot_be_read_is_a_warning(agent_id: str, tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_without_an_agent_it_names_those_that_there_are(
 
 def test_a_disabled_sdk_is_a_problem(agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    (told,) = problems(check())
-    assert told.startswith("OTEL_SDK_DISABLED=true")
+    (problem,) = problems(check())
+    assert problem.startswith("OTEL_SDK_DISABLED=true")
 
 
 def test_a_secret_that_would_travel_readable_is_warned_of(agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,17 +93,17 @@ def test_a_url_from_a_file_that_gets_the_environments_secret_is_warned_of(
 
 def test_a_server_that_is_not_there(letta: InMemoryLetta, agent_id: str) -> None:
     letta.stop_listening()
-    (told,) = problems(check())
-    assert told.startswith(f"Could not connect to Letta API at {letta.base_url}")
-    assert told.endswith("Fix: check LETTA_BASE_URL, and that the server runs")
+    (problem,) = problems(check())
+    assert problem.startswith(f"Could not connect to Letta API at {letta.base_url}")
+    assert problem.endswith("Fix: check LETTA_BASE_URL, and that the server runs")
 
 
 def test_https_to_a_server_that_speaks_http(
     letta: InMemoryLetta, agent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LETTA_BASE_URL", letta.base_url.replace("http:", "https:"))
-    (told,) = problems(check())
-    assert "write http:// in LETTA_BASE_URL" in told
+    (problem,) = problems(check())
+    assert "write http:// in LETTA_BASE_URL" in problem
 
 
 @pytest.mark.parametrize("drip", [False, True], ids=["silent", "drop by drop"])
@@ -127,11 +127,11 @@ def test_a_server_that_does_not_come_to_an_end_is_given_up(
         thread.start()
         began = time.monotonic()
         try:
-            (told,) = problems(check())
+            (problem,) = problems(check())
         finally:
             stop.set()
             thread.join(5)
-    assert "did not answer in time" in told and "Fix: " in told
+    assert "did not answer in time" in problem and "Fix: " in problem
     assert time.monotonic() - began < 5
 
 
@@ -150,9 +150,9 @@ def test_something_else_is_named_and_gets_no_secret(
 ) -> None:
     with stub_server(lambda path, token: (status, body)) as stub:
         monkeypatch.setenv("LETTA_BASE_URL", stub.url)
-        (told,) = problems(check())
-    assert told.startswith(f"What answers at {stub.url} is no Letta server")
-    assert "Fix: check LETTA_BASE_URL, or set OTEL_LETTA_SERVER=rest" in told
+        (problem,) = problems(check())
+    assert problem.startswith(f"What answers at {stub.url} is no Letta server")
+    assert "Fix: check LETTA_BASE_URL, or set OTEL_LETTA_SERVER=rest" in problem
     assert stub.seen and not stub.tokens
 
 
@@ -162,8 +162,8 @@ def test_something_else_is_named_and_gets_no_secret(
 )
 def test_a_server_in_trouble(letta: InMemoryLetta, agent_id: str, status: int, words: str) -> None:
     letta.fail_next(status, headers={"Location": "https://elsewhere.example/"}, times=None)
-    (told,) = problems(check())
-    assert words in told and "Fix: " in told
+    (problem,) = problems(check())
+    assert words in problem and "Fix: " in problem
 
 
 def test_a_proxy_that_hides_what_is_behind_it_is_tried(letta: InMemoryLetta, agent_id: str) -> None:
@@ -173,7 +173,7 @@ def test_a_proxy_that_hides_what_is_behind_it_is_tried(letta: InMemoryLetta, age
     assert "perhaps a proxy in front of Letta" in result.output
 
 
-def test_another_version_than_the_tested_one_is_said(letta: InMemoryLetta, agent_id: str) -> None:
+def test_another_version_than_the_tested_one_is_noted(letta: InMemoryLetta, agent_id: str) -> None:
     letta.fail_next(200, {"version": "0.12.1", "status": "ok"}, path="/v1/health/")
     result = check()
     assert result.exit_code == 0
@@ -208,10 +208,10 @@ def test_an_agent_that_is_not_there(
 ) -> None:
     monkeypatch.setenv("LETTA_AGENT_ID", wrong)
     result = check()
-    (told,) = problems(result)
-    assert told.startswith("Letta agent not found (HTTP 4")
-    assert "check LETTA_AGENT_ID" in told
-    assert f"agents on this server: {agent_id} (assistant)" in told
+    (problem,) = problems(result)
+    assert problem.startswith("Letta agent not found (HTTP 4")
+    assert "check LETTA_AGENT_ID" in problem
+    assert f"agents on this server: {agent_id} (assistant)" in problem
     assert "LETTA_PASSWORD is accepted" in result.output
 
 

@@ -10,7 +10,7 @@ from otel_letta.testing import InMemoryLetta
 from tests.support.checking import PASSWORD, check, problems
 
 
-def test_a_test_report_says_what_it_cost_and_what_the_agent_answers(letta: InMemoryLetta, agent_id: str) -> None:
+def test_a_test_report_shows_what_it_cost_and_what_the_agent_answers(letta: InMemoryLetta, agent_id: str) -> None:
     result = check("--send")
     assert result.exit_code == 0, result.output
     assert "it cost 1 agent turn, 1 LLM step, 13 tokens" in result.output
@@ -32,9 +32,9 @@ def test_no_test_report_is_sent_where_something_is_wrong(
 def test_a_test_report_that_fails_is_a_problem(letta: InMemoryLetta, agent_id: str) -> None:
     letta.model_failure("401")
     result = check("--send")
-    (told,) = problems(result)
-    assert told.startswith("The Letta server's LLM failed (HTTP 401)")
-    assert "your own settings are fine" in told
+    (problem,) = problems(result)
+    assert problem.startswith("The Letta server's LLM failed (HTTP 401)")
+    assert "your own settings are fine" in problem
 
 
 def test_a_hostile_answer_reaches_no_terminal(letta: InMemoryLetta, agent_id: str) -> None:
