@@ -1,0 +1,38 @@
+# What a contributor needs; see CONTRIBUTING.md. Everything is installed into .venv.
+.PHONY: help check format test test-real docs bench ci
+
+BIN := .venv/bin
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+
+.venv: pyproject.toml
+	python3 -m venv .venv
+	$(BIN)/pip install --quiet -e '.[dev,docs]'
+	@touch .venv
+
+check: .venv  ## lint, format and types, as CI does
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv  ## mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: .venv  ## the quick suite
+	$(BIN)/python -m pytest
+
+test-real: .venv  ## the suites with real Letta servers, OpenHands and agent frameworks (installs them once)
+	$(BIN)/python -m pytest -m letta
+	"$$($(BIN)/python -m tests.support.openhands_env)" -m pytest -m openhands tests/real/openhands
+	$(BIN)/python -m pytest -m agents
+
+docs: .venv  ## the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: .venv  ## all benchmarks, as ratios inside one run
+	$(BIN)/python -m benchmarks
+
+ci:  ## all that CI does, in environments of its own
+	bash .ci/run
