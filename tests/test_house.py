@@ -38,16 +38,12 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 """What the packages' public names are loaded with, wherever they stand."""
 
 EXCEPTIONS = {
-    ("pipeline.pipeline", "integrations.openhands.runs"),
-    ("pipeline.pipeline", "otel.selfmetrics"),
     ("delivery.board", "tracking.wording"),
 }
 LONGEST = 400
 LONGER = {
     "cli.demo",
     "delivery.courier",
-    "integrations.openhands.callbacks",
-    "integrations.openhands.runs",
     "letta.app_server.transport",
     "letta.http",
     "pipeline.pipeline",

@@ -30,7 +30,7 @@ def app() -> click.Group:
 
     @click.command(
         "hook",
-        short_help="Report how a session of OpenHands' CLI goes: OpenHands runs it as its hook.",
+        short_help="Report a session of OpenHands' CLI: OpenHands runs it as its hook.",
         add_help_option=False,
         context_settings={"ignore_unknown_options": True},
     )

@@ -8,15 +8,10 @@ import click
 
 from otel_letta.settings import Secret
 
-__all__ = ["openhands_webhooks"]
-
 _MOST_CONNECTIONS = 512
-"""Open ones, busy or not, below the usual limit of open files. How many bodies they hold is bounded by the
-application."""
-
-
+"""Open ones, busy or not, below the usual limit of open files. The application bounds the bodies that they hold."""
 _PATIENCE_WITH_REQUESTS = 2
-"""Seconds. Without it one slow client keeps a receiver that was told to stop from ever telling what is open."""
+"""Seconds. Without it one slow client would keep a receiver that is stopped from ever reporting open runs."""
 
 
 @click.command("openhands-webhooks")
@@ -27,15 +22,15 @@ _PATIENCE_WITH_REQUESTS = 2
 @click.option(
     "--token",
     envvar="OTEL_LETTA_WEBHOOK_TOKEN",
-    help="What must come as 'Authorization: Bearer …'. Better set OTEL_LETTA_WEBHOOK_TOKEN: others see command lines.",
+    help="Required as 'Authorization: Bearer …'. Better set OTEL_LETTA_WEBHOOK_TOKEN: others see command lines.",
 )
 @click.option("--chat-id", help="For conversations without the tag 'lettachat'.")
 @click.option("--message-id", help="For conversations without the tag 'lettamessage'.")
 def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | None, message_id: str | None) -> None:
-    """Receive the webhooks of OpenHands' agent-server, and tell your Letta agent.
+    """Receive the webhooks of OpenHands' agent-server, and report to your Letta agent.
 
     Start the agent-server with OH_WEBHOOKS_0_BASE_URL=http://127.0.0.1:8284, OH_WEBHOOKS_0_EVENT_BUFFER_SIZE=1 and
-    OH_WEBHOOKS_0_FLUSH_DELAY=1. Which agent is told is set by LETTA_BASE_URL and LETTA_AGENT_ID, as everywhere.
+    OH_WEBHOOKS_0_FLUSH_DELAY=1. LETTA_BASE_URL and LETTA_AGENT_ID name the agent, as everywhere.
     """
     from otel_letta.integrations.openhands.webhooks import OpenHandsWebhooks, is_loopback
 
@@ -48,7 +43,7 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
         raise click.ClickException("this needs a web server: pip install 'otel-letta[webhooks]'") from None
     app = OpenHandsWebhooks(token=Secret(token) if token else None, chat_id=chat_id, message_id=message_id)
     if not app.active:
-        sys.exit(1)  # the log says why
+        sys.exit(1)  # the reason is in the log
     uvicorn.run(
         app,
         http="h11",  # the other one puts no bound on headers

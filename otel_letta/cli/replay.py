@@ -198,13 +198,13 @@ class _Sender:
     """Sends reports as the exporter would."""
 
     def __init__(self, settings: Settings) -> None:
-        from otel_letta.pipeline.pipeline import join
+        from otel_letta.pipeline.sharing import join
 
         self._timeout = settings.read_timeout
         self._handle = join(settings, None, live=False)
 
     def __call__(self, report: ProgressReport) -> None:
-        self._handle.pipeline.deliver(report)
+        self._handle.pipeline.desk.put(report)
 
     def close(self) -> bool:
         """Wait until all was delivered, as long as a turn of the agent may take; False if not all was."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
-import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.delivery.worker import Retry, Worker
+from otel_letta.delivery.worker import Crew, Retry, Worker
 from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
 from otel_letta.letta.transport import Block, Transport
 from otel_letta.report import ProgressReport
@@ -25,8 +23,6 @@ from otel_letta.runtime.locks import HostLock, scope
 from otel_letta.settings import Delivery, Settings
 from otel_letta.text import clean_line, escape, percent
 from otel_letta.tracking.wording import duration
-
-__all__ = ["Board", "BoardKeeper"]
 
 _logger = logging.getLogger(__name__)
 
@@ -145,8 +141,8 @@ class BoardKeeper(Worker):
         transport: the server.
         settings: label and interval.
         stats: counts writes.
-        on_unsupported: called with the open tasks' reports if the server can have no board.
-        clock: monotonic seconds.
+        crew: what all workers of the desk share.
+        on_unsupported: called with the open tasks' reports, and the lock held, if the server has no boards.
     """
 
     def __init__(
@@ -155,20 +151,17 @@ class BoardKeeper(Worker):
         transport: Transport,
         settings: Settings,
         stats: Stats,
-        *,
-        lock: threading.RLock,
-        settled: threading.Condition,
-        on_unsupported: Callable[[str, list[ProgressReport]], None],
-        clock: Callable[[], float] = time.monotonic,
+        crew: Crew,
+        on_unsupported: Callable[[list[ProgressReport]], None],
     ) -> None:
-        super().__init__(f"otel_letta board {agent_id}", lock, settled, clock)
+        super().__init__(f"otel_letta board {agent_id}", crew)
         self._agent_id = agent_id
         self._is_default = agent_id == settings.agent_id
         self._transport = transport
         self._settings = settings
         self._stats = stats
         self._on_unsupported = on_unsupported
-        self._log = Throttle(_logger, clock=clock)
+        self._log = Throttle(_logger, clock=crew.clock)
         self._host = socket.gethostname()
         self._writer = f"{self._host} {uuid.uuid4()}"
         self._board = Board(self._host)
@@ -298,7 +291,7 @@ class BoardKeeper(Worker):
             self.gone = True
             self._dirty = False
             self._release()
-            self._on_unsupported(self._agent_id, self._board.open_reports())
+            self._on_unsupported(self._board.open_reports())
 
     def _claim(self) -> Block:
         """Our block, found or made. Asked again when it was not written for so long that it looks abandoned."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ from otel_letta.delivery.envelope import render, render_losses
 from otel_letta.delivery.gate import exchange, settle
 from otel_letta.delivery.mailbox import Capacity, Mailbox, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.delivery.worker import Retry, Worker
+from otel_letta.delivery.worker import Crew, Retry, Worker
 from otel_letta.errors import (
     LettaConversationNotFoundError,
     LettaError,
@@ -22,9 +21,8 @@ from otel_letta.errors import (
 )
 from otel_letta.letta.transport import Lane, Message, Transport
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
-
-__all__ = ["Courier"]
 
 _logger = logging.getLogger(__name__)
 
@@ -37,31 +35,23 @@ _MOST_GONE = 1_000
 
 
 class Courier:
-    """All lanes of one pipeline.
+    """All lanes of one desk.
 
     Args:
         transport: the server.
         settings: pacing, patience and bounds.
         stats: counts what happens.
-        clock: monotonic seconds.
+        crew: what all workers of the desk share.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        settings: Settings,
-        stats: Stats,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, transport: Transport, settings: Settings, stats: Stats, crew: Crew) -> None:
         self.transport = transport
         self.settings = settings
         self.stats = stats
-        self.clock = clock
-        self.log = Throttle(_logger, clock=clock)
-        # Reentrant: the garbage collector can run a hook, and so our code, inside any of these blocks.
-        self.lock = threading.RLock()
-        self.settled = threading.Condition(self.lock)
+        self.crew = crew
+        self.clock = crew.clock
+        self.lock = crew.lock
+        self.log = Throttle(_logger, clock=crew.clock)
         self.capacity = Capacity(settings.max_pending_tasks)
         self.closing = False
         self._give_up = threading.Event()
@@ -102,31 +92,13 @@ class Courier:
         for oldest in list(self._gone)[:-_MOST_GONE]:
             del self._gone[oldest]
 
-    def flush(self, deadline: float) -> bool:
-        """Wait until every end and every due report is delivered.
+    def workers(self) -> list[Worker]:
+        """Return the lanes. Lock held."""
+        return list(self._lanes.values())
 
-        Returns:
-            False if that did not happen before ``deadline`` (on ``clock``), or if an end was given up meanwhile.
-        """
-        lost = self._lost_ends()
-        while True:
-            with self.lock:
-                now = self.clock()
-                pending = [worker for worker in self._lanes.values() if worker.unsettled(now)]
-                if not pending:
-                    return self._lost_ends() == lost
-                if now >= deadline or all(worker.next_try(now) >= deadline for worker in pending):
-                    return False  # waiting longer could not help: a parked lane is tried once a minute
-                unstaffed = [worker for worker in pending if not worker.staffed and not worker.busy]
-                if not unstaffed:
-                    self.settled.wait(min(deadline - now, 1.0))
-            for worker in unstaffed:
-                worker.run_here(deadline)
-
-    def begin_closing(self, deadline: float) -> None:
-        """Try at once what waits for a better time; give up what is only progress. ``deadline``: when it has to end,
-        on `time.monotonic`."""
-        self.transport.leave(deadline)
+    def begin_closing(self, until: Deadline) -> None:
+        """Try at once what waits for a better time, and give up what is only progress."""
+        self.transport.leave(until.at)
         with self.lock:
             self.closing = True
             now = self.clock()
@@ -200,16 +172,12 @@ class Courier:
                 for lane, worker in self._lanes.items()
             }
 
-    def _lost_ends(self) -> int:
-        dropped = self.stats.snapshot()["dropped"]
-        return sum(number for reason, number in dropped.items() if reason.startswith("end "))
-
 
 class _LaneWorker(Worker):
     """One lane: takes a request's worth of reports, sends them, and decides what a failure means."""
 
     def __init__(self, courier: Courier, lane: Lane) -> None:
-        super().__init__(f"otel_letta {lane.agent_id}", courier.lock, courier.settled, courier.clock)
+        super().__init__(f"otel_letta {lane.agent_id}", courier.crew)
         self._courier = courier
         self.mailbox = Mailbox(lane, courier.settings.message_interval, courier.capacity, courier.stats)
         self.retry = Retry(courier.settings.probe_interval)

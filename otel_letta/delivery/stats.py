@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Stats", "Throttle"]
-
 
 class Stats:
     """Thread-safe counters. `snapshot` gives plain numbers."""
@@ -29,6 +27,12 @@ class Stats:
     def drop(self, reason: str, number: int = 1) -> None:
         with self._lock:
             self._dropped[reason] += number
+
+    @property
+    def lost_ends(self) -> int:
+        """Ends that were dropped so far, for whatever reason."""
+        with self._lock:
+            return sum(number for reason, number in self._dropped.items() if reason.startswith("end "))
 
     def snapshot(self) -> dict[str, Any]:
         """

@@ -7,13 +7,12 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from otel_letta.errors import LettaError
 from otel_letta.letta.transport import call_deadline
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
-
-__all__ = ["Retry", "Worker"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +58,43 @@ class Retry:
         self.not_before = min(self.not_before, now)
 
 
+class Crew:
+    """The lock, the clock and the flush that all workers of one desk share.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        # Reentrant: the garbage collector can run a hook, and so our code, while this thread holds the lock.
+        self.lock = threading.RLock()
+        self.settled = threading.Condition(self.lock)
+        """Notified after each job."""
+        self.clock = clock
+
+    def flush(self, workers: Callable[[], Sequence[Worker]], until: Deadline) -> bool:
+        """Wait until no worker has anything left to deliver. Returns False if that did not happen in time.
+
+        Args:
+            workers: called again and again with the lock held, since the work of one may be handed to another.
+            until: when to give up.
+        """
+        while True:
+            with self.lock:
+                now = self.clock()
+                pending = [worker for worker in workers() if worker.unsettled(now)]
+                if not pending:
+                    return True
+                left = until.left()
+                if until.passed or all(worker.next_try(now) - now >= left for worker in pending):
+                    return False  # waiting longer could not help: a parked lane is tried once a minute
+                unstaffed = [worker for worker in pending if not worker.staffed and not worker.busy]
+                if not unstaffed:
+                    self.settled.wait(min(left, 1.0))
+            for worker in unstaffed:
+                worker.run_here(until)
+
+
 class Worker:
     """Does one job after another on a daemon thread of its own.
 
@@ -67,19 +103,15 @@ class Worker:
 
     Args:
         name: of the thread.
-        lock: shared with whoever puts work in.
-        settled: notified after each job, on the same lock.
-        clock: monotonic seconds.
+        crew: whose lock is held by whoever puts work in.
     """
 
-    def __init__(
-        self, name: str, lock: threading.RLock, settled: threading.Condition, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, name: str, crew: Crew) -> None:
         self._name = name
-        self._lock = lock
-        self._clock = clock
-        self._settled = settled
-        self._wake = threading.Condition(lock)
+        self._lock = crew.lock
+        self._clock = crew.clock
+        self._settled = crew.settled
+        self._wake = threading.Condition(crew.lock)
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.busy = False
@@ -126,9 +158,9 @@ class Worker:
         thread = self._thread
         return thread is not None and thread.is_alive()
 
-    def run_here(self, deadline: float) -> None:
-        """Do what is to do on the calling thread, until nothing is due or the deadline has passed. Lock not held."""
-        while self._clock() < deadline:
+    def run_here(self, until: Deadline) -> None:
+        """Do what is to do on the calling thread, until nothing is due or the time is over. Lock not held."""
+        while not until.passed:
             with self._lock:
                 if self.busy:
                     return
@@ -136,11 +168,11 @@ class Worker:
                 if job is None:
                     if delay is None or not self.unsettled(self._clock()):
                         return
-                    self._wake.wait(min(delay, max(deadline - self._clock(), 0.0)))
+                    self._wake.wait(until.left(delay))
                     continue
                 self.busy = True
             # Nobody else could end a call that hangs.
-            token = call_deadline.set(time.monotonic() + deadline - self._clock())
+            token = call_deadline.set(until.at)
             try:
                 self._do(job)
             finally:

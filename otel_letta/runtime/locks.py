@@ -19,7 +19,7 @@ from pathlib import Path
 
 from otel_letta.runtime import fork
 
-__all__ = ["HostLock"]
+__all__ = ["HostLock", "folder", "scope"]
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class HostLock:
         if self._fd is not None:
             return False
         try:
-            fd = os.open(_folder() / self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(folder() / self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except OSError as error:
             _warn_once(error)
             return True
@@ -110,26 +110,31 @@ class HostLock:
             os.close(fd)
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return this user's private folder below the temporary directory, made if there is none.
+
+    Raises:
+        OSError: it cannot be made, or what is there belongs to somebody else.
+    """
     if sys.platform == "win32":
-        folder = Path(tempfile.gettempdir()) / "otel_letta"
-        folder.mkdir(exist_ok=True)
-        return folder
-    folder = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
+        path = Path(tempfile.gettempdir()) / "otel_letta"
+        path.mkdir(exist_ok=True)
+        return path
+    path = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
+        path.mkdir(mode=0o700)
+    found = path.lstat()
     # The temporary directory is everybody's: a folder or link that somebody put there first is not trusted.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not our own folder")
-    return folder
+        raise PermissionError(f"{path} is not our own folder")
+    return path
 
 
 def scope() -> str | None:
     """Tells apart processes that cannot see each other's locks although their host has one name: containers with
     the host's network, services with a private /tmp, other users. None where nothing can be locked."""
     try:
-        found = _folder().stat()
+        found = folder().stat()
     except OSError:
         return None
     return f"{found.st_dev}-{found.st_ino}"

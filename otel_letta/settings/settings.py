@@ -280,12 +280,6 @@ class Settings(Table):
             log_once(logger, logging.WARNING, text)
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:  # goes when pipeline.Component reads its options by from_options
-    for name in names:
-        if name not in BY_NAME:
-            raise unknown(name)
-
-
 class SettingsOptions(TypedDict, total=False):
     """The keywords that exporter, processor and reporter take: a finished ``settings``, or any of the others."""
 

@@ -190,10 +190,10 @@ def test_conversations_that_are_over_are_forgotten(letta: InMemoryLetta, monkeyp
     for _ in range(5):
         tracer.start_span("A", attributes={"letta.chat.id": letta.create_conversation(agent)}).end()
     assert processor.force_flush(10_000)
-    courier = processor._handle.pipeline._courier  # type: ignore[union-attr]
+    courier = processor._handle.pipeline.desk._courier  # type: ignore[union-attr]
     with courier.lock:
         while courier._lanes:
-            assert courier.settled.wait(10)
+            assert courier.crew.settled.wait(10)
     provider.shutdown()
 
 

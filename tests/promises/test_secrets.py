@@ -174,7 +174,7 @@ def run_tasks(sink: Sink, **options: Any) -> None:
     pipeline = processor._handle.pipeline if processor._handle else None
     if pipeline is not None:
         sink.see_object(pipeline)
-        sink.see_object(pipeline._courier)
+        sink.see_object(pipeline.desk)
 
 
 @everywhere

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats
+from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.letta.transport import REST_CONVERSATION, Block, Lane, Message, Run
 from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 
 SERVER = "http://letta.test"
@@ -169,9 +172,17 @@ def end(task: str = "task", content: str = "", *, failed: bool = False, **fields
     )
 
 
-def make_courier(transport: Any, *, clock: Callable[[], float] | None = None, **options: Any) -> Courier:
-    keywords = {} if clock is None else {"clock": clock}
-    return Courier(transport, settings(**options), Stats(), **keywords)
+def make_courier(transport: Any, *, clock: Callable[[], float] = time.monotonic, **options: Any) -> Courier:
+    return Courier(transport, settings(**options), Stats(), Crew(clock))
+
+
+def flush(courier: Courier, seconds: float) -> bool:
+    """Wait for the lanes, as the desk does."""
+    return courier.crew.flush(courier.workers, Deadline.after(seconds))
+
+
+def begin_closing(courier: Courier) -> None:
+    courier.begin_closing(Deadline.after(5.0))
 
 
 def nudge(courier: Courier) -> None:
@@ -179,4 +190,4 @@ def nudge(courier: Courier) -> None:
     with courier.lock:
         for worker in courier._lanes.values():
             worker.wake()
-        courier.settled.notify_all()
+        courier.crew.settled.notify_all()

@@ -1,9 +1,9 @@
-"""`otel-letta hook`: what OpenHands' CLI runs at each of its hook events.
+"""`otel-letta hook`: OpenHands' CLI runs it at each of its hook events.
 
-OpenHands waits for a hook, and one that fails can stop the agent. So this writes one line into a file, sees to it that
-a courier runs (`hook_courier`), and is gone; it exits with 0 whatever happens. Sending here would cost
-OpenHands the import of an HTTP client and the answer of a server at every tool; and pacing, the board, and one message
-after another need somebody who remembers, so one courier lives as long as the session has something to tell.
+OpenHands waits for a hook, and one that fails can stop the agent. So this writes one line into a file, makes sure that
+a courier runs (`hook_courier`), and is gone; it exits with 0 whatever happens. Sending here would cost OpenHands the
+import of an HTTP client and the answer of a server at every tool; and pacing, the board, and one message after another
+need a process that remembers, so one courier lives as long as the session has something to report.
 
 Imports as little as it can: that is most of what a hook costs.
 """
@@ -20,17 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_letta.runtime.locks import HostLock, _folder
+from otel_letta.runtime.locks import HostLock, folder
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["main"]
-
 _MOST_INPUT = 32 * 2**20
-"""Bytes of standard input that are read: tool calls come with what they were given and gave."""
+"""Bytes of standard input that are read: tool calls come with their input and output."""
 _MOST_SPOOL = 2 * 2**20
-"""Bytes of a session's file, after which only starts, answers and ends are noted."""
+"""Bytes of a session's file, after which only starts, answers and ends are written."""
 _MOST_LOG = 2**20
 _MOST_ITEMS = 1_000
 _TEXT_CAP = 8_000
@@ -38,7 +36,7 @@ _ID_CAP = 200
 
 _EVENTS = ("UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
 _MILESTONES = {"UserPromptSubmit", "Stop", "SessionEnd"}
-"""What a run cannot be told without; so is what the finish tool says."""
+"""Events without which a run cannot be reported; so is the answer of the finish tool."""
 _LONGEST_WAIT = 50.0
 """Seconds. OpenHands gives a hook 60 by default."""
 _START_PATIENCE = 5.0
@@ -46,15 +44,15 @@ _START_PATIENCE = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Note the event on standard input; 0, always: another code could stop the agent's work."""
+    """Write down the event on standard input. Returns 0, always: another code could stop the agent's work."""
     try:
         options = _parser().parse_args(arguments)
         if options.print_config:
             print(_config(options))
         else:
-            _note(options)
+            _record(options)
     except SystemExit:
-        pass  # argparse has said what it had to
+        pass  # argparse has printed its message
     except BaseException as error:  # noqa: BLE001
         with contextlib.suppress(Exception):
             print(f"otel-letta hook: {type(error).__name__}", file=sys.stderr)
@@ -66,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         "otel-letta hook",
-        description="Tell your Letta agent how a session of OpenHands' CLI goes. OpenHands runs this as its hook: one "
+        description="Report a session of OpenHands' CLI to your Letta agent. OpenHands runs this as its hook: one "
         "event as JSON on standard input. Exits with 0 whatever happens.",
         epilog="Settings come from the environment alone, or from --env-file: the .env of the working directory is the "
         "workspace of an agent, who may write one.",
@@ -76,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--chat-id", help="The chat that asked. Default: letta.chat_id in OPENHANDS_OBSERVABILITY_METADATA."
     )
     parser.add_argument("--message-id", help="The message that asked. Default: letta.message_id there.")
-    parser.add_argument("--name", help="What the task is called. Default: OpenHands.")
+    parser.add_argument("--name", help="The task's name. Default: OpenHands.")
     parser.add_argument("--env-file", metavar="PATH", help="Read this .env file.")
     parser.add_argument(
         "--wait",
@@ -91,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 # -- an event --------------------------------------------------------------------------------------------------------
 
 
-def _note(options: argparse.Namespace) -> None:
+def _record(options: argparse.Namespace) -> None:
     raw = json.loads(sys.stdin.buffer.read(_MOST_INPUT))
     session = raw.get("session_id")
     if not isinstance(session, str) or not session or raw.get("event_type") not in _EVENTS:
@@ -105,13 +103,13 @@ def _note(options: argparse.Namespace) -> None:
     key = session_key(session)
     is_milestone = raw["event_type"] in _MILESTONES or raw.get("tool_name") == "finish"
     if _append(spool_path(key), line, is_milestone=is_milestone):
-        _see_to_courier(key, options.env_file)
+        _ensure_courier(key, options.env_file)
         if raw["event_type"] == "SessionEnd":
             _wait_for_courier(key, options.wait)
 
 
 def _trimmed(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is told, and nothing else: no prompt, argument or output is ever written down."""
+    """Return the fields that are reported: no prompt, argument or output is ever written down."""
     tool = raw.get("tool_name")
     event: dict[str, Any] = {"event_type": raw["event_type"]}
     if isinstance(tool, str):
@@ -129,7 +127,8 @@ def _trimmed(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(options: argparse.Namespace) -> dict[str, str | None]:
-    """Who asked: from the command line, else from where OpenHands itself looks for what it puts on its spans."""
+    """Return the chat and message that asked: from the command line, else from the metadata that OpenHands puts on its
+    spans."""
     metadata: Any = None
     with contextlib.suppress(ValueError):
         metadata = json.loads(os.environ.get("OPENHANDS_OBSERVABILITY_METADATA") or "null")
@@ -150,22 +149,23 @@ def _origin(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def session_key(session: str) -> str:
-    """A file name for a session: what its id looks like is not ours to choose."""
+    """Make a file name for a session: its id can hold any character."""
     return hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def spool_path(key: str) -> Path:
-    return _folder() / f"openhands-{key}.jsonl"
+    """Return the file of a session's events."""
+    return folder() / f"openhands-{key}.jsonl"
 
 
 def courier_lock(key: str) -> HostLock:
-    """Held by the session's courier while it lives."""
+    """Return the lock that the session's courier holds while it lives."""
     return HostLock(f"openhands courier {key}")
 
 
 def starting_path(key: str) -> Path:
-    """Touched when a courier is started, removed when it leaves."""
-    return _folder() / f"openhands-{key}.starting"
+    """Return the file that is touched when a courier is started and removed when it leaves."""
+    return folder() / f"openhands-{key}.starting"
 
 
 def _append(path: Path, line: dict[str, Any], *, is_milestone: bool) -> bool:
@@ -186,14 +186,14 @@ def _append(path: Path, line: dict[str, Any], *, is_milestone: bool) -> bool:
 # -- the courier -----------------------------------------------------------------------------------------------------
 
 _LEAVE_WORKSPACE = "import sys; sys.path[:] = [p for p in sys.path if p]"
-"""How Python starts here. `-m` and `-c` look for modules in the working directory first, where the agent writes: its
-json.py would take the place of Python's, and end a hook with a code of its own."""
+"""First statements of each Python that starts here. `-m` and `-c` search the working directory for modules first, where
+the agent writes: its json.py would take the place of Python's, and end a hook with a code of its own."""
 
 
-def _see_to_courier(key: str, env_file: str | None) -> None:
+def _ensure_courier(key: str, env_file: str | None) -> None:
     lock = courier_lock(key)
     if not lock.try_acquire():
-        return  # it lives, and looks at the file once more after it has given its lock back
+        return  # it lives, and reads the file once more after it has given its lock back
     lock.release()
     starting = starting_path(key)
     with contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ def _start_courier(key: str, env_file: str | None) -> None:
 
     code = f"{_LEAVE_WORKSPACE}; from otel_letta.integrations.openhands.hook_courier import main; main()"
     # For appending: the couriers of other sessions write to the same file.
-    log = os.open(_folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         if os.fstat(log).st_size > _MOST_LOG:
             os.ftruncate(log, 0)
@@ -219,7 +219,7 @@ def _start_courier(key: str, env_file: str | None) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            cwd=_folder(),
+            cwd=folder(),
             **_detached(),
         )
     finally:
@@ -227,14 +227,15 @@ def _start_courier(key: str, env_file: str | None) -> None:
 
 
 def _wait_for_courier(key: str, seconds: float) -> None:
-    """Until the courier has left, which it does when all is delivered."""
+    """Wait until the courier has left, which it does when all is delivered."""
     deadline = time.monotonic() + min(seconds, _LONGEST_WAIT)
     while starting_path(key).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _detached() -> dict[str, Any]:
-    """OpenHands ends the process group of a hook that takes too long, and the terminal its own."""
+    """Return the options of a process that outlives its hook: OpenHands ends the process group of a hook that takes too
+    long, and the terminal its own."""
     if sys.platform == "win32":
         import subprocess
 
@@ -259,7 +260,7 @@ def _config(options: argparse.Namespace) -> str:
         command += ["--wait", f"{options.wait:g}"]
     timeout = 10 + math.ceil(min(max(options.wait, 0.0), _LONGEST_WAIT))
     hook = {"type": "command", "command": shlex.join(command), "timeout": timeout}
-    # The plan and the final answer are in what these two tools gave back; of the others the start is enough.
+    # The plan and the final answer are in the output of these two tools; of the others the start is enough.
     matchers = {"PostToolUse": "task_tracker|finish"}
     hooks = {event: [{"matcher": matchers.get(event, "*"), "hooks": [hook]}] for event in _EVENTS}
     return json.dumps({"hooks": hooks}, indent=2)

@@ -1,4 +1,4 @@
-"""Receives the webhooks of OpenHands' agent-server and tells a Letta agent how its conversations go.
+"""A receiver for the webhooks of OpenHands' agent-server.
 
 An ASGI application, to be mounted anywhere or run by ``otel-letta openhands-webhooks``::
 
@@ -6,7 +6,7 @@ An ASGI application, to be mounted anywhere or run by ``otel-letta openhands-web
     OH_WEBHOOKS_0_EVENT_BUFFER_SIZE=1
     OH_WEBHOOKS_0_FLUSH_DELAY=1
 
-The agent-server posts events to ``/events/<conversation id>`` and what it knows of a conversation to ``/conversations``
+The agent-server posts events to ``/events/<conversation id>`` and a conversation's state to ``/conversations``
 (measured with openhands-agent-server 1.58). Both may hold prompts, outputs and the configuration of the LLM with its
 key: a few fields are read and the rest is forgotten, and nothing of a body is ever logged.
 """
@@ -21,11 +21,12 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.delivery.stats import Throttle
-from otel_letta.integrations.openhands.callbacks import Share
-from otel_letta.integrations.openhands.runs import Event, Origin, What, read_event
+from otel_letta.integrations.openhands.events import ID_CAP, Event, EventKind, Origin, read_event
+from otel_letta.integrations.openhands.share import Share
 from otel_letta.letta.transport import Transport
 from otel_letta.settings import Secret
 from otel_letta.text import as_text, clean_line
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
     from otel_letta.settings import SettingsOptions
 
-__all__ = ["OpenHandsWebhooks", "is_loopback"]
-
 _logger = logging.getLogger(__name__)
 
 MOST_BYTES = 8 * 2**20
@@ -44,20 +43,20 @@ MOST_BYTES = 8 * 2**20
 _MOST_DISCARDED = 64 * 2**20
 """Longest body that is received and thrown away."""
 _MOST_BODIES = 16
-"""That are received at once; more are told to come again (503), which the agent-server does."""
+"""That are received at once; more are answered with 503, and the agent-server sends them again."""
 _BODY_PATIENCE = 60.0
 """Seconds that a body may take: one whose sender fell silent would keep its place for ever."""
 _MOST_EVENTS = 10_000
-_ID_CAP = 200
 _CONVERSATION = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 
 CHAT_TAG = "lettachat"
 MESSAGE_TAG = "lettamessage"
 NAME_TAG = "lettaname"
-"""Tags of a conversation that say who asked. The agent-server allows only a-z and 0-9 in their names."""
+"""Tags of a conversation with the chat, message and name of its tasks. The agent-server allows only a-z and 0-9 in the
+names of tags."""
 
 _NOT_A_NEIGHBOUR = {b"origin", b"sec-fetch-site", b"forwarded", b"x-forwarded-for"}
-"""Headers of a browser, where any page may post to this machine, and of a proxy, which speaks for somebody else."""
+"""Headers of a browser, where any page may post to this machine, and of a proxy, which sends for somebody else."""
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,16 +64,16 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class OpenHandsWebhooks:
-    """The ASGI application: ``app.mount("/openhands", OpenHandsWebhooks())``.
+    """An ASGI application that receives webhooks: ``app.mount("/openhands", OpenHandsWebhooks())``.
 
     Chat and message id are the tags ``lettachat`` and ``lettamessage`` of a conversation, or the ones given here.
-    Without a token only programs of this machine are heard: a request from elsewhere, and one that a browser or a
-    proxy says it sends, is refused. A proxy that does not say so makes everybody look local: set a token there.
+    Without a token only programs of this machine are accepted: a request from elsewhere, and one with a browser's or a
+    proxy's headers, is refused. A proxy that adds none makes every request seem local: set a token there.
 
     Args:
-        token: what must come as ``Authorization: Bearer <token>``; a blank one is none.
+        token: required as ``Authorization: Bearer <token>``; a blank one is none.
         chat_id: for conversations without the tag.
-        message_id: the same.
+        message_id: for conversations without the tag.
         transport: instead of Letta's REST API; for tests.
         options: `Settings` keywords. Bad or missing ones are logged as one error; webhooks are answered all the same.
     """
@@ -95,7 +94,7 @@ class OpenHandsWebhooks:
         self._share = Share(transport, dict(options))
         self._log = Throttle(_logger)
         self._bodies = 0
-        atexit.register(self._share.close)  # an application that is mounted in another one is not told of the end
+        atexit.register(self._share.close)  # an application that is mounted in another one gets no lifespan events
 
     @property
     def active(self) -> bool:
@@ -113,12 +112,12 @@ class OpenHandsWebhooks:
         self._share.close()
 
     def stats(self) -> dict[str, Any]:
-        """Numbers since the start; see `LettaSpanProcessor.stats`."""
+        """Return numbers since the start; see `LettaSpanProcessor.stats`."""
         return self._share.stats()
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._follow_lifespan(receive, send)
         elif scope["type"] == "http":
             status = await self._answer(scope, receive)
             headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
@@ -129,7 +128,7 @@ class OpenHandsWebhooks:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # before it is accepted: refused
 
-    async def _live(self, receive: _Receive, send: _Send) -> None:
+    async def _follow_lifespan(self, receive: _Receive, send: _Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -144,11 +143,8 @@ class OpenHandsWebhooks:
         refusal = self._refusal(scope, headers)
         if refusal:
             return refusal
-        path = _path(scope)
-        conversation = path.removeprefix("/events/") if path.startswith("/events/") else None
-        if conversation is not None and not _CONVERSATION.fullmatch(conversation):
-            return 404
-        if conversation is None and path != "/conversations":
+        take = self._route(_path(scope))
+        if take is None:
             return 404
         if scope["method"] != "POST":
             return 405
@@ -171,13 +167,20 @@ class OpenHandsWebhooks:
             return 200
         finally:
             self._bodies -= 1
-        if conversation is None:
-            self._take_info(content)
-        else:
-            self._take_events(conversation, content)
+        take(content)
         return 200
 
+    def _route(self, path: str) -> Callable[[object], None] | None:
+        """Return what takes the body of a request to a path; None for an unknown path."""
+        if path == "/conversations":
+            return self._take_info
+        conversation = path.removeprefix("/events/")
+        if conversation != path and _CONVERSATION.fullmatch(conversation):
+            return partial(self._take_events, conversation)
+        return None
+
     def _refusal(self, scope: _Scope, headers: dict[bytes, bytes]) -> int:
+        """Return the status that refuses a request, 0 if it is allowed."""
         if self._token is not None:
             sent = headers.get(b"authorization", b"")
             wanted = b"Bearer " + self._token.reveal().encode("utf-8", "replace")
@@ -196,7 +199,7 @@ class OpenHandsWebhooks:
                 self._share.swallow(error)
                 continue
             if event is not None:
-                self._share.tell(_dashed(conversation), self._origin, event)
+                self._share.report_event(_dashed(conversation), self._origin, event)
 
     def _take_info(self, info: object) -> None:
         if not isinstance(info, dict):
@@ -207,7 +210,7 @@ class OpenHandsWebhooks:
         tags = info.get("tags")
         origin = Origin(_tag(tags, CHAT_TAG), _tag(tags, MESSAGE_TAG), _tag(tags, NAME_TAG))
         status = as_text(info.get("execution_status")) or ""
-        self._share.tell(_dashed(conversation), origin, Event(What.STATUS, code=status[:40]))
+        self._share.report_event(_dashed(conversation), origin, Event(EventKind.STATUS, code=status[:40]))
 
 
 class _TooLong(Exception):
@@ -220,7 +223,7 @@ class _BrokenOff(Exception):
 
 
 async def _read(receive: _Receive) -> bytearray:
-    """The body. `_BrokenOff` if its sender went away; one that is too long is read to its end, if that is not too
+    """Read the body. `_BrokenOff` if its sender went away; one that is too long is read to its end, if that is not too
     far."""
     body = bytearray()  # not a list: a body may come in parts of one byte
     size = 0
@@ -246,19 +249,19 @@ def _in_time(reading: Coroutine[Any, Any, bytearray]) -> Awaitable[bytearray]:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return reading  # another event loop than asyncio's: its server has to see to it
+        return reading  # another event loop than asyncio's: its server has to end slow requests
     return asyncio.wait_for(reading, _BODY_PATIENCE)
 
 
 def _path(scope: _Scope) -> str:
-    """The path below the place where the application is mounted."""
+    """Return the path below the place where the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if root and path.startswith(root) else path
 
 
 def _tag(tags: object, name: str) -> str | None:
     text = as_text(tags.get(name)) if isinstance(tags, dict) else None
-    return clean_line(text, _ID_CAP) or None if text else None
+    return clean_line(text, ID_CAP) or None if text else None
 
 
 def _dashed(conversation: str) -> str:
@@ -267,7 +270,7 @@ def _dashed(conversation: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address that only this machine can use."""
+    """Return whether only this machine can use an address."""
     if host == "localhost":
         return True
     try:

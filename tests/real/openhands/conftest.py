@@ -1,7 +1,7 @@
 """All tests in this folder run the real OpenHands SDK and agent-server with a scripted model.
 
 They need the extra ``test-openhands`` on Python 3.12 or newer; `python -m tests.support.openhands_env` makes such an
-environment once and says where its Python is.
+environment once and prints the path of its Python.
 """
 
 from __future__ import annotations

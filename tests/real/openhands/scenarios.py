@@ -1,4 +1,4 @@
-"""How runs of an agent can go, and what its user's agent has to hear of each, in whatever way it is told."""
+"""Courses of an agent's runs, and the reports that have to come of each, whatever the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SCENARIOS", "Scenario"]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A script for the model, and the end that has to be told."""
+    """A script for the model, and the end that has to be reported."""
 
     name: str
     steps: Callable[[str], list[Step]]
@@ -23,12 +23,12 @@ class Scenario:
     result: str | None = None
     content: str | None = None
     summaries: frozenset[str] = frozenset()
-    """Lines that are told on the way."""
+    """Contents that are reported on the way."""
     progress: frozenset[str] = frozenset()
     max_iterations: int = 50
     raises: bool = False
     by_events: bool = True
-    """The callback alone knows of it; else only the status says it."""
+    """The callback alone knows of it; else only the status shows it."""
 
     def __str__(self) -> str:
         return self.name

@@ -72,10 +72,10 @@ def wait_until_open(port: int, alive: Any) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
-def test_a_slow_client_does_not_keep_the_receiver_from_telling_what_is_open(
+def test_a_slow_client_does_not_keep_the_receiver_from_reporting_what_is_open(
     letta: InMemoryLetta, tmp_path: Path
 ) -> None:
-    """uvicorn waits for open requests before it tells an application of the end, and a supervisor kills it then."""
+    """uvicorn waits for open requests before an application learns of the end, and a supervisor kills it then."""
     agent, port = letta.create_agent(), free_port()
     environment = {**os.environ, "LETTA_BASE_URL": letta.base_url, "LETTA_AGENT_ID": agent}
     command = [sys.executable, "-m", "otel_letta", "openhands-webhooks", "--port", str(port)]
@@ -89,7 +89,7 @@ def test_a_slow_client_does_not_keep_the_receiver_from_telling_what_is_open(
             for each in idle:
                 open_ones.enter_context(each)
             idle[0].sendall(b"POST /conversations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n[")
-            # Connections that say nothing turn nobody away.
+            # Idle connections turn nobody away.
             parts = (part for part in (b"[", b"]"))
             assert httpx.post(address, content=parts).status_code == 200
             receiver.terminate()
@@ -198,7 +198,7 @@ def server(
         log.close()
 
 
-class Heard:
+class Received:
     def __init__(self, letta: InMemoryLetta, agent: str) -> None:
         self._letta, self._agent = letta, agent
 
@@ -218,17 +218,17 @@ class Heard:
 
 
 @pytest.fixture
-def heard(letta: InMemoryLetta, letta_agent: str) -> Heard:
-    return Heard(letta, letta_agent)
+def received(letta: InMemoryLetta, letta_agent: str) -> Received:
+    return Received(letta, letta_agent)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_each_run_has_its_end(
-    scenario: Scenario, server: AgentServer, model: ScriptedModel, heard: Heard, tmp_path: Path
+    scenario: Scenario, server: AgentServer, model: ScriptedModel, received: Received, tmp_path: Path
 ) -> None:
     name = model.play(f"server-{scenario}".replace(" ", "-"), scenario.steps(str(tmp_path)))
     conversation = server.start(name, max_iterations=scenario.max_iterations, lettachat=CHAT, lettamessage="msg-456")
-    end = heard.end(conversation)
+    end = received.end(conversation)
     assert end["status"] == scenario.status
     assert end["task_id"] == f"{conversation}/1"
     assert (end["chat_id"], end["message_id"]) == (CHAT, "msg-456")
@@ -237,48 +237,50 @@ def test_each_run_has_its_end(
         assert end["content"] == scenario.content
     if scenario.error is not None:
         assert end["error"].startswith(scenario.error)
-    words = json.dumps(heard.of(conversation))
+    text = json.dumps(received.of(conversation))
     for private in ("xyzzy", "private", "sk-never-told"):
-        assert private not in words
+        assert private not in text
     server.delete(conversation)
 
 
 def test_a_pause_is_in_progress_and_the_same_task_goes_on(
-    server: AgentServer, model: ScriptedModel, heard: Heard
+    server: AgentServer, model: ScriptedModel, received: Received
 ) -> None:
     goes_on = threading.Event()
     steps = [plan("in_progress", "todo"), tool("terminal", command="echo hi", summary="say hi"), finish("after")]
     name = model.play("server-pause", steps[:2], before_last=lambda: goes_on.wait(30) and None)
     conversation = server.start(name)
-    heard.wait_for(conversation, "0 of 2 steps of the plan done")
+    received.wait_for(conversation, "0 of 2 steps of the plan done")
     server.post(conversation, "pause")
     goes_on.set()
-    heard.wait_for(conversation, "Paused")
+    received.wait_for(conversation, "Paused")
     model.play("server-pause", [steps[2]])
     server.post(conversation, "run")
-    assert (heard.end(conversation)["status"], heard.end(conversation)["result"]) == ("completed", "after")
+    assert (received.end(conversation)["status"], received.end(conversation)["result"]) == ("completed", "after")
 
 
-def test_an_interrupt_is_a_failure(server: AgentServer, model: ScriptedModel, heard: Heard) -> None:
+def test_an_interrupt_is_a_failure(server: AgentServer, model: ScriptedModel, received: Received) -> None:
     name = model.play("server-interrupt", [tool("terminal", command="sleep 30", summary="sleep long")])
     conversation = server.start(name)
-    heard.wait_for(conversation, "sleep long")
+    received.wait_for(conversation, "sleep long")
     server.post(conversation, "interrupt")
-    assert (heard.end(conversation)["status"], heard.end(conversation)["error"]) == ("failed", "interrupted")
+    assert (received.end(conversation)["status"], received.end(conversation)["error"]) == ("failed", "interrupted")
 
 
-def test_a_conversation_that_is_deleted_has_failed(server: AgentServer, model: ScriptedModel, heard: Heard) -> None:
+def test_a_conversation_that_is_deleted_has_failed(
+    server: AgentServer, model: ScriptedModel, received: Received
+) -> None:
     name = model.play("server-delete", [tool("terminal", command="sleep 30", summary="sleep long")])
     conversation = server.start(name)
-    heard.wait_for(conversation, "sleep long")
+    received.wait_for(conversation, "sleep long")
     server.delete(conversation)
-    assert heard.end(conversation)["status"] == "failed"
+    assert received.end(conversation)["status"] == "failed"
 
 
-def test_two_conversations_at_once(server: AgentServer, model: ScriptedModel, heard: Heard) -> None:
+def test_two_conversations_at_once(server: AgentServer, model: ScriptedModel, received: Received) -> None:
     conversations = [
         server.start(model.play(f"server-both-{n}", [plan("todo"), finish(f"answer {n}")]), lettachat=f"chat-{n}")
         for n in (1, 2)
     ]
-    ends = [heard.end(conversation) for conversation in conversations]
+    ends = [received.end(conversation) for conversation in conversations]
     assert [(end["chat_id"], end["result"]) for end in ends] == [("chat-1", "answer 1"), ("chat-2", "answer 2")]

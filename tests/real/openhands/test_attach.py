@@ -30,10 +30,10 @@ from openhands.sdk import LLM, Agent, Conversation
 from otel_letta.otel.processor import LettaSpanProcessor
 from pydantic import SecretStr
 
-told = openhands.callback(chat_id="chat-1", delivery="messages")
+observer = openhands.callback(chat_id="chat-1", delivery="messages")
 llm = LLM(model=model, base_url=base_url, api_key=SecretStr("x"), usage_id="agent", num_retries=0)
-conversation = Conversation(agent=Agent(llm=llm, tools=[]), workspace=folder, callbacks=[told], visualizer=None)
-with openhands.reporting(conversation, told):
+conversation = Conversation(agent=Agent(llm=llm, tools=[]), workspace=folder, callbacks=[observer], visualizer=None)
+with openhands.reporting(conversation, observer):
     conversation.send_message("go")
     conversation.run()
 from lmnr.opentelemetry_lib.tracing import TracerWrapper
@@ -43,7 +43,7 @@ ours = [each for each in known if isinstance(each, LettaSpanProcessor)]
 print(json.dumps({{
     "processors": len(ours),
     "root is open": bool(ours) and ours[0].stats()["open_spans"] >= 1,
-    "claimed": bool(ours) and str(conversation.id) in ours[0]._hooked.claims,
+    "claimed": bool(ours) and ours[0]._pipeline.claimed(str(conversation.id)),
     "global": wrapper is not None and trace.get_tracer_provider() is wrapper._tracer_provider,
 }}))
 conversation.close()
@@ -103,7 +103,7 @@ def letta() -> InMemoryLetta:
 
 
 @ORDERS
-def test_the_provider_is_found_and_the_callback_speaks_for_the_conversation(
+def test_the_provider_is_found_and_the_callback_claims_the_conversation(
     steps: list[str], model: ScriptedModel, letta: InMemoryLetta, tmp_path: Path
 ) -> None:
     with letta:
@@ -125,7 +125,7 @@ def test_the_provider_is_found_where_the_program_has_one_of_its_own(
 
 
 @ORDERS
-def test_tracing_that_is_off_is_said_and_costs_nothing_else(
+def test_tracing_that_is_off_is_logged_and_costs_nothing_else(
     steps: list[str], model: ScriptedModel, letta: InMemoryLetta, tmp_path: Path
 ) -> None:
     with letta:
@@ -137,16 +137,16 @@ def test_tracing_that_is_off_is_said_and_costs_nothing_else(
     assert ends == ["done"]
 
 
-# -- what the spans tell ---------------------------------------------------------------------------------------------
+# -- reports of the spans ---------------------------------------------------------------------------------------------
 
 SCENES = """
 import contextlib, json, sys
 base_url, folder, scenes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 from otel_letta.integrations import openhands
-        from otel_letta.pipeline import pipeline
+from otel_letta.delivery.desk import Desk
 everything = []
-deliver = pipeline.Pipeline.deliver
-pipeline.Pipeline.deliver = lambda self, report: (everything.append(report), deliver(self, report))
+put = Desk.put
+Desk.put = lambda self, report: (everything.append(report), put(self, report))
 options = {"delivery": "messages", "message_interval": 0, "wake_after": 0}
 openhands.attach(**options)
 from openhands.sdk import LLM, Agent, Conversation, Tool
@@ -162,9 +162,9 @@ tools = [Tool(name=name) for name in (TerminalTool.name, FileEditorTool.name, Ta
 ids = []
 for scene in scenes:
     llm = LLM(model=scene["model"], base_url=base_url, api_key=SecretStr("x"), usage_id="agent", num_retries=0)
-    told = [openhands.callback(chat_id=scene["chat"], **options)] if scene["callback"] else []
+    observer = [openhands.callback(chat_id=scene["chat"], **options)] if scene["callback"] else []
     conversation = Conversation(
-        agent=Agent(llm=llm, tools=tools), workspace=folder, callbacks=told, visualizer=None,
+        agent=Agent(llm=llm, tools=tools), workspace=folder, callbacks=observer, visualizer=None,
         max_iteration_per_run=scene["most"],
         observability_metadata={"letta.chat_id": scene["chat"], "letta.message_id": "msg-456"},
     )
@@ -187,8 +187,8 @@ print("REPORTS " + json.dumps({"ids": ids, "reports": reports, "open": open_task
 
 
 @dataclass(frozen=True)
-class Told:
-    """What spans tell of a scenario."""
+class Expected:
+    """Reports on the spans of a scenario."""
 
     tools: list[str] = field(default_factory=list)
     shares: tuple[float, ...] = (0.0,)
@@ -198,22 +198,22 @@ class Told:
 
 UNFINISHED = "'OpenHands' failed: stopped before it was finished: paused, interrupted, stuck, or at a limit"
 SPANS = {
-    "success with a plan": Told(
+    "success with a plan": Expected(
         ["task_tracker", "file_editor", "task_tracker", "terminal", "task_tracker"], (0.0, 0.5, 0.99, 1.0), "5 tools"
     ),
-    "an end by text": Told([], (0.0, 1.0), "; it ended with a message, which may be a question"),
-    "LLM 500": Told([], (0.0,), "'OpenHands' failed: InternalServerError: "),
-    "LLM 401": Told([], (0.0,), "'OpenHands' failed: "),
-    "a tool error that is recovered from": Told(["file_editor"], (0.0, 1.0), ", 1 tool, 1 problem"),
-    "a tool that crashes until OpenHands is stuck": Told(["explode"], (0.0,), UNFINISHED),
-    "max iterations": Told(["terminal", "terminal"], (0.0,), UNFINISHED),
+    "an end by text": Expected([], (0.0, 1.0), "; it ended with a message, which may be a question"),
+    "LLM 500": Expected([], (0.0,), "'OpenHands' failed: InternalServerError: "),
+    "LLM 401": Expected([], (0.0,), "'OpenHands' failed: "),
+    "a tool error that is recovered from": Expected(["file_editor"], (0.0, 1.0), ", 1 tool, 1 problem"),
+    "a tool that crashes until OpenHands is stuck": Expected(["explode"], (0.0,), UNFINISHED),
+    "max iterations": Expected(["terminal", "terminal"], (0.0,), UNFINISHED),
 }
 AT_ONCE = "callback and spans at once"
 TWICE = "two runs of one conversation"
 
 
 @dataclass
-class Heard:
+class Received:
     conversation: str
     reports: list[dict[str, Any]]
     arrived: list[dict[str, Any]]
@@ -223,7 +223,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def heard(model: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Heard]]:
+def received(model: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Received]]:
     """All scenarios, one after another in one program: importing OpenHands is what takes its time."""
     folder = tmp_path_factory.mktemp("work")
     scenes: list[dict[str, Any]] = [
@@ -244,17 +244,17 @@ def heard(model: ScriptedModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
         agent = letta.create_agent()
         out, _ = execute(SCENES, letta, agent, [model.base_url, str(folder), json.dumps(scenes)])
         (line,) = [line for line in out.splitlines() if line.startswith("REPORTS ")]
-        said = json.loads(line.removeprefix("REPORTS "))
+        answer = json.loads(line.removeprefix("REPORTS "))
         arrived = letta.reports(agent)
         yield {
-            scene["chat"]: Heard(
+            scene["chat"]: Received(
                 conversation,
-                [report for report in said["reports"] if report["chat_id"] == scene["chat"]],
+                [report for report in answer["reports"] if report["chat_id"] == scene["chat"]],
                 [report for report in arrived if report["chat_id"] == scene["chat"]],
-                said["reports"],
-                said["open"],
+                answer["reports"],
+                answer["open"],
             )
-            for scene, conversation in zip(scenes, said["ids"], strict=True)
+            for scene, conversation in zip(scenes, answer["ids"], strict=True)
         }
 
 
@@ -264,8 +264,8 @@ def used(reports: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
-def test_the_spans_tell_start_tools_plan_and_end(scenario: Any, heard: dict[str, Heard]) -> None:
-    want, mine = SPANS[scenario.name], heard[scenario.name]
+def test_spans_give_start_tools_plan_and_end(scenario: Any, received: dict[str, Received]) -> None:
+    want, mine = SPANS[scenario.name], received[scenario.name]
     reports = mine.reports
     assert reports[0]["content"] == "Started 'OpenHands'"
     tools = used(reports)
@@ -279,23 +279,23 @@ def test_the_spans_tell_start_tools_plan_and_end(scenario: Any, heard: dict[str,
     assert [report["status"] for report in mine.arrived if report["status"] != "in_progress"] == [scenario.status]
 
 
-def test_two_runs_of_one_conversation_are_two_tasks(heard: dict[str, Heard]) -> None:
-    ends = [report for report in heard[TWICE].reports if report["status"] != "in_progress"]
+def test_two_runs_of_one_conversation_are_two_tasks(received: dict[str, Received]) -> None:
+    ends = [report for report in received[TWICE].reports if report["status"] != "in_progress"]
     assert [end["status"] for end in ends] == ["completed", "completed"]
     assert len({end["task_id"] for end in ends}) == 2
 
 
-def test_callback_and_spans_at_once_tell_each_thing_once(heard: dict[str, Heard]) -> None:
-    mine = heard[AT_ONCE]
+def test_callback_and_spans_at_once_report_each_thing_once(received: dict[str, Received]) -> None:
+    mine = received[AT_ONCE]
     assert {report["task_id"] for report in mine.reports} == {f"{mine.conversation}/1"}
     assert [report["result"] for report in mine.arrived if report["status"] != "in_progress"] == ["a.py prints 1."]
     assert {"create a.py", "run a.py"} <= {report["content"] for report in mine.reports}
 
 
-def test_the_spans_tell_no_content_and_leave_nothing_open(heard: dict[str, Heard]) -> None:
-    mine = heard[TWICE]
-    spans = [report for report in mine.everything if report["task_id"] != f"{heard[AT_ONCE].conversation}/1"]
-    words = json.dumps(spans)
+def test_reports_of_spans_hold_no_content_and_leave_nothing_open(received: dict[str, Received]) -> None:
+    mine = received[TWICE]
+    spans = [report for report in mine.everything if report["task_id"] != f"{received[AT_ONCE].conversation}/1"]
+    text = json.dumps(spans)
     for secret in ("xyzzy", "private", "a.py", "Which file"):
-        assert secret not in words
+        assert secret not in text
     assert mine.open_tasks == 0

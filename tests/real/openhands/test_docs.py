@@ -1,4 +1,4 @@
-"""What docs/uses/openhands.md and the README say is done as it is written there, with the real OpenHands."""
+"""docs/uses/openhands.md and the OpenHands part of the README, followed with the real OpenHands."""
 
 from __future__ import annotations
 

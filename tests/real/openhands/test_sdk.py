@@ -63,7 +63,7 @@ def make(model: ScriptedModel, tmp_path: Path) -> Iterator[Make]:
         each.close()
 
 
-class Heard:
+class Received:
     """Everything that was put onto the way to the agent, paced or not, and what it got in the end."""
 
     def __init__(self, letta: InMemoryLetta, agent_id: str) -> None:
@@ -82,26 +82,26 @@ class Heard:
 
 
 @pytest.fixture
-def heard(letta: InMemoryLetta, agent_id: str) -> Heard:
-    return Heard(letta, agent_id)
+def received(letta: InMemoryLetta, agent_id: str) -> Received:
+    return Received(letta, agent_id)
 
 
 @pytest.fixture
 def every_report(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """All reports, also those that a newer one replaces before they are sent."""
-    from otel_letta.integrations.openhands.runs import ConversationTracker
+    from otel_letta.integrations.openhands.runs import Runs
 
     seen: list[Any] = []
-    make = ConversationTracker.__init__
+    start = Runs.start
 
-    def spy(self: ConversationTracker, *, emit: Callable[[Any], None], **options: Any) -> None:
-        def tell(report: Any) -> None:
+    def spy(self: Runs, emit: Callable[[Any], None]) -> None:
+        def keep(report: Any) -> None:
             seen.append(report)
             emit(report)
 
-        make(self, emit=tell, **options)
+        start(self, keep)
 
-    monkeypatch.setattr(ConversationTracker, "__init__", spy)
+    monkeypatch.setattr(Runs, "start", spy)
     return seen
 
 
@@ -125,25 +125,25 @@ def test_each_run_has_its_end_and_only_one(
     make: Make,
     model: ScriptedModel,
     settings: Any,
-    heard: Heard,
+    received: Received,
     every_report: list[Any],
     tmp_path: Path,
 ) -> None:
     name = model.play(f"sdk-{way}-{scenario}".replace(" ", "-"), scenario.steps(str(tmp_path)))
-    told = callback(chat_id="chat-123", message_id="msg-456", **settings)
+    observer = callback(chat_id="chat-123", message_id="msg-456", **settings)
     if way == "reporting without a callback":
         conversation = make(name, max_iteration_per_run=scenario.max_iterations)
         watching: Any = reporting(conversation, chat_id="chat-123", message_id="msg-456", **settings)
     else:
-        conversation = make(name, told, max_iteration_per_run=scenario.max_iterations)
-        watching = reporting(conversation, told)
+        conversation = make(name, observer, max_iteration_per_run=scenario.max_iterations)
+        watching = reporting(conversation, observer)
     if way == "callback":
         run(conversation, scenario)
     else:
         with watching:
             run(conversation, scenario)
 
-    end = heard.end()
+    end = received.end()
     assert end["status"] == scenario.status
     assert end["task_id"] == f"{conversation.id}/1"
     assert (end["chat_id"], end["message_id"]) == ("chat-123", "msg-456")
@@ -157,26 +157,26 @@ def test_each_run_has_its_end_and_only_one(
     assert scenario.progress <= {f"{report.progress:.0%}" for report in every_report}
     fractions = [report.progress for report in every_report]
     assert fractions == sorted(fractions)
-    words = " ".join(report.to_json() for report in every_report)
-    assert "xyzzy" not in words
-    assert "private" not in words
+    text = " ".join(report.to_json() for report in every_report)
+    assert "xyzzy" not in text
+    assert "private" not in text
 
 
-def test_an_exception_of_run_is_told_by_the_callback_and_by_reporting_once(
-    make: Make, model: ScriptedModel, settings: Any, heard: Heard
+def test_an_exception_of_run_is_reported_once_by_callback_and_reporting(
+    make: Make, model: ScriptedModel, settings: Any, received: Received
 ) -> None:
-    told = callback(**settings)
-    conversation = make(model.play("sdk-unknown", [{"status": 404}]), told)
-    with pytest.raises(Exception, match="run failed"), reporting(conversation, told):
+    observer = callback(**settings)
+    conversation = make(model.play("sdk-unknown", [{"status": 404}]), observer)
+    with pytest.raises(Exception, match="run failed"), reporting(conversation, observer):
         conversation.send_message("go")
         conversation.run()
-    assert heard.end()["status"] == "failed"
+    assert received.end()["status"] == "failed"
 
 
 def test_a_pause_is_in_progress_and_the_same_task_goes_on(
-    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+    make: Make, model: ScriptedModel, settings: Any, received: Received, tmp_path: Path
 ) -> None:
-    told = callback(**settings)
+    observer = callback(**settings)
     conversation: Any = None
 
     def pause_soon() -> None:
@@ -184,25 +184,25 @@ def test_a_pause_is_in_progress_and_the_same_task_goes_on(
         threading.Thread(target=lambda: conversation.pause()).start()
 
     steps = [plan("in_progress", "todo"), tool("terminal", command="sleep 1", summary="sleep")]
-    conversation = make(model.play("sdk-pause", steps, before_last=pause_soon), told)
-    with reporting(conversation, told):
+    conversation = make(model.play("sdk-pause", steps, before_last=pause_soon), observer)
+    with reporting(conversation, observer):
         conversation.send_message("go")
         conversation.run()
-    reports = heard.reports()
+    reports = received.reports()
     assert (reports[-1]["status"], reports[-1]["content"]) == ("in_progress", "Paused")
     model.play("sdk-pause", [finish("after the pause")])
-    with reporting(conversation, told):
+    with reporting(conversation, observer):
         conversation.run()
-    assert (heard.end()["status"], heard.end()["result"]) == ("completed", "after the pause")
-    assert heard.end()["task_id"] == reports[0]["task_id"]
+    assert (received.end()["status"], received.end()["result"]) == ("completed", "after the pause")
+    assert received.end()["task_id"] == reports[0]["task_id"]
 
 
 @pytest.mark.parametrize("where", ["LLM", "tool"])
 @pytest.mark.parametrize("way", ["callback", "reporting"])
 def test_an_interrupt_is_a_failure(
-    way: str, where: str, make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+    way: str, where: str, make: Make, model: ScriptedModel, settings: Any, received: Received, tmp_path: Path
 ) -> None:
-    told = callback(**settings)
+    observer = callback(**settings)
     held = threading.Event()
     conversation: Any = None
 
@@ -221,47 +221,49 @@ def test_an_interrupt_is_a_failure(
                 threading.Timer(1.0, conversation.interrupt).start()
 
         extra = [when_the_tool_starts]
-    conversation = make(name, told, *extra)
+    conversation = make(name, observer, *extra)
 
     async def main() -> None:
         conversation.send_message("go")
         await asyncio.wait_for(conversation.arun(), 60)
 
     async def watched() -> None:
-        async with reporting(conversation, told):
+        async with reporting(conversation, observer):
             await main()
 
     try:
         asyncio.run(main() if way == "callback" else watched())
     finally:
         held.set()
-    assert (heard.end()["status"], heard.end()["error"]) == ("failed", "interrupted")
+    assert (received.end()["status"], received.end()["error"]) == ("failed", "interrupted")
 
 
-def test_waiting_for_confirmation_is_in_progress(make: Make, model: ScriptedModel, settings: Any, heard: Heard) -> None:
+def test_waiting_for_confirmation_is_in_progress(
+    make: Make, model: ScriptedModel, settings: Any, received: Received
+) -> None:
     from openhands.sdk.security.confirmation_policy import AlwaysConfirm
 
-    told = callback(**settings)
+    observer = callback(**settings)
     steps = [tool("terminal", command="echo hi", summary="say hi"), finish("said it")]
-    conversation = make(model.play("sdk-confirm", steps), told)
+    conversation = make(model.play("sdk-confirm", steps), observer)
     conversation.set_confirmation_policy(AlwaysConfirm())
-    with reporting(conversation, told):
+    with reporting(conversation, observer):
         conversation.send_message("go")
         conversation.run()
-    assert heard.reports()[-1]["content"] == "Waiting for confirmation"
-    with reporting(conversation, told):
+    assert received.reports()[-1]["content"] == "Waiting for confirmation"
+    with reporting(conversation, observer):
         conversation.run()
-    assert heard.end()["result"] == "said it"
+    assert received.end()["result"] == "said it"
 
 
 def test_two_conversations_at_once(
-    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+    make: Make, model: ScriptedModel, settings: Any, received: Received, tmp_path: Path
 ) -> None:
     def work(n: int) -> None:
-        told = callback(chat_id=f"chat-{n}", **settings)
+        observer = callback(chat_id=f"chat-{n}", **settings)
         steps = [plan("in_progress"), tool("terminal", command=f"echo {n}", summary=f"say {n}"), finish(f"answer {n}")]
-        conversation = make(model.play(f"sdk-both-{n}", steps), told)
-        with reporting(conversation, told):
+        conversation = make(model.play(f"sdk-both-{n}", steps), observer)
+        with reporting(conversation, observer):
             conversation.send_message("go")
             conversation.run()
 
@@ -270,40 +272,40 @@ def test_two_conversations_at_once(
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted((end["chat_id"], end["result"]) for end in heard.ends()) == [
+    assert sorted((end["chat_id"], end["result"]) for end in received.ends()) == [
         ("chat-1", "answer 1"),
         ("chat-2", "answer 2"),
     ]
 
 
 def test_several_runs_of_a_conversation_are_several_tasks(
-    make: Make, model: ScriptedModel, settings: Any, heard: Heard
+    make: Make, model: ScriptedModel, settings: Any, received: Received
 ) -> None:
-    told = callback(**settings)
-    conversation = make(model.play("sdk-runs", [finish("first"), finish("second")]), told)
+    observer = callback(**settings)
+    conversation = make(model.play("sdk-runs", [finish("first"), finish("second")]), observer)
     for _ in range(2):
         conversation.send_message("go")
         conversation.run()
-    assert [(end["task_id"], end["result"]) for end in heard.ends()] == [
+    assert [(end["task_id"], end["result"]) for end in received.ends()] == [
         (f"{conversation.id}/1", "first"),
         (f"{conversation.id}/2", "second"),
     ]
 
 
 def test_a_conversation_that_is_resumed_does_not_take_up_the_ids_of_its_past(
-    make: Make, model: ScriptedModel, settings: Any, heard: Heard, tmp_path: Path
+    make: Make, model: ScriptedModel, settings: Any, received: Received, tmp_path: Path
 ) -> None:
     name = model.play("sdk-resumed", [finish("first"), finish("second")])
     first = make(name, callback(**settings), persistence_dir=str(tmp_path / "kept"))
     first.send_message("go")
     first.run()
-    heard.reports()
+    received.reports()
     first.close()
     openhands.shutdown()  # as another process would find it
     again = make(name, callback(**settings), persistence_dir=str(tmp_path / "kept"), conversation_id=first.id)
     again.send_message("go on")
     again.run()
-    ids = [end["task_id"] for end in heard.ends()]
+    ids = [end["task_id"] for end in received.ends()]
     assert len(set(ids)) == 2
     assert all(task_id.startswith(f"{first.id}/") for task_id in ids)
 
@@ -326,7 +328,7 @@ def test_a_hook_configuration_that_we_print_is_one(monkeypatch: pytest.MonkeyPat
     assert not config.post_tool_use[0].matches("terminal")
 
 
-def test_hooks_that_openhands_runs_itself_tell_the_session(
+def test_hooks_that_openhands_runs_itself_report_the_session(
     make: Make,
     model: ScriptedModel,
     letta: InMemoryLetta,

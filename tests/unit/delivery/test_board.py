@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from otel_letta.delivery.board import Board, BoardKeeper
 from otel_letta.delivery.stats import Stats
+from otel_letta.delivery.worker import Crew
 from otel_letta.letta.rest import RestTransport
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
@@ -129,21 +129,19 @@ class Keeper(BoardKeeper):
 
     def __init__(self, server: InMemoryLetta, agent: str, clock: Clock | None = None, **options: Any) -> None:
         self.clock = clock or Clock()
-        self.unsupported: list[tuple[str, list[ProgressReport]]] = []
+        self.unsupported: list[list[ProgressReport]] = []
         self.stats = Stats()
         settings = Settings.resolve(base_url=server.base_url, agent_id=agent, **options)
         self.letta = RestTransport(settings)
-        lock = threading.RLock()
-        self.settled = threading.Condition(lock)
+        crew = Crew(self.clock)
+        self.settled = crew.settled
         super().__init__(
             agent,
             self.letta,
             settings,
             self.stats,
-            lock=lock,
-            settled=self.settled,
-            on_unsupported=lambda *what: self.unsupported.append(what),
-            clock=self.clock,
+            crew,
+            self.unsupported.append,
         )
 
     def report(self, *reports: ProgressReport) -> None:
@@ -600,8 +598,8 @@ def test_a_server_without_blocks_hands_the_open_tasks_back(
     keeper.report(progress("a", 0.1), end("b"))
     with keeper._lock:
         assert keeper.settled.wait_for(lambda: keeper.gone and not keeper.busy, 5)
-    ((who, reports),) = keeper.unsupported
-    assert who == agent and [report.task_id for report in reports] == ["a"]
+    (reports,) = keeper.unsupported
+    assert [report.task_id for report in reports] == ["a"]
     assert "sent as messages instead" in caplog.text
 
 

@@ -14,7 +14,7 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats
-from otel_letta.delivery.worker import Retry
+from otel_letta.delivery.worker import Crew, Retry
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Lane, Message, Run
@@ -25,7 +25,9 @@ from tests.support.fake_transport import (
     SERVER,
     Clock,
     FakeTransport,
+    begin_closing,
     end,
+    flush,
     make_courier,
     nudge,
     progress,
@@ -75,7 +77,7 @@ def until(gate: threading.Event) -> Callable[[Lane, object], None]:
 def finished(courier: Courier) -> None:
     """Nothing is in flight."""
     with courier.lock:
-        assert courier.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 5)
+        assert courier.crew.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 5)
 
 
 def contents(letta: FakeTransport) -> list[list[str]]:
@@ -272,7 +274,7 @@ def test_retry_after_is_obeyed_when_it_is_longer(letta: FakeTransport, courier: 
     finished(courier)
 
     clock.advance(29.9)
-    assert courier.flush(clock() + 0.05) is False
+    assert flush(courier, 0.05) is False
     assert len(letta.requests) == 1
     clock.advance(0.2)
     nudge(courier)
@@ -388,7 +390,7 @@ def test_after_a_timeout_an_end_that_landed_is_not_sent_again(letta: FakeTranspo
     finished(courier)
 
     assert len(letta.requests) == 1
-    assert courier.flush(courier.clock() + 1)
+    assert flush(courier, 1)
     assert courier.stats.snapshot()["sent"] == 1 and courier.stats.snapshot()["dropped"] == {}
 
 
@@ -426,7 +428,7 @@ def test_an_end_of_which_nobody_could_say_whether_it_landed_is_looked_for_before
     letta.runs = []
     clock.advance(10)
     nudge(courier)
-    assert courier.flush(clock() + 5) is True
+    assert flush(courier, 5) is True
     assert len(letta.requests) == 1 and courier.stats.snapshot()["sent"] == 1
     courier.finish()
 
@@ -436,7 +438,7 @@ def test_a_step_that_outlasts_the_read_timeout_is_told_once() -> None:
         agent = server.create_agent()
         letta, courier = real_courier(server, agent, read_timeout=0.25)
         courier.put(end("a"))
-        assert courier.flush(time.monotonic() + 10)
+        assert flush(courier, 10)
         courier.finish()
         letta.close()
         assert server.turns == 1
@@ -449,7 +451,7 @@ def test_an_answer_that_got_lost_does_not_double_the_report() -> None:
         server.drop_next(after_processing=True, path="/messages", method="POST")
         letta, courier = real_courier(server, agent)
         courier.put(end("a"))
-        assert courier.flush(time.monotonic() + 10)
+        assert flush(courier, 10)
         courier.finish()
         letta.close()
         assert server.turns == 1 and len(server.reports(agent)) == 1
@@ -461,7 +463,7 @@ def test_a_request_that_got_lost_is_sent_again() -> None:
         server.drop_next(path="/messages", method="POST")
         letta, courier = real_courier(server, agent)
         courier.put(end("a"))
-        assert courier.flush(time.monotonic() + 10)
+        assert flush(courier, 10)
         courier.finish()
         letta.close()
         assert server.turns == 1 and len(server.reports(agent)) == 1
@@ -470,7 +472,7 @@ def test_a_request_that_got_lost_is_sent_again() -> None:
 def real_courier(server: InMemoryLetta, agent: str, **options: Any) -> tuple[RestTransport, Courier]:
     settings = Settings.resolve(base_url=server.base_url, agent_id=agent, delivery="messages", **options)
     letta = RestTransport(settings)
-    return letta, Courier(letta, settings, Stats())
+    return letta, Courier(letta, settings, Stats(), Crew())
 
 
 # -- parked -------------------------------------------------------------------------------------------------------
@@ -499,7 +501,7 @@ def test_what_only_a_person_can_mend_parks_the_lane_and_is_probed_once_a_minute(
     letta.probe_error = error
     for minute in range(3):
         clock.advance(59)
-        assert courier.flush(clock() + 0.5) is False
+        assert flush(courier, 0.5) is False
         assert letta.calls.count("probe") == minute
         clock.advance(1.5)
         nudge(courier)
@@ -538,7 +540,7 @@ def test_the_parked_end_arrives_after_the_password_was_rotated(
 
         monkeypatch.setenv("LETTA_PASSWORD", "new")
         server.wait_for_messages(agent, 1)
-        assert courier.flush(time.monotonic() + 5)
+        assert flush(courier, 5)
         courier.finish()
         letta.close()
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
@@ -561,7 +563,7 @@ def test_a_lane_that_a_real_answer_parked_goes_on_when_it_is_mended(status: int,
         letta, courier = real_courier(server, agent, probe_interval=0.05)
         courier.put(end("a"))
         server.wait_for_messages(agent, 1)
-        courier.flush(time.monotonic() + 5)
+        flush(courier, 5)
         courier.finish()
         letta.close()
         assert [report["status"] for report in server.reports(agent)] == ["completed"]
@@ -645,7 +647,7 @@ def test_a_real_conversation_gets_its_reports() -> None:
         letta, courier = real_courier(server, agent, busy_timeout=0.3)
         courier.put(end("a", chat_id=conversation))
         courier.put(end("b", chat_id="conv-99999999-9999-4999-8999-999999999999"))
-        assert courier.flush(time.monotonic() + 10)
+        assert flush(courier, 10)
         courier.finish()
         letta.close()
         where = {re.findall('task="(.)"', m.content)[0]: m.conversation_id for m in server.messages(agent)}
@@ -685,7 +687,7 @@ def test_over_the_wake_budget_ends_wait_and_go_together(letta: FakeTransport, cl
         finished(courier)
     for number in range(2, 7):
         courier.put(end(f"t{number}"))
-    assert courier.flush(clock() + 10) is False  # says the truth, and at once: waiting could not help
+    assert flush(courier, 10) is False  # says the truth, and at once: waiting could not help
     clock.advance(3_590)
     nudge(courier)
     finished(courier)
@@ -723,7 +725,7 @@ def test_only_what_cost_the_agent_a_turn_counts_against_the_budget(
     if not counts:
         letta.wait_for_delivered(1)
     else:
-        assert courier.flush(clock() + 1) is False and len(letta.requests) == 1
+        assert flush(courier, 1) is False and len(letta.requests) == 1
     courier.finish()
 
 
@@ -735,10 +737,10 @@ def test_a_30_minute_task_with_1_000_updates_costs_five_turns(
 ) -> None:
     for number in range(1_000):
         courier.put(progress("a", number / 1_000))
-        assert courier.flush(clock() + 5)
+        assert flush(courier, 5)
         clock.advance(1.8)
     courier.put(end("a"))
-    assert courier.flush(clock() + 5)
+    assert flush(courier, 5)
 
     shares = [re.findall('progress="(.*?)%"', text)[0] for request in letta.texts() for text in request]
     assert shares == ["0", "25", "50", "75", "100"]
@@ -756,9 +758,9 @@ def test_flush_waits_for_what_is_in_flight(letta: FakeTransport) -> None:
     letta.on_send = until(gate)
     courier.put(end("a"))
     letta.wait_for_requests(1)
-    assert courier.flush(time.monotonic() + 0.05) is False
+    assert flush(courier, 0.05) is False
     gate.set()
-    assert courier.flush(time.monotonic() + 5) is True
+    assert flush(courier, 5) is True
     courier.finish()
 
 
@@ -766,7 +768,7 @@ def test_flush_does_not_wait_for_progress_that_is_held(letta: FakeTransport, cou
     courier.put(progress("a", 0.0))
     letta.wait_for_delivered(1)
     courier.put(progress("a", 0.1))
-    assert courier.flush(courier.clock() + 0.01) is True
+    assert flush(courier, 5) is True
 
 
 def test_flush_returns_early_when_waiting_could_not_help(letta: FakeTransport, courier: Courier) -> None:
@@ -775,17 +777,8 @@ def test_flush_returns_early_when_waiting_could_not_help(letta: FakeTransport, c
     letta.wait_for_requests(1)
     finished(courier)
     began = time.monotonic()
-    assert courier.flush(courier.clock() + 30) is False
+    assert flush(courier, 30) is False
     assert time.monotonic() - began < 5
-
-
-def test_flush_says_false_when_an_end_was_given_up_meanwhile(letta: FakeTransport) -> None:
-    courier = make_courier(letta)
-    letta.on_send = lambda lane, messages: time.sleep(0.05)
-    letta.refuses = lambda content: BAD
-    courier.put(end("a"))
-    assert courier.flush(time.monotonic() + 5) is False
-    courier.finish()
 
 
 def test_a_second_report_is_not_late_because_the_first_was_held(letta: FakeTransport, courier: Courier) -> None:
@@ -802,8 +795,8 @@ def test_shutdown_interrupts_backoff_and_tries_at_once(letta: FakeTransport) -> 
     courier.put(end("a"))
     letta.wait_for_requests(1)
     finished(courier)
-    courier.begin_closing(time.monotonic() + 5.0)
-    assert courier.flush(time.monotonic() + 5) is True
+    begin_closing(courier)
+    assert flush(courier, 5) is True
     courier.finish()
     assert len(letta.delivered) == 1
 
@@ -814,8 +807,8 @@ def test_shutdown_gives_up_progress_and_keeps_trying_ends(letta: FakeTransport, 
     letta.wait_for_requests(1)
     finished(courier)
     courier.put(progress("b"))
-    courier.begin_closing(time.monotonic() + 5.0)
-    assert courier.flush(courier.clock() + 5) is True
+    begin_closing(courier)
+    assert flush(courier, 5) is True
     assert contents(letta) == [["a over"]]
     assert courier.stats.snapshot()["dropped"] == {"in_progress at shutdown": 1}
 
@@ -827,8 +820,8 @@ def test_shutdown_says_what_is_left_and_why(letta: FakeTransport, caplog: pytest
     courier.put(end("a"))
     letta.wait_for_requests(1)
     finished(courier)
-    courier.begin_closing(time.monotonic() + 5.0)
-    assert courier.flush(time.monotonic() + 1) is False
+    begin_closing(courier)
+    assert flush(courier, 1) is False
     courier.finish()
 
     line = caplog.records[-1].getMessage()
@@ -845,8 +838,8 @@ def test_shutdown_does_not_call_lost_what_the_agent_is_still_answering(
     letta.on_send = until(gate)
     courier.put(end("a"))
     letta.wait_for_requests(1)
-    courier.begin_closing(time.monotonic() + 5.0)
-    assert courier.flush(time.monotonic() + 0.05) is False
+    begin_closing(courier)
+    assert flush(courier, 0.05) is False
     courier.finish()
 
     assert "still answering 1 report(s)" in caplog.text and "not delivered" not in caplog.text
@@ -917,7 +910,7 @@ def test_no_thread_is_left_without_work(
     letta.wait_for_delivered(1)
     with courier.lock:
         (worker,) = courier._lanes.values()
-        assert courier.settled.wait_for(lambda: worker._thread is None, 5)
+        assert courier.crew.settled.wait_for(lambda: worker._thread is None, 5)
     courier.put(end("b"))
     letta.wait_for_delivered(2)
 
@@ -968,7 +961,7 @@ def test_a_message_is_never_sent_by_two_threads_at_once() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert courier.flush(time.monotonic() + 20)
+        assert flush(courier, 20)
         courier.finish()
         letta.close()
         assert server.in_flight_max(agent) == 1

@@ -1,4 +1,4 @@
-"""The receiver of OpenHands' webhooks: what it tells, whom it listens to, and what it never keeps."""
+"""The receiver of OpenHands' webhooks: its reports, the senders that it accepts, and what it never keeps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from otel_letta.cli.main import app as cli
 from otel_letta.integrations.openhands import webhooks
 from otel_letta.integrations.openhands.webhooks import OpenHandsWebhooks, is_loopback
 from otel_letta.testing import InMemoryLetta
-from tests.support.conversations import recorded
+from tests.support.conversations import ends, recorded
 
 SECRET = "sk-this-must-not-be-kept"
 CONVERSATION = "21c1737601f44c0abf845dd2e515b4e5"
@@ -79,69 +77,53 @@ def post(
 
 
 @pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
-
-
-@pytest.fixture
-def settings(letta: InMemoryLetta, agent: str) -> dict[str, Any]:
-    return {"base_url": letta.base_url, "agent_id": agent, "delivery": "messages", "message_interval": 0}
-
-
-@pytest.fixture
 def app(settings: dict[str, Any]) -> Iterator[OpenHandsWebhooks]:
     made = OpenHandsWebhooks(**settings)
     yield made
     made.close()
 
 
-def ends(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> list[dict[str, Any]]:
+def ends_of(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> list[dict[str, Any]]:
     assert app.flush(10)
-    return [report for report in letta.reports(agent) if report["status"] != "in_progress"]
+    return ends(letta, agent)
 
 
-# -- what is told ----------------------------------------------------------------------------------------------------
+# -- reports --------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_real_server_posted(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> None:
     for request in recorded("webhooks"):
         assert post(app, request["path"], request["body"]) == 200
     assert [
-        (end["status"], end.get("error", "").partition(":")[0], end["result"]) for end in ends(app, letta, agent)
+        (end["status"], end.get("error", "").partition(":")[0], end["result"]) for end in ends_of(app, letta, agent)
     ] == [
         ("completed", "", "hello.py prints hello 0, 1 and 2."),
         ("failed", "LLMServiceUnavailableError", None),
         ("failed", "MaxIterationsReached", None),
     ]
-    assert {end["chat_id"] for end in ends(app, letta, agent)} == {"agent-1"}
-    assert ends(app, letta, agent)[0]["task_id"] == "21c17376-01f4-4c0a-bf84-5dd2e515b4e5/1"
+    assert {end["chat_id"] for end in ends_of(app, letta, agent)} == {"agent-1"}
+    assert ends_of(app, letta, agent)[0]["task_id"] == "21c17376-01f4-4c0a-bf84-5dd2e515b4e5/1"
 
 
-def test_a_batch_that_comes_again_is_heard_once(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> None:
+def test_a_batch_that_comes_again_counts_once(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> None:
     for request in recorded("webhooks"):
         for _ in range(2):
             post(app, request["path"], request["body"])
-    assert len(ends(app, letta, agent)) == 3
+    assert len(ends_of(app, letta, agent)) == 3
 
 
-def test_tags_say_who_asked(settings: dict[str, Any], letta: InMemoryLetta, agent: str) -> None:
+def test_tags_name_the_chat_that_asked(settings: dict[str, Any], letta: InMemoryLetta, agent: str) -> None:
     app = OpenHandsWebhooks(chat_id="default", message_id="msg-0", **settings)
     tags = {"lettachat": "chat-123", "lettamessage": "msg-456", "lettaname": "Tidy up", "other": 5}
     post(app, "/conversations", {"id": CONVERSATION, "execution_status": "idle", "tags": tags})
     post(app, f"/events/{CONVERSATION}", [ASKED, status("running"), status("finished")])
     post(app, f"/events/{CONVERSATION[::-1]}", [ASKED, status("running"), status("finished")])
-    told = [(end["chat_id"], end["message_id"], end["task"]) for end in ends(app, letta, agent)]
-    assert told == [("chat-123", "msg-456", "Tidy up"), ("default", "msg-0", "OpenHands")]
+    origins = [(end["chat_id"], end["message_id"], end["task"]) for end in ends_of(app, letta, agent)]
+    assert origins == [("chat-123", "msg-456", "Tidy up"), ("default", "msg-0", "OpenHands")]
     app.close()
 
 
-def test_a_server_that_stops_tells_what_is_open(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> None:
+def test_a_server_that_stops_reports_what_is_open(app: OpenHandsWebhooks, letta: InMemoryLetta, agent: str) -> None:
     post(app, f"/events/{CONVERSATION}", [ASKED, status("running")])
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
@@ -197,7 +179,7 @@ def test_full_state_is_neither_logged_nor_kept(app: OpenHandsWebhooks, caplog: p
         (f"/events/{CONVERSATION}", [None, 5, [], {"kind": 5}, {"kind": "NoSuchEvent"}], 200),
     ],
 )
-def test_odd_requests_are_answered_and_told_to_nobody(
+def test_odd_requests_are_answered_and_not_reported(
     app: OpenHandsWebhooks, path: str, body: object, answer: int
 ) -> None:
     assert post(app, path, body) == answer
@@ -223,9 +205,7 @@ def test_a_body_that_is_too_long_is_read_and_forgotten(
     assert app.stats()["reports"] == 0
 
 
-def test_more_bodies_at_once_than_fit_are_told_to_come_again(
-    app: OpenHandsWebhooks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_bodies_at_once_than_fit_must_come_again(app: OpenHandsWebhooks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "_MOST_BODIES", 1)
     scope = {"type": "http", "method": "POST", "path": "/conversations", "client": ("127.0.0.1", 1), "headers": []}
 
@@ -273,7 +253,7 @@ def test_a_sender_that_falls_silent_loses_its_place(app: OpenHandsWebhooks, monk
 
 
 @pytest.mark.parametrize(("version", "closes"), [("1.1", True), ("2", False)])
-def test_only_http_1_is_told_to_close_the_connection(app: OpenHandsWebhooks, version: str, closes: bool) -> None:
+def test_only_http_1_must_close_the_connection(app: OpenHandsWebhooks, version: str, closes: bool) -> None:
     """HTTP/2 forbids that header, and its servers fail on it."""
     sent: list[Any] = []
 
@@ -319,7 +299,7 @@ def test_a_request_that_breaks_off_is_none(app: OpenHandsWebhooks) -> None:
     assert asyncio.run(main()) == 400
 
 
-# -- who may speak ---------------------------------------------------------------------------------------------------
+# -- accepted senders ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,7 +316,7 @@ def test_a_request_that_breaks_off_is_none(app: OpenHandsWebhooks) -> None:
         ("127.0.0.1", {"Forwarded": "for=192.0.2.1"}, 403),
     ],
 )
-def test_without_a_token_only_programs_of_this_machine_are_heard(
+def test_without_a_token_only_programs_of_this_machine_are_accepted(
     app: OpenHandsWebhooks, client: str, headers: dict[str, str], answer: int
 ) -> None:
     assert post(app, "/conversations", {}, client=client, **headers) == answer
@@ -353,7 +333,7 @@ def test_without_a_token_only_programs_of_this_machine_are_heard(
         (None, 401),
     ],
 )
-def test_with_a_token_everybody_who_knows_it_is_heard(settings: dict[str, Any], sent: str | None, answer: int) -> None:
+def test_with_a_token_all_who_know_it_are_accepted(settings: dict[str, Any], sent: str | None, answer: int) -> None:
     app = OpenHandsWebhooks(token="right", **settings)
     headers = {} if sent is None else {"Authorization": sent}
     assert post(app, "/conversations", {}, client="192.0.2.1", **headers) == answer
@@ -385,24 +365,6 @@ def test_a_token_shows_nowhere(settings: dict[str, Any]) -> None:
 )
 def test_which_addresses_are_this_machine_s_alone(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
-
-
-def test_the_command_refuses_to_listen_to_everybody_without_a_token() -> None:
-    done = CliRunner().invoke(cli(), ["openhands-webhooks", "--host", "0.0.0.0"])
-    assert done.exit_code == 2
-    assert "set OTEL_LETTA_WEBHOOK_TOKEN" in done.output
-
-
-def test_a_blank_token_is_none_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_LETTA_WEBHOOK_TOKEN", " \n")
-    assert CliRunner().invoke(cli(), ["openhands-webhooks", "--host", "0.0.0.0"]).exit_code == 2
-
-
-def test_the_command_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    done = CliRunner().invoke(cli(), ["openhands-webhooks"])
-    assert done.exit_code == 1
-    assert "pip install 'otel-letta[webhooks]'" in done.output
 
 
 def test_an_application_that_nobody_closes_has_delivered_at_the_end(letta: InMemoryLetta, agent: str) -> None:

@@ -1,0 +1,113 @@
+"""The doorway of delivery: takes reports, and delivers them on a board or as messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from otel_letta.delivery.board import BoardKeeper
+from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.stats import Stats
+from otel_letta.delivery.worker import Crew, Worker
+from otel_letta.letta.transport import Transport
+from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.settings import Delivery, Settings
+
+
+class Desk:
+    """Delivery for one pipeline: a courier for messages, and a keeper for each agent's board.
+
+    Safe to use from several threads. Its own threads exist only while there is something to deliver.
+
+    Args:
+        settings: mode of delivery, pacing, patience and bounds.
+        transport: the server; closed by `close`.
+        stats: counts what becomes of the reports.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, settings: Settings, transport: Transport, stats: Stats, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._stats = stats
+        self._crew = Crew(clock)
+        self._courier = Courier(transport, settings, stats, self._crew)
+        self._keepers: dict[str, BoardKeeper] = {}
+
+    def put(self, report: ProgressReport) -> None:
+        """Accept a report; never waits for the network."""
+        self._stats.count("reports")
+        mode = self._settings.delivery
+        if mode is not Delivery.MESSAGES and not self._put_on_board(report) and mode is Delivery.AUTO:
+            mode = Delivery.MESSAGES
+        if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and report.status.is_terminal):
+            if report.wakes:
+                self._courier.put(report)
+            elif mode is Delivery.MESSAGES:
+                self._stats.count("held")
+
+    def flush(self, until: Deadline) -> bool:
+        """Deliver every end, every report that is due and every change of a board.
+
+        Returns:
+            False if that did not happen in time, or if an end was given up meanwhile.
+        """
+        return self._flush(until, closing=False)
+
+    def close(self, until: Deadline) -> bool:
+        """Deliver what can be delivered in time, report what cannot, and stop. Returns the same as `flush`."""
+        self._courier.begin_closing(until)
+        delivered = self._flush(until, closing=True)
+        self._courier.finish()
+        with self._crew.lock:
+            for keeper in self._keepers.values():
+                keeper.stop()
+        return delivered
+
+    def stats(self) -> dict[str, Any]:
+        """Return what waits and what is wrong now.
+
+        Returns:
+            ``lanes``: name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``:
+            agent → ``label``, ``open_tasks``, ``parked``.
+        """
+        with self._crew.lock:
+            return {
+                "lanes": self._courier.lanes(),
+                "boards": {agent: keeper.state() for agent, keeper in self._keepers.items()},
+            }
+
+    def _flush(self, until: Deadline, *, closing: bool) -> bool:
+        lost = self._stats.lost_ends
+        with self._crew.lock:
+            for keeper in self._keepers.values():
+                keeper.hurry(closing=closing)
+        return self._crew.flush(self._workers, until) and self._stats.lost_ends == lost
+
+    def _workers(self) -> list[Worker]:
+        return [*self._courier.workers(), *self._keepers.values()]
+
+    def _put_on_board(self, report: ProgressReport) -> bool:
+        """Put the report on its agent's board; False if the server has no boards."""
+        agent = report.agent_id or self._settings.agent_id
+        with self._crew.lock:
+            keeper = self._keepers.get(agent)
+            if keeper is None:
+                keeper = self._keepers[agent] = BoardKeeper(
+                    agent, self._transport, self._settings, self._stats, self._crew, self._without_board
+                )
+            if keeper.gone:
+                return False
+            keeper.put(report)
+            return True
+
+    def _without_board(self, open_reports: list[ProgressReport]) -> None:
+        """Send as messages what was to be on a board. Lock held."""
+        if self._settings.delivery is Delivery.AUTO:
+            for report in open_reports:
+                if report.wakes:
+                    self._courier.put(report)

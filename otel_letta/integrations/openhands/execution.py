@@ -1,0 +1,144 @@
+"""The context manager around OpenHands' `run()`: the conversation's status and an exception decide how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from otel_letta.integrations.openhands.callbacks import Callback, callback
+from otel_letta.integrations.openhands.events import Event, EventKind, read_event
+from otel_letta.letta.transport import Transport
+from otel_letta.text import as_text
+from otel_letta.tracking.aborts import abort_reason
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from otel_letta.settings import SettingsOptions
+
+_MOST_REPLAYED = 2_000
+
+
+class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Callback]):  # noqa: N801 - like `task`
+    """One task from the ``with`` to its end, judged by the conversation's status and by an exception.
+
+    With a `callback` of the conversation everything in between is reported live. Without one, only the start is; the
+    rest is read from the conversation when it is over, and is reported with the end::
+
+        with reporting(conversation, chat_id="chat-123", message_id="msg-456"):
+            conversation.run()
+
+    A paused conversation, and one that waits for confirmation, is in progress: the task goes on with the next
+    ``with``. Works as ``async with`` around ``arun()`` too. Never raises anything of its own.
+
+    Args:
+        conversation: OpenHands' conversation, local or remote.
+        existing: its callback, which brings ids, name and settings along: the arguments below are those of `callback`
+            and only for a conversation without one.
+        chat_id: the chat that asked.
+        message_id: the message that asked.
+        name: the task's name.
+        transport: instead of Letta's REST API; for tests.
+        options: `Settings` keywords.
+
+    Raises:
+        TypeError: there is a callback, and one of the arguments that it replaces.
+    """
+
+    def __init__(
+        self,
+        conversation: Any,
+        existing: Callback | None = None,
+        /,  # a setting is called ``conversation`` too
+        *,
+        chat_id: str | None = None,
+        message_id: str | None = None,
+        name: str | None = None,
+        transport: Transport | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
+        if existing is None:
+            self._callback = callback(chat_id=chat_id, message_id=message_id, name=name, transport=transport, **options)
+        elif chat_id or message_id or name or transport or options:
+            raise TypeError("the callback has its ids and settings already")
+        else:
+            self._callback = existing
+        self._replays = existing is None
+        self._conversation = conversation
+        self._seen = 0
+
+    def __enter__(self) -> Callback:
+        with self._swallowing():
+            self._callback.bind(self._conversation)
+            seen = _number_of_events(self._conversation)
+            if seen is None:
+                self._replays = False  # old and new events could not be kept apart
+            else:
+                self._seen = seen
+            self._report(Event(EventKind.RUN_ENTERED, code="new" if seen == 0 else ""))
+        return self._callback
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Each for itself: a remote conversation whose server is gone cannot be read, and has ended all the same.
+        status = None
+        with self._swallowing():
+            if self._replays:
+                self._replay()
+        with self._swallowing():
+            status = as_text(getattr(getattr(self._conversation, "state", None), "execution_status", None))
+        with self._swallowing():
+            reason = "" if error is None else _reason(error)
+            self._report(Event(EventKind.RUN_RETURNED, code=status or "", text=reason))
+
+    async def __aenter__(self) -> Callback:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    @contextlib.contextmanager
+    def _swallowing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as trouble:  # noqa: BLE001
+            self._callback.share.swallow(trouble)
+
+    def _report(self, event: Event) -> None:
+        self._callback.share.report_event(self._callback.conversation_id(), self._callback.origin, event)
+
+    def _replay(self) -> None:
+        """Report the events of the run. Those that a callback reported already are known by their ids."""
+        events = self._conversation.state.events
+        for index in range(max(self._seen, len(events) - _MOST_REPLAYED), len(events)):
+            event = read_event(events[index])
+            if event is not None:
+                self._report(event)
+
+
+def _number_of_events(conversation: Any) -> int | None:
+    try:
+        return len(conversation.state.events)
+    except Exception:  # noqa: BLE001 - a remote conversation asks its server
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a run stopped. OpenHands wraps the cause in an exception that repeats it between ids and paths."""
+    reason = abort_reason(error)
+    if reason is not None:
+        return reason
+    if not isinstance(error, Exception):
+        return ""  # sys.exit(0) and a generator that is closed are no failures: the status decides how it ended
+    cause = error.__cause__ if type(error).__name__ == "ConversationRunError" and error.__cause__ else error
+    try:
+        text = str(cause)
+    except Exception:  # noqa: BLE001 - the text of an exception is anybody's code
+        text = ""
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

@@ -1,0 +1,148 @@
+"""The base of what plugs into OpenTelemetry's SDK: settings that may be bad, a share in a pipeline, no exceptions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from otel_letta.errors import LettaConfigurationError
+from otel_letta.letta.transport import Transport
+from otel_letta.pipeline.pipeline import Pipeline
+from otel_letta.pipeline.sharing import Handle, join
+from otel_letta.settings import Settings
+from otel_letta.tracking.opt_in import TaskFilter
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+
+    from otel_letta.otel.selfmetrics import SelfMetrics
+
+_logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Life(Enum):
+    """The states of a component."""
+
+    IDLE = "has never had a pipeline: its settings are bad, or OTEL_SDK_DISABLED is set"
+    ACTIVE = "has a share in a pipeline"
+    CLOSED = "was shut down"
+
+
+class Component:
+    """A plug-in of the SDK with a share in a pipeline.
+
+    Args:
+        kind: the class's name, for the log.
+        live: whether it sees spans start.
+        transport: instead of the server that the settings name; for tests.
+        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall report a task once need the same one.
+        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
+            ``settings``. Bad or missing ones are logged as one error, and the component does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        live: bool,
+        transport: Transport | None,
+        meter_provider: MeterProvider | None = None,
+        task_filter: TaskFilter | None = None,
+        options: dict[str, Any],
+    ) -> None:
+        self._life = Life.IDLE
+        self._handle: Handle | None = None
+        self._metrics: SelfMetrics | None = None
+        try:
+            settings, complaints = Settings.from_options(options, lenient=True)
+            for error in complaints:  # a slip in a YAML file must not switch reporting off
+                _logger.warning("%s ignores an option: %s", kind, error)
+            if settings.disabled:
+                _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
+                return
+            self._metrics = _self_metrics(kind, settings, meter_provider)
+            self._handle = join(settings, transport, live=live, metrics=self._metrics, task_filter=task_filter)
+            self._life = Life.ACTIVE
+        except LettaConfigurationError as error:
+            # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
+            # other exporters and instrumentations with it (measured).
+            _logger.error("%s does nothing: %s", kind, error)
+            self._metrics = _self_metrics(kind, None, meter_provider)
+        except Exception as error:
+            _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
+            _logger.debug("unexpected error", exc_info=True)
+
+    @property
+    def active(self) -> bool:
+        """False if there is nothing that this could do: its settings are bad, or it was shut down."""
+        return self._life is Life.ACTIVE
+
+    @property
+    def _pipeline(self) -> Pipeline | None:
+        """The pipeline while this is active."""
+        return self._handle.pipeline if self._handle is not None and self._life is Life.ACTIVE else None
+
+    def stats(self) -> dict[str, Any]:
+        """Return numbers since the start: what was sent, held, conflated, dropped and why, and what is wrong now.
+
+        Returns:
+            ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
+            ``retries``; ``dropped``: reason → number; ``open_spans``, ``open_tasks``, ``evicted`` (traces of agents
+            that were given up because there were too many); ``lanes``: name → ``waiting``,
+            ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``, ``open_tasks``,
+            ``parked``. Empty for a component without valid settings. Components that are configured alike share a
+            pipeline and its numbers.
+        """
+        return self._handle.pipeline.stats() if self._handle is not None else {}
+
+    def _flush(self, timeout_millis: float | None) -> bool:
+        pipeline = self._pipeline
+        if pipeline is None:
+            return True
+        try:
+            return pipeline.flush(max(30_000 if timeout_millis is None else timeout_millis, 0) / 1e3)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("force_flush", error)
+            return False
+
+    def _close(self, timeout_millis: float | None) -> None:
+        pipeline, self._life = self._pipeline, Life.CLOSED
+        if pipeline is None or self._handle is None:
+            return
+        most = pipeline.settings.shutdown_timeout
+        try:
+            self._handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
+        except Exception as error:  # noqa: BLE001
+            self._swallow("shutdown", error)
+
+    def _count(self, count: Callable[[_T, str | None], None], what: _T, error: str | None) -> None:
+        """Count spans for the metrics; on the pipeline's thread, since they have to be read for that."""
+        if self._pipeline is not None:
+            self._pipeline.call(count, what, error)
+        else:
+            count(what, error)
+
+    def _swallow(self, where: str, error: Exception) -> None:
+        """Log a bug of ours, since a hook's exception would replace the traced program's own."""
+        if self._handle is not None:
+            self._handle.pipeline.complain(where, error)
+
+
+def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterProvider | None) -> SelfMetrics | None:
+    if os.environ.get("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "").strip().lower() != "true":
+        return None
+    from otel_letta.otel.selfmetrics import SelfMetrics
+
+    try:
+        return SelfMetrics(kind, settings, meter_provider)
+    except Exception:
+        _logger.warning("%s has no metrics: the meter provider failed", kind, exc_info=True)
+        return None

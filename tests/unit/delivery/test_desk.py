@@ -1,0 +1,230 @@
+"""The doorway of delivery: which reports go on the board, which as messages, and what flush and close answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from otel_letta import errors
+from otel_letta.delivery.desk import Desk
+from otel_letta.delivery.stats import Stats
+from otel_letta.letta.transport import Block, Lane, Message
+from otel_letta.runtime.deadline import Deadline
+from tests.support.fake_transport import FakeTransport, end, progress, settings
+
+BAD = errors.LettaRequestError(status=400)
+UNAUTHORIZED = errors.LettaAuthenticationError(status=401, hint="check LETTA_AGENT_ID and LETTA_PASSWORD")
+
+
+class WithBlocks(FakeTransport):
+    """A server with memory blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boards: dict[str, str] = {}
+        """Agent → what its board shows."""
+        self.board_error: errors.LettaError | None = None
+
+    def blocks(self, agent_id: str) -> list[Block]:
+        self._note("blocks")
+        if self.board_error is not None:
+            raise self.board_error
+        return []
+
+    def create_block(
+        self, agent_id: str, label: str, value: str, limit: int, description: str, metadata: dict[str, Any]
+    ) -> Block:
+        return Block(agent_id, label, value, limit, metadata)
+
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any]) -> None:
+        with self.changed:
+            self.boards[block.id] = value
+            self.changed.notify_all()
+
+
+@pytest.fixture
+def letta() -> WithBlocks:
+    return WithBlocks()
+
+
+@pytest.fixture
+def make(letta: WithBlocks) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def desk(delivery: str = "auto", **options: Any) -> Desk:
+        made.append(Desk(settings(delivery=delivery, **options), letta, Stats()))
+        return made[-1]
+
+    yield desk
+    letta.on_send = lambda lane, messages: None
+    for each in made:
+        each.close(Deadline.after(0.0))
+
+
+def soon() -> Deadline:
+    return Deadline.after(10.0)
+
+
+def sent(letta: FakeTransport) -> list[str]:
+    return [text for request in letta.texts() for text in request]
+
+
+# -- board or message ---------------------------------------------------------------------------------------------
+
+
+def test_in_mode_auto_progress_goes_on_the_board_and_ends_go_as_messages_too(
+    letta: WithBlocks, make: Callable[..., Desk]
+) -> None:
+    desk = make("auto")
+    desk.put(progress("a", 0.5))
+    desk.put(end("b"))
+    assert desk.flush(soon())
+
+    assert "50% a" in letta.boards["agent-1"] and "completed" in letta.boards["agent-1"]
+    (text,) = sent(letta)
+    assert 'task="b"' in text
+
+
+def test_in_mode_auto_an_end_that_is_not_worth_a_turn_is_only_on_the_board(
+    letta: WithBlocks, make: Callable[..., Desk]
+) -> None:
+    desk = make("auto")
+    desk.put(end("a", wakes=False))
+    assert desk.flush(soon())
+    assert "completed" in letta.boards["agent-1"] and not sent(letta)
+
+
+def test_in_mode_messages_there_is_no_board(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("messages")
+    desk.put(progress("a", 0.5))
+    desk.put(progress("quiet", 0.5, wakes=False))
+    assert desk.flush(soon())
+    assert len(sent(letta)) == 1 and not letta.boards and desk.stats()["boards"] == {}
+    assert desk._stats.snapshot()["held"] == 1
+
+
+def test_in_mode_board_nothing_wakes_the_agent(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("board")
+    desk.put(progress("a", 0.5))
+    desk.put(end("b"))
+    assert desk.flush(soon())
+    assert letta.boards and not letta.requests
+
+
+def test_each_agent_has_a_board_of_its_own(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("board")
+    desk.put(progress("a", 0.5))
+    desk.put(progress("b", 0.5, agent_id="agent-2"))
+    assert desk.flush(soon())
+    assert set(letta.boards) == {"agent-1", "agent-2"} == set(desk.stats()["boards"])
+
+
+def test_where_there_are_no_boards_open_tasks_and_later_reports_go_as_messages(
+    letta: WithBlocks, make: Callable[..., Desk]
+) -> None:
+    letta.board_error = errors.LettaUnsupportedError()
+    desk = make("auto")
+    desk.put(progress("a", 0.5))
+    assert desk.flush(soon())  # waits for what the board handed over
+    desk.put(progress("b", 0.5))
+    assert desk.flush(soon())
+    assert [text.split('"')[1] for text in sent(letta)] == ["a", "b"]
+
+
+# -- flush --------------------------------------------------------------------------------------------------------
+
+
+def test_flush_says_false_when_an_end_was_given_up_meanwhile(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("messages")
+    letta.on_send = lambda lane, messages: time.sleep(0.05)
+    letta.refuses = lambda content: BAD
+    desk.put(end("a"))
+    assert desk.flush(soon()) is False
+
+
+def test_a_parked_lane_does_not_keep_the_board_from_being_written(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("auto")
+    letta.always = letta.probe_error = UNAUTHORIZED
+    desk.put(end("a"))
+    assert desk.flush(Deadline.after(30.0)) is False
+    assert "completed" in letta.boards["agent-1"]
+
+
+def test_a_board_that_is_parked_does_not_keep_messages_back(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("auto")
+    letta.board_error = UNAUTHORIZED
+    desk.put(end("a"))
+    assert desk.flush(Deadline.after(30.0)) is False
+    assert len(sent(letta)) == 1
+
+
+def test_flush_ends_when_its_caller_gives_up(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("messages")
+    gate = threading.Event()
+
+    def turn(lane: Lane, messages: Sequence[Message]) -> None:
+        assert gate.wait(10)
+
+    letta.on_send = turn
+    desk.put(end("a"))
+    letta.wait_for_requests(1)
+    assert desk.flush(Deadline(cancelled=lambda: True)) is False
+    gate.set()
+    assert desk.flush(soon())
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["flush", "close"])
+def test_where_no_thread_can_be_started_whoever_waits_does_the_work(
+    letta: WithBlocks, make: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    desk = make("auto")
+    desk.put(progress("a", 0.5))
+    desk.put(end("b"))
+    assert (desk.close if closes else desk.flush)(soon())
+    assert len(sent(letta)) == 1 and "50% a" in letta.boards["agent-1"]
+
+
+# -- close --------------------------------------------------------------------------------------------------------
+
+
+def test_close_gives_up_progress_delivers_ends_and_closes_the_connections(
+    letta: WithBlocks, make: Callable[..., Desk]
+) -> None:
+    desk = make("messages")
+    letta.failures = [errors.LettaConnectionError()]
+    desk.put(end("a"))
+    letta.wait_for_requests(1)
+    desk.put(progress("b", 0.5))
+    assert desk.close(soon())
+    assert len(sent(letta)) == 1 and letta.closed == 1
+    assert desk._stats.snapshot()["dropped"] == {"in_progress at shutdown": 1}
+
+
+def test_close_says_what_is_left_and_why(
+    letta: WithBlocks, make: Callable[..., Desk], caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = make("messages")
+    letta.always = letta.probe_error = UNAUTHORIZED
+    desk.put(end("a"))
+    assert desk.close(Deadline.after(1.0)) is False
+    (line,) = [r.getMessage() for r in caplog.records if "not delivered" in r.getMessage()]
+    assert "1 task end(s)" in line and "Invalid credentials" in line
+    assert logging.ERROR in {r.levelno for r in caplog.records}
+
+
+def test_no_thread_outlives_a_closed_desk(letta: WithBlocks, make: Callable[..., Desk]) -> None:
+    desk = make("auto")
+    desk.put(progress("a", 0.5))
+    desk.put(end("b"))
+    assert desk.close(soon())
+    with desk._crew.lock:
+        assert desk._crew.settled.wait_for(lambda: not any(w.staffed for w in desk._workers()), 5)
