@@ -46,7 +46,6 @@ LONGER = {
     "delivery.courier",
     "letta.app_server.transport",
     "letta.http",
-    "pipeline.pipeline",
     "testing.server",
     "tracking.agents",
     "tracking.conventions",

@@ -243,13 +243,16 @@ class Settings(Table):
         """Return what the owner of the secret should know before anything is sent, one line each."""
         return tuple(text for text in (self._default_host(), self._foreign_url(), self._plain_http()) if text)
 
+    @property
+    def _cargo(self) -> str:
+        return "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
+
     def _default_host(self) -> str:
         # A key that goes to Letta Cloud because nothing names another server goes where it belongs.
         if self.sources["base_url"] != "default" or self.base_url != DEFAULT_BASE_URL:
             return ""
-        what = "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
         return (
-            f"LETTA_BASE_URL is not set: {what} go to the default server {self._host}. "
+            f"LETTA_BASE_URL is not set: {self._cargo} go to the default server {self._host}. "
             "Set LETTA_BASE_URL to your own Letta server if that is not it."
         )
 
@@ -268,9 +271,8 @@ class Settings(Table):
         scheme = urlsplit(self.base_url).scheme
         if scheme in {"https", "wss"} or self.is_loopback:
             return ""
-        what = "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
         return (
-            f"LETTA_BASE_URL is plain {scheme}: {what} travel readable to {self._host}. "
+            f"LETTA_BASE_URL is plain {scheme}: {self._cargo} travel readable to {self._host}. "
             f"Use {scheme}s outside of this machine."
         )
 
