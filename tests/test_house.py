@@ -40,8 +40,6 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 EXCEPTIONS: set[tuple[str, str]] = set()
 LONGEST = 400
 LONGER = {
-    "cli.check",
-    "pipeline.pipeline",
     "tracking.agents",
     "tracking.conventions",
     "tracking.tasks",

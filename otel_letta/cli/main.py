@@ -1,7 +1,7 @@
-"""The command `otel-letta`: ``check`` says whether a report would get through, ``demo`` shows how it looks,
-``replay`` what recorded spans would tell.
+"""The command `otel-letta`.
 
-``hook`` and ``openhands-webhooks`` listen to OpenHands.
+``check`` finds out whether a report would get through, ``demo`` shows how reports look, ``replay`` turns recorded
+spans into reports; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
 
 Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
 which OpenHands waits for at every step, does without them.
@@ -22,7 +22,7 @@ def app() -> click.Group:
     """The command with its subcommands. ImportError without the extra ``cli``."""
     import click
 
-    from otel_letta.cli.check import check
+    from otel_letta.cli.check.command import check
     from otel_letta.cli.demo import demo
     from otel_letta.cli.openhands_webhooks import openhands_webhooks
     from otel_letta.cli.replay import replay
@@ -75,5 +75,5 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:  # the imports take a moment
         sys.exit(130)
-    # The name that people know, also after `python -m otel_letta`.
+    # The name in usage and errors, also after `python -m otel_letta`.
     command(prog_name="otel-letta")

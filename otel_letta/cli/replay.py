@@ -198,7 +198,7 @@ class _Sender:
     """Sends reports as the exporter would."""
 
     def __init__(self, settings: Settings) -> None:
-        from otel_letta.pipeline.pipeline import join
+        from otel_letta.pipeline.sharing import join
 
         self._timeout = settings.read_timeout
         self._handle = join(settings, None, live=False)

@@ -1,4 +1,4 @@
-"""Kinds of values. Each says what it allows, parses text and Python values, and writes a value down again."""
+"""Kinds of values: what each allows, how it is parsed from text and Python values, and how it is written again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 1_000_000
 
 
 class Delivery(str, Enum):
-    """How reports reach the agent: board and messages, messages alone, or the board alone (no LLM call)."""
+    """The way of reports to the agent: board and messages, messages alone, or the board alone (no LLM call)."""
 
     AUTO = "auto"
     MESSAGES = "messages"
@@ -31,7 +31,7 @@ class Delivery(str, Enum):
 
 
 class ServerKind(str, Enum):
-    """Which of Letta's servers `LETTA_BASE_URL` names: ask it, its REST server, or its App Server and by which door.
+    """The kind of server that `LETTA_BASE_URL` names. ``auto``: the server is asked.
 
     ``app-server`` speaks over the WebSocket. ``app-server-http`` posts to the OpenAI-compatible API, where the
     server offers one: a process that ends abruptly leaves no turn behind that blocks the conversation.

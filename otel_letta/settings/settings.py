@@ -69,7 +69,7 @@ class Settings(Table):
         """Read the settings: keyword, else environment, else `.env`, else default.
 
         None as keyword, and an empty (or blank) text in environment or `.env`, count as not set. ``password=""`` and
-        ``api_key=""`` say that there is none, whatever the environment holds.
+        ``api_key=""`` mean that there is none, whatever the environment holds.
 
         Args:
             environ: read instead of ``os.environ``, and read again by `refresh`.
@@ -175,7 +175,7 @@ class Settings(Table):
         """
         try:
             # The search starts where the first one did. A program may have changed into a folder by now whose .env
-            # is not its own (an agent's workspace), and must not send its password where that file says.
+            # is not its own (an agent's workspace), and the password must not go where that file sends it.
             return self._again()
         except LettaConfigurationError as error:
             log_once(_logger, logging.DEBUG, f"Settings could not be read again, the old ones stay: {error}")
@@ -243,13 +243,16 @@ class Settings(Table):
         """Return what the owner of the secret should know before anything is sent, one line each."""
         return tuple(text for text in (self._default_host(), self._foreign_url(), self._plain_http()) if text)
 
+    @property
+    def _cargo(self) -> str:
+        return "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
+
     def _default_host(self) -> str:
-        # A key that goes to Letta Cloud because nothing else was said goes where it belongs.
+        # A key that goes to Letta Cloud because nothing names another server goes where it belongs.
         if self.sources["base_url"] != "default" or self.base_url != DEFAULT_BASE_URL:
             return ""
-        what = "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
         return (
-            f"LETTA_BASE_URL is not set: {what} go to the default server {self._host}. "
+            f"LETTA_BASE_URL is not set: {self._cargo} go to the default server {self._host}. "
             "Set LETTA_BASE_URL to your own Letta server if that is not it."
         )
 
@@ -268,9 +271,8 @@ class Settings(Table):
         scheme = urlsplit(self.base_url).scheme
         if scheme in {"https", "wss"} or self.is_loopback:
             return ""
-        what = "reports" if self.token_name is None else f"reports and {BY_NAME[self.token_name].env}"
         return (
-            f"LETTA_BASE_URL is plain {scheme}: {what} travel readable to {self._host}. "
+            f"LETTA_BASE_URL is plain {scheme}: {self._cargo} travel readable to {self._host}. "
             f"Use {scheme}s outside of this machine."
         )
 

@@ -55,16 +55,10 @@ def read(
     for variable in VARIABLES:
         name = variable.name
         layer = next((layer for layer in layers if name in layer.values), None)
-        values[name], sources[name] = variable.default, "default" if layer is None else layer.source
-        if layer is not None:
-            raw = layer.values[name]
-            try:
-                values[name] = variable.parse(raw)
-                continue
-            except Refused as error:
-                refused = error
-            # Refused out here, so that the error is not chained to one that holds the raw value.
-            refuse(name, _complaint(variable, raw, layer.source, refused))
+        sources[name] = "default" if layer is None else layer.source
+        values[name] = variable.default if layer is None else _parsed(variable, layer.values[name], layer.source)
+        if isinstance(values[name], LettaConfigurationError):
+            refuse(name, values[name])
     if sources["base_url"] == "default" and values["api_key"] and not values["password"]:
         values["base_url"] = CLOUD_BASE_URL
     if values["server"] is ServerKind.REST and values["base_url"].startswith(("ws://", "wss://")):
@@ -72,6 +66,14 @@ def read(
         hint = "allowed with it: auto, app-server, app-server-http"
         refuse("server", _complaint(BY_NAME["server"], str(values["server"]), sources["server"], refused, hint))
     return values, sources
+
+
+def _parsed(variable: Variable, value: object, source: str) -> object:
+    """Return the setting, or the error about it: one that is raised later is not chained to one with the raw value."""
+    try:
+        return variable.parse(value)
+    except Refused as refused:
+        return _complaint(variable, value, source, refused)
 
 
 def _complaint(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from otel_letta.settings.kinds import Kind, Refused, has_control, plain_text
 
 DEFAULT_BASE_URL = "https://letta2.oculair.ca"
-"""The original integration's server, used when nothing names another one; `Settings.security_warnings` says so."""
+"""The original integration's server, used with a warning where nothing names another one."""
 CLOUD_BASE_URL = "https://api.letta.com"
 """Letta Cloud, to which an API key without a URL belongs, as in letta-client."""
 

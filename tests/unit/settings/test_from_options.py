@@ -1,4 +1,4 @@
-"""What a component makes of its keywords: finished settings, or those that `Settings.resolve` reads."""
+"""The keywords of a component: finished settings, or those that `Settings.resolve` reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What values may be."""
+"""Values that are accepted, and values that are refused."""
 
 from __future__ import annotations
 

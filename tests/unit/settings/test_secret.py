@@ -81,9 +81,9 @@ class TestSecrets:
         library = raised.value.with_traceback(
             raised.value.__traceback__.tb_next if raised.value.__traceback__ else None
         )
-        told = "".join(traceback.TracebackException.from_exception(library, capture_locals=True).format())
-        assert "resolve" in told
-        assert PASSWORD not in told
+        shown = "".join(traceback.TracebackException.from_exception(library, capture_locals=True).format())
+        assert "resolve" in shown
+        assert PASSWORD not in shown
         assert raised.value.__context__ is None
 
     def test_no_error_about_the_environment_or_a_file_shows_it(
@@ -93,8 +93,8 @@ class TestSecrets:
         monkeypatch.setenv("LETTA_PASSWORD", PASSWORD)
         with pytest.raises(LettaConfigurationError, match="LETTA_API_KEY from") as raised:
             Settings.resolve(agent_id=AGENT)
-        told = "".join(traceback.TracebackException.from_exception(raised.value, capture_locals=True).format())
-        assert PASSWORD not in told
+        shown = "".join(traceback.TracebackException.from_exception(raised.value, capture_locals=True).format())
+        assert PASSWORD not in shown
 
     def test_only_reveal_gives_it(self) -> None:
         assert Secret(PASSWORD).reveal() == PASSWORD

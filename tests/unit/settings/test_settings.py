@@ -1,4 +1,4 @@
-"""Settings: what they know about the server, what they warn of, when they are read again."""
+"""Settings: agent, server, token and warnings; reading them again; when two are the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("otel_letta.test")
 
 
 class TestAgent:
-    def test_a_missing_agent_is_an_error_that_says_what_to_set(self) -> None:
+    def test_a_missing_agent_is_an_error_that_names_what_to_set(self) -> None:
         with pytest.raises(LettaConfigurationError, match="set LETTA_AGENT_ID"):
             Settings.resolve(environ={})
 

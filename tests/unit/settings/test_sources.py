@@ -1,4 +1,4 @@
-"""Where values come from, and what is said about those that cannot be used."""
+"""Sources of values, and complaints about values that cannot be used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestPrecedence:
     def test_a_keyword_of_none_counts_as_not_set(self) -> None:
         assert resolve({"OTEL_LETTA_MAX_STEPS": "3"}, max_steps=None).max_steps == 3
 
-    def test_an_empty_password_keyword_says_that_there_is_none(self) -> None:
+    def test_an_empty_password_keyword_means_that_there_is_none(self) -> None:
         found = resolve({"LETTA_PASSWORD": PASSWORD}, password="")
         assert (found.password, found.token, found.sources["password"]) == (None, None, "keyword")
 
@@ -159,7 +159,7 @@ class TestDotenv:
 
 
 class TestComplaints:
-    def test_the_line_says_variable_value_source_and_what_is_allowed(self) -> None:
+    def test_the_line_names_variable_value_source_and_what_is_allowed(self) -> None:
         assert complaint({"OTEL_LETTA_POLL_INTERVAL": "fast"}) == (
             "OTEL_LETTA_POLL_INTERVAL from the environment cannot be 'fast'"
             " - allowed: a number of seconds from 0.01 to 60"

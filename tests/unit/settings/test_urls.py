@@ -204,5 +204,5 @@ class TestBaseUrl:
             ("[2001:db8::1]", False),
         ],
     )
-    def test_loopback_is_told_by_the_form_of_the_address(self, host: str, loopback: bool) -> None:
+    def test_loopback_is_known_by_the_form_of_the_address(self, host: str, loopback: bool) -> None:
         assert resolve(base_url=f"http://{host}:8283").is_loopback is loopback

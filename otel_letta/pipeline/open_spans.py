@@ -1,0 +1,194 @@
+"""The spans that are open now, kept so that a span which nobody reads costs next to nothing.
+
+Every recorded span of the program gets a `Record`. While it is young, the record holds the span itself: most spans end
+before anybody looks at them. Whoever looks at one makes an `OpenSpan` of it, which holds it weakly.
+
+Nothing here takes a lock: a hook can run inside the garbage collector, in the middle of whatever the same thread was
+doing, and would deadlock on one. Each change is a single operation of a dict, list or deque, which Python makes atomic
+with and without the GIL; `OpenSpans.look_at` explains the one race that is left to be settled.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan, Span
+
+from otel_letta.tracking.roles import SpanKey, key_of
+
+Record = list[Any]
+"""What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was looked at.
+
+The span is there while it is young; then it is None. So a record of two with None in front is of a span that ended
+without ever being looked at: whoever looks up from a child looks through it.
+"""
+
+
+class OpenSpan(weakref.ref[Span]):
+    """An open span that was looked at: a weak reference with room for what is known about it.
+
+    One object instead of two. What few spans need is a default of the class until it is set.
+    """
+
+    __slots__ = ("__dict__", "key", "over")
+
+    key: SpanKey
+    over: bool
+    """Its end has come to a hook."""
+    followed: bool = False
+    """It is part of a task or of an agent's work: the tracker needs its changes and its end."""
+    awaited: bool = False
+    """Spans below wait for its end even if nothing makes it a task."""
+    start_exception: int = 0
+    """id() of the exception being handled when the span started, 0 if none that matters."""
+    inbound: tuple[object, object] = (None, None)
+    """Chat and message id as the baggage of the span's context had them, if the settings want that."""
+    ended: ReadableSpan | None = None
+    """The ended span, until the tracker has it."""
+    noted: bool = False
+    """A call that reads the span is in the inbox."""
+    spoken: bool = False
+    """A log event, a setting or a filter has spoken for the span: its end matters whatever it carries."""
+    opted: str | None = None
+    """The task's name, if a setting or a filter makes a task of the span."""
+    ignored: bool = False
+    """Started where instrumentation is suppressed: nothing of it is reported."""
+    seen: Mapping[str, Any] = MappingProxyType({})
+    """The attributes when they were last read, compared by identity."""
+    event_time: int = 0
+    """Time of the newest span event then."""
+
+
+class OpenSpans:
+    """Registry of open spans by span id, which is unique but for accidents: for those there is a second registry."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record] = {}
+        self.twins: dict[SpanKey, Record] = {}
+        """Spans whose id an open span of another trace has too."""
+        self._lost: deque[OpenSpan] = deque()
+        self._suspects: list[OpenSpan] = []
+        self._forget = self._lost.append
+
+    def __len__(self) -> int:
+        return len(self.records) + len(self.twins)
+
+    def clear(self) -> None:
+        """Forget everything, in a forked child. Both registries stay the same objects, since hooks hold them."""
+        self.records.clear()
+        self.twins.clear()
+        self._lost.clear()
+        self._suspects.clear()
+
+    def get(self, key: SpanKey) -> Record | None:
+        """Return the record of an open span."""
+        record = self.twins.get(key)
+        if record is None:
+            record = self.records.get(key[1])
+        return record if record is not None and _key(record) == key else None
+
+    def add_twin(self, key: SpanKey, record: Record) -> bool:
+        """Register a span whose id is taken; False if it is taken by the span itself (a second processor)."""
+        return self.get(key) is None and self.twins.setdefault(key, record) is record
+
+    def all(self) -> list[Record]:
+        """Return the records of all open spans in the order of their starts."""
+        return [*self.records.values(), *self.twins.values()]
+
+    def look_at(self, record: Record) -> OpenSpan | None:
+        """Return the `OpenSpan` of a record, made now if there is none; None if its span was over before that.
+
+        Any thread may call this, beside another one that does the same or that ends the span. The first `OpenSpan` in
+        the record is the span's. A hook that ends a span takes it out of the registry before it reads the record; so
+        one that found no `OpenSpan` there, and noted nothing, is found out here by the registry.
+        """
+        if len(record) < 3:
+            span = record[0]
+            if span is not None:
+                entry = self.prepare(record, span)
+                if self.get(entry.key) is not record:
+                    entry.over = True
+        return record[2] if len(record) > 2 else None
+
+    def prepare(self, record: Record, span: Span) -> OpenSpan:
+        """Make the `OpenSpan` of a record that may not be registered yet."""
+        entry = OpenSpan(span, self._forget)
+        entry.key = key_of(span)
+        entry.over = False
+        parent, above = span.parent, record[1]
+        if above is not None and (parent is None or parent.is_remote or _trace(above, entry.key[0]) != entry.key[0]):
+            record[1] = None  # another span, whose id is the same by accident
+        record.append(entry)
+        record[0] = None
+        first: OpenSpan = record[2]
+        return first
+
+    def above(self, record: Record) -> tuple[list[OpenSpan], SpanKey | None]:
+        """Return the spans above one that are or were open here, nearest first, and what is above the last of them.
+
+        Returns:
+            Second the key of the span that is above the last one, or above this one if there are none: in another
+            process, or not open when the processor was added. None if there is none, or it is not known.
+        """
+        found = []
+        top = record
+        while top[1] is not None:
+            top = top[1]
+            entry = self.look_at(top)
+            if entry is not None:
+                found.append(entry)
+        entry = self.look_at(top)
+        span = None if entry is None else entry.ended or entry()
+        parent = None if span is None else span.parent
+        return found, None if parent is None else (parent.trace_id, parent.span_id)
+
+    def take_lost(self, *, patient: bool = False) -> Iterator[Record]:
+        """Take out spans that were garbage-collected without an end; each is given once.
+
+        Args:
+            patient: not before the second call. The collector clears weak references first and runs destructors
+                then, and one of those (a generator's ``with`` block, say) may still end the span.
+        """
+        suspects, self._suspects = self._suspects, []
+        while self._lost:
+            (self._suspects if patient else suspects).append(self._lost.popleft())
+        for entry in suspects:
+            # An ended span's record left the registry at its end; its later collection means nothing.
+            record = self.get(entry.key)
+            if record is not None and len(record) > 2 and record[2] is entry:
+                if self.twins.pop(entry.key, None) is None:
+                    self.records.pop(entry.key[1], None)
+                yield record
+
+
+def shorten(above: Record) -> None:
+    """Leave out what is over above a record, but for the topmost.
+
+    Spans that hand over to one another for ever (a loop whose every turn starts inside the last one) would otherwise
+    make a chain that never ends.
+    """
+    up = above[1]
+    while up is not None and up[1] is not None and _is_plain_and_over(up):
+        above[1] = up = up[1]
+
+
+def _is_plain_and_over(record: Record) -> bool:
+    if len(record) < 3:
+        return record[0] is None
+    entry = record[2]
+    return entry.over and not entry.followed and entry.ended is None
+
+
+def _key(record: Record) -> SpanKey | None:
+    if len(record) < 3 and (span := record[0]) is not None:
+        return key_of(span)
+    return record[2].key if len(record) > 2 else None
+
+
+def _trace(record: Record, otherwise: int) -> int:
+    key = _key(record)
+    return otherwise if key is None else key[0]
