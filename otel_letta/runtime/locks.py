@@ -202,8 +202,6 @@ class _Ticket:
             path = self._path = folder / self._name
             path.touch(0o600)
             return not any(_is_alive(other) for other in folder.iterdir() if other.name < self._name)
-        except FileNotFoundError:
-            return False  # the last to leave has removed the folder just now
         except OSError:
             return True
 
@@ -212,8 +210,6 @@ class _Ticket:
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            with contextlib.suppress(OSError):  # others wait
-                self._path.parent.rmdir()
 
 
 def _is_alive(ticket: Path) -> bool:
