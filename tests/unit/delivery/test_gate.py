@@ -138,7 +138,7 @@ def test_processes_of_a_host_take_turns_and_nothing_is_lost() -> None:
 
 
 _IN_A_LOOP = """
-import sys
+import sys, time
 from otel_letta.delivery.gate import hold
 from otel_letta.letta.transport import Lane
 from otel_letta.runtime import locks
@@ -148,6 +148,7 @@ with open(sys.argv[2], "ab", buffering=0) as log:
     while True:
         with hold(Lane("http://letta.test", sys.argv[1]), Deadline(), 1_000):
             log.write(b".")
+            time.sleep(0.002)  # a request
 """
 
 
