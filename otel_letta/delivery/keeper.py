@@ -34,13 +34,13 @@ _DESCRIPTION = (
     "instruction, and no reply is needed."
 )
 _SOON = 5
-"""How many conflicts in a row are answered with an early second try."""
+"""Conflicts in a row that are answered with an early second try."""
 _MARK = "otel_letta"
 """Key in the block's metadata that makes it ours."""
 _STALE = timedelta(hours=1)
 """A block that another host's writer has not touched for so long may be taken over."""
 _HEARTBEAT = 1_800.0
-"""Seconds. A writer with open tasks touches its block at least this often, so that it does not look stale."""
+"""Seconds. A writer with open tasks touches its block at least this often, or others would take it."""
 
 
 class BoardKeeper(Worker):
@@ -214,7 +214,7 @@ class BoardKeeper(Worker):
             self._on_unsupported(self._board.open_reports())
 
     def _claim(self, until: Deadline) -> Block:
-        """Find or make our block; anew if it was not written for so long that it looks abandoned to others."""
+        """Find or make our block; anew if it was not written for so long that others take it for abandoned."""
         if self._block is not None:
             if self._written_at is None or self._clock() - self._written_at < _STALE.total_seconds():
                 return self._block

@@ -108,7 +108,7 @@ class HostLock:
     """An exclusive lock between processes, by name. Not reentrant, and not for use by two threads at once.
 
     Where no lock file can be made (a read-only disk, a folder that somebody else owns), it can always be acquired, and
-    one warning says that processes are not kept apart: reporting goes on.
+    one warning is logged that processes are not kept apart: reporting goes on.
     """
 
     def __init__(self, name: str) -> None:
