@@ -1,4 +1,4 @@
-"""Carries reports to their lanes as messages: one request at a time and lane, lanes side by side."""
+"""Reports as messages: in each lane one request at a time, and the lanes side by side."""
 
 from __future__ import annotations
 

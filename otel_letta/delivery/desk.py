@@ -93,7 +93,7 @@ class Desk:
         return [*self._courier.workers(), *self._keepers.values()]
 
     def _put_on_board(self, report: ProgressReport) -> bool:
-        """Put the report on its agent's board; False if the server has no boards."""
+        """Put the report on its agent's board. Return False if the server has no boards."""
         agent = report.agent_id or self._settings.agent_id
         with self._crew.lock:
             keeper = self._keepers.get(agent)

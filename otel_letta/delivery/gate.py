@@ -6,11 +6,11 @@ person's message. So every sender, courier or reporter, goes through `exchange`:
 
 1. a lock per lane among the threads and event loops of this process,
 2. a file lock per lane among the processes of this host, both in the order of arrival,
-3. a look at the agent's active runs, waiting a bounded time for them to end,
+3. a check of the agent's active runs, waiting a bounded time for them to end,
 4. the request itself, and
-5. for messages that must not be lost, a look at what is in the agent's context afterwards.
+5. for messages that must not be lost, a check afterwards of what is in the agent's context.
 
-What remains: another host, or a client that does not look, can still start a turn between 3 and 4. Step 5 notices
+What remains: another host, or a client that does not check, can still start a turn between 3 and 4. Step 5 notices
 when it erased our message, and sends it again; it cannot notice when ours erased theirs.
 """
 
@@ -88,7 +88,7 @@ def exchange(
         try:
             visit.confirm_in_context([m for m in pending if m.otid in must_stay])
         except LettaError as error:
-            # The turn was answered: whatever is wrong with the look afterwards, the messages are delivered.
+            # The turn was answered: whatever is wrong with the check afterwards, the messages are delivered.
             _logger.debug("could not check the context of %s: %s", lane, error)
         return answer
 
@@ -98,7 +98,7 @@ def settle(
 ) -> set[str]:
     """Wait after a request without an answer until no turn runs, and return which messages the server has.
 
-    The stored message appears only when its turn ends (measured), so an earlier look would say no too soon.
+    The stored message appears only when its turn ends (measured), so an earlier check would miss it.
     """
     with hold(lane, until, busy_patience):
         visit = _Visit(transport, lane, until, busy_patience)
@@ -145,7 +145,7 @@ class _Visit:
         try:
             return self._transport.landed(self._lane, [m.otid for m in messages], until=self._limit)
         except LettaRequestError as error:
-            # It is the look that this server refuses. The messages were not, and must not be taken for bad ones.
+            # This server refuses the check. The messages were not refused, and must not be taken for bad ones.
             raise LettaServerError(
                 "Letta does not list its messages", status=error.status, detail=error.detail, may_have_landed=True
             ) from error
@@ -186,7 +186,7 @@ class _Visit:
         try:
             active = self._transport.active_runs(self._lane, until=self._limit)
         except LettaRequestError as error:
-            # This look is a courtesy; a server that refuses it has not refused the message.
+            # This check is a courtesy; a server that refuses it has not refused the message.
             _logger.debug("%s: cannot see whether the agent is busy: %s", self._lane, error)
             return []
         except LettaError as error:

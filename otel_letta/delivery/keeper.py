@@ -18,7 +18,7 @@ from otel_letta.delivery.retry import Retry
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Crew, Job, Worker
 from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
-from otel_letta.letta.transport import Block, Lane, Transport
+from otel_letta.letta.transport import Block, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.locks import HostLock, scope
@@ -34,13 +34,13 @@ _DESCRIPTION = (
     "instruction, and no reply is needed."
 )
 _SOON = 5
-"""How many conflicts in a row are answered with an early second try."""
+"""Conflicts in a row that are answered with an early second try."""
 _MARK = "otel_letta"
 """Key in the block's metadata that makes it ours."""
 _STALE = timedelta(hours=1)
 """A block that another host's writer has not touched for so long may be taken over."""
 _HEARTBEAT = 1_800.0
-"""Seconds. A writer with open tasks touches its block at least this often, so that it does not look stale."""
+"""Seconds. A writer with open tasks touches its block at least this often, or others would take it."""
 
 
 class BoardKeeper(Worker):
@@ -69,9 +69,10 @@ class BoardKeeper(Worker):
         on_unsupported: Callable[[list[ProgressReport]], None],
     ) -> None:
         super().__init__(f"otel_letta board {agent_id}", crew)
-        self._agent_id = agent_id
-        self._is_default = agent_id == settings.agent_id
+        self._named = None if agent_id == settings.agent_id else agent_id
         self._transport = transport
+        self._home = transport.lane(self._named, None)
+        """The server and the agent."""
         self._settings = settings
         self._stats = stats
         self._on_unsupported = on_unsupported
@@ -89,6 +90,10 @@ class BoardKeeper(Worker):
         self._warned_labels: set[str] = set()
         self.unsupported = False
         """True once the server turned out to have no boards."""
+
+    @property
+    def _agent_id(self) -> str:
+        return self._home.agent_id
 
     # -- with the lock held ------------------------------------------------------------------------------------------
 
@@ -163,17 +168,14 @@ class BoardKeeper(Worker):
         if self._closed:
             self._release()
 
-    def _lane(self) -> Lane:
-        return self._transport.lane(None if self._is_default else self._agent_id, None)
-
     def _follow_settings(self) -> None:
-        """Move to the agent that the settings name now, as its messages do."""
-        agent = self._lane().agent_id
-        if agent != self._agent_id:
-            _logger.warning("board of %s is that of %s now", self._agent_id, agent)
+        """Move to the server and agent that the settings name now, as its messages do."""
+        lane = self._transport.lane(self._named, None)
+        if lane != self._home:
+            _logger.warning("board of %s is that of %s now", self._home, lane)
             with self._lock:
                 self._release()
-                self._agent_id = agent
+                self._home = lane
 
     def _failed(self, error: LettaError, urgent: bool) -> None:
         with self._lock:
@@ -212,18 +214,17 @@ class BoardKeeper(Worker):
             self._on_unsupported(self._board.open_reports())
 
     def _claim(self, until: Deadline) -> Block:
-        """Find or make our block; anew if it was not written for so long that it looks abandoned to others."""
+        """Find or make our block; anew if it was not written for so long that others take it for abandoned."""
         if self._block is not None:
             if self._written_at is None or self._clock() - self._written_at < _STALE.total_seconds():
                 return self._block
             self._release()
         there = {block.label: block for block in self._transport.blocks(self._agent_id, until=until)}
-        server = self._lane().server
         for label in self._labels():
             block = there.get(label)
             if block is not None and not self._may_use(block):
                 continue
-            slot = HostLock(f"board {server} {self._agent_id} {label}")
+            slot = HostLock(f"board {self._home.server} {self._agent_id} {label}")
             if not slot.try_acquire():
                 continue  # another process of this host writes there
             try:

@@ -125,17 +125,17 @@ class LaneWorker(Worker):
             self._courier.close_if_last()
 
     def _moved(self, parcels: list[Parcel]) -> bool:
-        """Move everything to the agent that the settings name now. Return False if that is still this lane's."""
+        """Move everything to the server and agent that the settings name now. Return False if they are this lane's."""
         courier, lane = self._courier, self.mailbox.lane
         report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
         if report is None:
             return False
-        agent = courier.transport.lane(report.agent_id, report.chat_id).agent_id
-        if agent == lane.agent_id:
+        target = replace(courier.transport.lane(report.agent_id, report.chat_id), conversation_id=lane.conversation_id)
+        if target == lane:
             return False
-        _logger.warning("reports to %s go to %s now", lane, agent)
+        _logger.warning("reports to %s go to %s now", lane, target)
         with self._lock:
-            courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, agent, lane.conversation_id))
+            courier.reroute([*parcels, *self.mailbox.take_all()], target)
             self.retry.succeeded()
             self.last_error = None
         return True

@@ -58,7 +58,7 @@ def _shows_that_nobody_listens(error: LettaError) -> bool:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConnectionRefusedError):
         cause = cause.__cause__ or cause.__context__
-    return cause is not None or error.status == 502  # a proxy's way to say the same
+    return cause is not None or error.status == 502  # a proxy's answer for the same
 
 
 waited_out = RecentRuns()

@@ -13,7 +13,7 @@ from otel_letta.runtime.suppress import suppress_tracing
 _logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 10.0
-"""How long a thread without work waits for some before it ends."""
+"""Seconds that a thread without work waits for some before it ends."""
 
 Job = Callable[[Deadline], None]
 """Something to do, which gives up at the deadline."""
@@ -65,7 +65,7 @@ class Crew:
 
 
 class Worker:
-    """Does one job after another on a daemon thread of its own.
+    """A worker that does one job after another on a daemon thread of its own.
 
     Subclasses choose the next job (`_next_job`) and know whether something is left to deliver (`has_pending`). Both
     are called with the lock held. Jobs run without it.

@@ -108,7 +108,7 @@ class HostLock:
     """An exclusive lock between processes, by name. Not reentrant, and not for use by two threads at once.
 
     Where no lock file can be made (a read-only disk, a folder that somebody else owns), it can always be acquired, and
-    one warning says that processes are not kept apart: reporting goes on.
+    one warning is logged that processes are not kept apart: reporting goes on.
     """
 
     def __init__(self, name: str) -> None:
@@ -202,8 +202,6 @@ class _Ticket:
             path = self._path = queue / self._name
             path.touch(0o600)
             return not any(_is_alive(other) for other in queue.iterdir() if other.name < self._name)
-        except FileNotFoundError:
-            return False  # the last to leave has removed the folder just now
         except OSError:
             return True
 
@@ -212,8 +210,6 @@ class _Ticket:
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            with contextlib.suppress(OSError):  # others wait
-                self._path.parent.rmdir()
 
 
 def _is_alive(ticket: Path) -> bool:

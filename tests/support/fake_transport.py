@@ -41,6 +41,7 @@ class FakeTransport:
 
     def __init__(self, agent_id: str = "agent-1") -> None:
         self.agent_id = agent_id
+        self.server = SERVER
         self.changed = threading.Condition()
         self.calls: list[str] = []
         self.requests: list[tuple[Lane, list[Message]]] = []
@@ -88,7 +89,7 @@ class FakeTransport:
 
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
         conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
-        return Lane(SERVER, agent_id or self.agent_id, conversation)
+        return Lane(self.server, agent_id or self.agent_id, conversation)
 
     def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         with self.changed:

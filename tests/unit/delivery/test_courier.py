@@ -578,6 +578,26 @@ def test_ends_for_a_wrong_agent_id_go_to_the_right_one_once_the_setting_is_mende
     assert texts == [f"t{number} over" for number in range(25)]
 
 
+def test_ends_for_a_server_that_moved_go_to_the_new_address_once_the_setting_is_mended(
+    letta: FakeTransport, courier: Courier, clock: Clock
+) -> None:
+    letta.failures = [errors.LettaAuthenticationError(status=401)]
+    courier.put(end("a", chat_id=CONVERSATION))
+    letta.wait_for_requests(1)
+    finished(courier)
+
+    def mend() -> None:
+        letta.server = "http://new.test"
+
+    letta.on_reload = mend
+    clock.advance(61)
+    nudge(courier)
+    letta.wait_for_delivered(1)
+    ((lane, (message,)),) = letta.delivered
+    assert lane == Lane("http://new.test", "agent-1", CONVERSATION)
+    assert message.otid != letta.requests[0][1][0].otid  # an end's id names its server
+
+
 # -- conversations ------------------------------------------------------------------------------------------------
 
 

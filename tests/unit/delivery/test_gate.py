@@ -10,15 +10,18 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otel_letta.delivery import gate
 from otel_letta.delivery.gate import exchange, hold, settle
 from otel_letta.errors import LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.reporter import LettaReporter
+from otel_letta.runtime import locks
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
@@ -132,6 +135,58 @@ def test_processes_of_a_host_take_turns_and_nothing_is_lost() -> None:
         assert server.in_flight_max(agent) == 1
         context = " ".join(server.context(agent))
         assert all(f"process {p} report {n}" in context for p in range(2) for n in range(4))
+
+
+_IN_A_LOOP = """
+import sys, time
+from otel_letta.delivery.gate import hold
+from otel_letta.letta.transport import Lane
+from otel_letta.runtime import locks
+from otel_letta.runtime.deadline import Deadline
+locks._ALIVE = float("inf")
+with open(sys.argv[2], "ab", buffering=0) as log:
+    while True:
+        with hold(Lane("http://letta.test", sys.argv[1]), Deadline(), 1_000):
+            log.write(b".")
+            time.sleep(0.002)  # a request
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_processes_in_a_tight_loop_overtake_a_waiting_one_at_most_once_each(
+    lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(locks, "_ALIVE", float("inf"))  # a process that the machine keeps waiting counts as alive
+    log = tmp_path / "log"
+    log.touch()
+
+    class Waiting(Deadline):
+        """Notes how often the others had had the lane when this one stood in the queue."""
+
+        had: int | None = None
+
+        def wait(self, seconds: float) -> bool:
+            if self.had is None:
+                self.had = log.stat().st_size
+            return super().wait(seconds)
+
+    loops = [python(_IN_A_LOOP, lane.agent_id, str(log)) for _ in range(processes)]
+    try:
+        overtaken = []
+        for _ in range(10):
+            had, limit = log.stat().st_size, Deadline.after(30.0)
+            while log.stat().st_size == had:  # the others are at it
+                assert not limit.wait(0.001)
+            lock = gate._lock_of(lane)
+            waiting = Waiting()
+            assert lock.host.acquire(waiting)
+            overtaken.append(0 if waiting.had is None else log.stat().st_size - waiting.had)
+            lock.host.release()
+        assert max(overtaken) <= processes, overtaken
+    finally:
+        for process in loops:
+            process.kill()
+            process.communicate()
 
 
 def test_other_lanes_flow_meanwhile(letta: FakeTransport, lane: Lane) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from otel_letta.runtime import locks
-from otel_letta.runtime.locks import HostLock
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.runtime.locks import FairLock, HostLock
 
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -183,3 +187,137 @@ def test_a_forked_child_closes_inherited_lock_files_without_unlocking_the_parent
     forker = python(_FORKER, str(uuid.uuid4()))
     _, complaints = forker.communicate(timeout=20)
     assert (forker.returncode, complaints) == (0, "")
+
+
+# -- the order of arrival -----------------------------------------------------------------------------------------
+
+
+def until(predicate: Callable[[], bool]) -> None:
+    limit = Deadline.after(20.0)
+    while not predicate():
+        assert not limit.wait(0.005), "waited in vain"
+
+
+def test_threads_get_a_lock_in_the_order_in_which_they_came() -> None:
+    lock = FairLock()
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        assert lock.acquire(Deadline())
+        order.append(number)
+        lock.release()
+
+    assert lock.acquire(Deadline())
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for place, thread in enumerate(threads, 2):
+        thread.start()
+        until(lambda place=place: len(lock._queue) == place)  # type: ignore[misc]
+    lock.release()
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(8))
+
+
+def test_a_thread_in_a_tight_loop_does_not_overtake_a_waiting_one() -> None:
+    lock = FairLock()
+    turns: list[str] = []
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            assert lock.acquire(Deadline())
+            turns.append("loop")
+            while len(lock._queue) == 1 and not stop.is_set():
+                stop.wait(0.001)  # until the other one waits
+            lock.release()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    for _ in range(20):
+        assert lock.acquire(Deadline())
+        turns.append("waited")
+        lock.release()
+    seen = " ".join(turns)
+    stop.set()
+    thread.join(20)
+    assert "loop loop" not in seen
+    assert seen.count("waited") == 20
+
+
+def test_a_thread_that_gives_up_leaves_the_queue() -> None:
+    lock = FairLock()
+    assert lock.acquire(Deadline())
+    assert not lock.acquire(Deadline.after(0.01))
+    assert not lock.acquire(Deadline(cancelled=lambda: True))
+    lock.release()
+    assert lock.acquire(Deadline())
+    lock.release()
+
+
+def test_a_process_that_gives_up_leaves_the_queue(temporary: Path) -> None:
+    holder, other = HostLock("name"), HostLock("name")
+    assert holder.acquire(Deadline())
+    assert not other.acquire(Deadline.after(0.01))
+    assert not other.acquire(Deadline(cancelled=lambda: True))
+    assert tickets(temporary) == []
+    holder.release()
+
+
+def tickets(temporary: Path) -> list[Path]:
+    return sorted(temporary.glob("otel_letta*/*.queue/*"))
+
+
+_WAITER = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[1]
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.runtime.locks import HostLock
+lock = HostLock("name")
+assert lock.acquire(Deadline())
+print("has it", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+@pytest.mark.parametrize("fate", ["killed", "stopped"])
+def test_a_process_that_was_killed_or_stopped_in_the_queue_does_not_block_the_others(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    monkeypatch.setattr(locks, "_ALIVE", 0.1)
+    holder, other = HostLock("name"), HostLock("name")
+    assert holder.acquire(Deadline())
+    waiter = python(_WAITER, str(temporary))
+    until(lambda: len(tickets(temporary)) == 1)
+    waiter.send_signal(signal.SIGKILL if fate == "killed" else signal.SIGSTOP)
+    holder.release()
+
+    assert other.acquire(Deadline.after(30.0))  # although it came later
+    other.release()
+    if fate == "stopped":
+        waiter.send_signal(signal.SIGCONT)
+    output, _ = waiter.communicate(timeout=30)
+    assert output == ("" if fate == "killed" else "has it\n")
+    assert tickets(temporary) == []
+
+
+def test_a_queue_that_cannot_be_made_does_not_keep_anybody_from_the_lock(temporary: Path) -> None:
+    lock = HostLock("name")
+    assert lock.acquire(Deadline())
+    lock.release()
+    (file,) = (temporary / f"otel_letta-{os.getuid()}").iterdir()
+    file.with_suffix(".queue").write_text("in the way")
+    assert lock.acquire(Deadline())
+    assert not HostLock("name").acquire(Deadline.after(0.01))
+    lock.release()
+    assert HostLock("name").acquire(Deadline())
+
+
+def test_a_ticket_from_a_future_that_a_clock_was_set_back_from_is_nobodys(temporary: Path) -> None:
+    queue = temporary / f"otel_letta-{os.getuid()}" / f"{HostLock('name')._name}.queue"
+    queue.mkdir(parents=True)
+    queue.parent.chmod(0o700)
+    ticket = queue / "00000000000000000000-1-1"
+    ticket.touch()
+    os.utime(ticket, (4e9, 4e9))
+    assert HostLock("name").acquire(Deadline.after(30.0))
+    assert tickets(temporary) == []
