@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from otel_letta.errors import LettaConnectionError
 from otel_letta.letta.transport import Lane
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
@@ -35,6 +36,11 @@ class Configured:
     def _is_conversation(self, chat_id: str) -> bool:
         """Return whether this is the form of an id of the server's conversations."""
         raise NotImplementedError
+
+    def _check_server(self, lane: Lane) -> None:
+        """Refuse to send to another server than the lane's, whose lock the caller holds, as `reload` may lead to."""
+        if lane.server != http_url(self._settings.base_url):
+            raise LettaConnectionError(f"Reports go to {self._settings.base_url} now, not to {lane.server} any more")
 
     def reload(self) -> None:
         """Read the settings again, as they were read: people rotate passwords while a program runs."""

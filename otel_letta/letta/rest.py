@@ -61,6 +61,7 @@ class RestTransport(Configured):
             Letta's answer: ``messages`` (what the agent said and did, each with ``id``, ``message_type``,
             ``content``, ``run_id``, ``step_id``…), ``stop_reason`` and ``usage`` (tokens and ``step_count``).
         """
+        self._check_server(lane)
         if lane.conversation_id and APP_SERVER_CONVERSATION.match(lane.conversation_id):
             raise LettaConversationNotFoundError(hint="the chat id names a conversation of an App Server")
         body: dict[str, Any] = {

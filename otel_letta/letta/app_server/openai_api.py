@@ -92,6 +92,7 @@ class AppServerHttpTransport(Configured):
             The server's answer in OpenAI's form: ``id``, ``choices`` (with the agent's words in ``message``),
             ``usage``, ``model``.
         """
+        self._check_server(lane)
         contents = {message.otid: message.content for message in messages}
         answer: dict[str, Any] = {}
         with self._lock:

@@ -86,6 +86,7 @@ class AppServerTransport(Configured):
             ``stop_reason`` is empty if the server had the messages already, and ``cancelled`` if somebody stopped
             the turn: the agent has the messages all the same.
         """
+        self._check_server(lane)
         deadline = Deadline.after(self._settings.read_timeout, within=until)
         with self._towards(lane, until) as (session, conversation):
             return self._sender.send(session, lane, conversation, messages, deadline)
