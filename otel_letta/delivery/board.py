@@ -164,6 +164,7 @@ class BoardKeeper(Worker):
         super().__init__(f"otel_letta board {agent_id}", lock, settled, clock)
         self._agent_id = agent_id
         self._is_default = agent_id == settings.agent_id
+        self._server = transport.lane(agent_id, None).server
         self._transport = transport
         self._settings = settings
         self._stats = stats
@@ -235,7 +236,7 @@ class BoardKeeper(Worker):
         try:
             if self._retry.parked is not None:
                 self._transport.reload()
-                self._follow()
+            self._follow()
             block = self._claim()
             with self._lock:
                 self._dirty = self._urgent = False
@@ -256,13 +257,13 @@ class BoardKeeper(Worker):
             self._release()
 
     def _follow(self) -> None:
-        """The settings may name another agent now, and its messages go there."""
-        agent = self._transport.lane(None if self._is_default else self._agent_id, None).agent_id
-        if agent != self._agent_id:
-            _logger.warning("board of %s is that of %s now", self._agent_id, agent)
+        """Turn to the server and agent that the settings name now, where its messages go as well."""
+        lane = self._transport.lane(None if self._is_default else self._agent_id, None)
+        if (lane.server, lane.agent_id) != (self._server, self._agent_id):
+            _logger.warning("board of %s at %s is that of %s now", self._agent_id, self._server, lane)
             with self._lock:
                 self._release()
-                self._agent_id = agent
+                self._server, self._agent_id = lane.server, lane.agent_id
 
     def _failed(self, error: LettaError, urgent: bool) -> None:
         with self._lock:
@@ -311,7 +312,7 @@ class BoardKeeper(Worker):
             block = there.get(label)
             if block is not None and not self._may_use(block):
                 continue
-            slot = HostLock(f"board {self._settings.base_url} {self._agent_id} {label}")
+            slot = HostLock(f"board {self._server} {self._agent_id} {label}")
             if not slot.try_acquire():
                 continue  # another process of this host writes there
             try:

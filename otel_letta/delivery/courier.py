@@ -284,8 +284,9 @@ class _LaneWorker(Worker):
             if self.retry.parked is not None:
                 # A person may have mended it: read the settings again, and ask cheaply before risking a turn.
                 self._courier.transport.reload()
-                if self._moved(parcels):
-                    return
+            if self._moved(parcels):
+                return
+            if self.retry.parked is not None:
                 self._courier.transport.probe(self.mailbox.lane, until=self.until)
             self._send(parcels)
         except LettaError as error:
@@ -299,17 +300,20 @@ class _LaneWorker(Worker):
             self._courier.close_if_last()
 
     def _moved(self, parcels: list[Parcel]) -> bool:
-        """After new settings: True if they name another agent, which everything here was meant for."""
+        """Move everything to the server and agent that the settings name now. Return False if those are this lane's.
+
+        Another lane may have had the settings read again, so this is asked before each request.
+        """
         courier, lane = self._courier, self.mailbox.lane
         report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
-        if report is None:
+        # What stands for lost ends names no agent: they stay with the lane's.
+        now = courier.transport.lane(lane.agent_id if report is None else report.agent_id, None)
+        moved = Lane(now.server, now.agent_id, lane.conversation_id)
+        if moved == lane:
             return False
-        agent = courier.transport.lane(report.agent_id, report.chat_id).agent_id
-        if agent == lane.agent_id:
-            return False
-        _logger.warning("reports to %s go to %s now", lane, agent)
+        _logger.warning("reports to %s go to %s now", lane, moved)
         with self._lock:
-            courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, agent, lane.conversation_id))
+            courier.reroute([*parcels, *self.mailbox.take_all()], moved)
             self.retry.succeeded()
             self.last_error = None
         return True
