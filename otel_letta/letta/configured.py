@@ -27,7 +27,7 @@ class Configured:
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
         """Return the lane of a report to the server that is spoken to now.
 
-        A ``chat_id`` that has the form of a conversation's id names the conversation, any other is only told.
+        A ``chat_id`` that has the form of a conversation's id names the conversation; any other is only in the report.
         """
         settings = self._settings
         conversation = chat_id if chat_id and self._is_conversation(chat_id) else None

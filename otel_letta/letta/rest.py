@@ -55,10 +55,10 @@ class RestTransport(Configured):
     # -- messages ------------------------------------------------------------------------------------------------
 
     def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
-        """Post and wait for the turn.
+        """Post the messages and wait for the turn.
 
         Returns:
-            Letta's answer: ``messages`` (what the agent said and did, each with ``id``, ``message_type``,
+            Letta's answer: ``messages`` (the agent's words and actions, each with ``id``, ``message_type``,
             ``content``, ``run_id``, ``step_id``…), ``stop_reason`` and ``usage`` (tokens and ``step_count``).
         """
         self._check_server(lane)
@@ -71,10 +71,7 @@ class RestTransport(Configured):
             body["max_steps"] = self._settings.max_steps
         if lane.conversation_id:
             body["streaming"] = False  # the conversations route streams by default, the agents route does not
-            path = f"/v1/conversations/{segment(lane.conversation_id)}/messages"
-        else:
-            path = f"/v1/agents/{segment(lane.agent_id)}/messages"
-        return _mapping(self._call("POST", path, until=until, body=body))
+        return _mapping(self._call("POST", f"{_place(lane)}/messages", until=until, body=body))
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
@@ -84,7 +81,7 @@ class RestTransport(Configured):
         runs = []
         for row in rows(answer):
             # A conversation's non-streaming message leaves its run ``created`` for ever, with no conversation in it;
-            # only its type tells it from a turn of the agent's default conversation (measured).
+            # only its type distinguishes it from a turn of the agent's default conversation (measured).
             metadata = row.get("metadata")
             if isinstance(metadata, dict) and metadata.get("run_type") == "send_conversation_message":
                 continue
@@ -95,23 +92,17 @@ class RestTransport(Configured):
 
     def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         # The default order gives the newest page. There is no filter by otid on the server (measured).
-        path = (
-            f"/v1/conversations/{segment(lane.conversation_id)}/messages"
-            if lane.conversation_id
-            else f"/v1/agents/{segment(lane.agent_id)}/messages"
-        )
         wanted = set(otids)
-        newest = rows(self._call("GET", path, until=until, params={"limit": str(_NEWEST), "order": "desc"}))
+        newest = rows(
+            self._call("GET", f"{_place(lane)}/messages", until=until, params={"limit": str(_NEWEST), "order": "desc"})
+        )
         found = ((row.get("otid"), row.get("id")) for row in newest)
         return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
 
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
-        if lane.conversation_id:
-            answer = _mapping(self._call("GET", f"/v1/conversations/{segment(lane.conversation_id)}", until=until))
-            known = answer.get("in_context_message_ids")
-        else:
-            known = _mapping(self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)).get("message_ids")
-        # A server that does not say is taken at its word that the message was stored.
+        answer = _mapping(self._call("GET", _place(lane), until=until))
+        known = answer.get("in_context_message_ids" if lane.conversation_id else "message_ids")
+        # Of a server that does not list its context it is assumed that what it stored is there.
         return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
@@ -222,19 +213,23 @@ class RestTransport(Configured):
         return answer, server_time(response)
 
 
+def _place(lane: Lane) -> str:
+    """Return the path of the lane's conversation, or of its agent."""
+    if lane.conversation_id:
+        return f"/v1/conversations/{segment(lane.conversation_id)}"
+    return f"/v1/agents/{segment(lane.agent_id)}"
+
+
 def _moment(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
     # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
-    text = _FRACTION.sub(lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
+    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-
-
-_FRACTION = re.compile(r"\.(\d+)")
 
 
 def _not_a_rest_api(status: int | None = None) -> LettaServerError:

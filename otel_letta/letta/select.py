@@ -1,4 +1,4 @@
-"""One `Transport` for an address of any flavour: the server is asked what it is when it is first needed."""
+"""One `Transport` for an address of any flavour, which asks the server what it is when that is first needed."""
 
 from __future__ import annotations
 
@@ -43,8 +43,6 @@ class SelectingTransport(Configured):
         self._delegate: _Delegate | None = None
         self._doubtful = False
         _instances.add(self)
-
-    # -- lanes ---------------------------------------------------------------------------------------------------
 
     def _is_conversation(self, chat_id: str) -> bool:
         # Before it is known which server this is, the ids of any.
@@ -128,7 +126,7 @@ class SelectingTransport(Configured):
             delegate.use(settings)
 
     def _is_guess(self) -> bool:
-        """True if the server did not say what it is, for want of the right token: with a new one it may."""
+        """Return True if the server did not say what it is, for want of the right token: with a new one it may."""
         info = self._info
         asked = self._settings.server is ServerKind.AUTO and not self._settings.is_cloud
         return asked and info is not None and not info.version
@@ -195,7 +193,7 @@ fork.in_child_each(_instances, _after_fork_in_child)
 
 
 def _fixed(settings: Settings) -> ServerInfo | None:
-    """What the setting says; None if the server is to be asked."""
+    """Return what the setting names; None if the server is to be asked."""
     if settings.server is ServerKind.AUTO:
         return None
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
