@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import httpx
+
 from otel_letta.errors import (
     LettaAgentNotFoundError,
     LettaConflictError,
@@ -75,11 +77,10 @@ class RestTransport(Configured):
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
-        answer, now = self._call_dated(
-            "GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"}
-        )
+        response = self._respond("GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"})
+        now = server_time(response)
         runs = []
-        for row in rows(answer):
+        for row in rows(_content(response)):
             # A conversation's non-streaming message leaves its run ``created`` for ever, with no conversation in it;
             # only its type distinguishes it from a turn of the agent's default conversation (measured).
             metadata = row.get("metadata")
@@ -183,34 +184,15 @@ class RestTransport(Configured):
 
     # -- one request ---------------------------------------------------------------------------------------------
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        until: Deadline | None,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> Any:
-        return self._call_dated(method, path, until=until, body=body, params=params)[0]
+    def _call(self, method: str, path: str, *, until: Deadline | None, **parts: Any) -> Any:
+        """Return the parsed answer; raise the `LettaError` that fits a refusal."""
+        return _content(self._respond(method, path, until=until, **parts))
 
-    def _call_dated(
-        self,
-        method: str,
-        path: str,
-        *,
-        until: Deadline | None,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> tuple[Any, datetime]:
-        """Return the parsed answer and the server's own time; raise the `LettaError` that fits a refusal."""
-        response = self._http.request(method, path, body=body, params=params, until=until)
+    def _respond(self, method: str, path: str, *, until: Deadline | None, **parts: Any) -> httpx.Response:
+        response = self._http.request(method, path, until=until, **parts)
         if not response.is_success:
             raise refusal(response, redactor(self._settings))
-        answer = parsed(response, response)
-        if answer is response:
-            raise _not_a_rest_api(response.status_code)
-        return answer, server_time(response)
+        return response
 
 
 def _place(lane: Lane) -> str:
@@ -230,6 +212,13 @@ def _moment(value: object) -> datetime | None:
     except ValueError:
         return None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def _content(response: httpx.Response) -> Any:
+    answer = parsed(response, response)
+    if answer is response:
+        raise _not_a_rest_api(response.status_code)
+    return answer
 
 
 def _not_a_rest_api(status: int | None = None) -> LettaServerError:

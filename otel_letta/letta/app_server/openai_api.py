@@ -14,7 +14,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
@@ -32,7 +32,7 @@ from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
@@ -199,24 +199,10 @@ class AppServerHttpTransport(Configured):
             raise self._refusal(response, ())
         return rows(mapping(parsed(response)).get("data"))
 
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+    def blocks(self, *_: object, **__: object) -> NoReturn:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
+    create_block = write_block = blocks
 
 
 def _words(response: httpx.Response) -> str:
