@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.envelope import render, render_losses
@@ -130,7 +129,7 @@ class LaneWorker(Worker):
         report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
         if report is None:
             return False
-        target = replace(courier.transport.lane(report.agent_id, report.chat_id), conversation_id=lane.conversation_id)
+        target = courier.transport.lane(report.agent_id, report.chat_id)._replace(conversation_id=lane.conversation_id)
         if target == lane:
             return False
         _logger.warning("reports to %s go to %s now", lane, target)
@@ -217,7 +216,7 @@ class LaneWorker(Worker):
             _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
             with self._lock:
                 courier.conversation_is_gone(lane)
-                courier.reroute([*parcels, *self.mailbox.take_all()], replace(lane, conversation_id=None))
+                courier.reroute([*parcels, *self.mailbox.take_all()], lane._replace(conversation_id=None))
             return
         if error.may_have_landed:
             parcels = self._not_landed(parcels, until)

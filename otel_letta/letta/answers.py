@@ -133,7 +133,7 @@ class _Complaint:
     @property
     def shown(self) -> str:
         """The server's words as far as they are for people."""
-        # Letta puts Python's own notation of objects into some details; it tells users nothing.
+        # Letta puts Python's own notation of objects into some details; it means nothing to users.
         notation = self.detail.startswith(("{", "[")) and not self.detail.startswith("[redacted]")
         is_repr = notation or "id='[" in self.detail or "[SQL" in self.detail
         return "" if is_repr else clean_error(self.detail)

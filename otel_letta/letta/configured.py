@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from otel_letta.errors import LettaConnectionError
 from otel_letta.letta.transport import Lane
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
@@ -26,7 +27,7 @@ class Configured:
     def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
         """Return the lane of a report to the server that is spoken to now.
 
-        A ``chat_id`` that has the form of a conversation's id names the conversation, any other is only told.
+        A ``chat_id`` that has the form of a conversation's id names the conversation; any other is only in the report.
         """
         settings = self._settings
         conversation = chat_id if chat_id and self._is_conversation(chat_id) else None
@@ -35,6 +36,11 @@ class Configured:
     def _is_conversation(self, chat_id: str) -> bool:
         """Return whether this is the form of an id of the server's conversations."""
         raise NotImplementedError
+
+    def _check_server(self, lane: Lane) -> None:
+        """Refuse to send to another server than the lane's, whose lock the caller holds, as `reload` may lead to."""
+        if lane.server != http_url(self._settings.base_url):
+            raise LettaConnectionError(f"Reports go to {self._settings.base_url} now, not to {lane.server} any more")
 
     def reload(self) -> None:
         """Read the settings again, as they were read: people rotate passwords while a program runs."""

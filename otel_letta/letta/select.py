@@ -1,4 +1,4 @@
-"""One `Transport` for an address of any flavour: the server is asked what it is when it is first needed."""
+"""One `Transport` for an address of any flavour, which asks the server what it is when that is first needed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import importlib.util
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
 from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
-from otel_letta.letta.transport import Block, Lane, Message, Run, Transport
+from otel_letta.letta.transport import Transport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import ServerKind, Settings
 
 _logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class _Delegate(Transport, Protocol):
@@ -28,6 +31,20 @@ class _Delegate(Transport, Protocol):
 
     def use(self, settings: Settings) -> None:
         """See `Configured.use`."""
+
+
+def _forwarded(
+    method: Callable[Concatenate[Transport, _P], _T],
+) -> Callable[Concatenate[SelectingTransport, _P], _T]:
+    """Make the method of the same name and signature that hands its call to the transport that fits the server."""
+    name = method.__name__
+
+    def call(self: SelectingTransport, /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        with self._fitting(cast("Deadline | None", keywords.get("until"))) as transport:
+            answer: _T = getattr(transport, name)(*arguments, **keywords)
+        return answer
+
+    return call
 
 
 class SelectingTransport(Configured):
@@ -45,8 +62,6 @@ class SelectingTransport(Configured):
         self._doubtful = False
         _instances.add(self)
 
-    # -- lanes ---------------------------------------------------------------------------------------------------
-
     def _is_conversation(self, chat_id: str) -> bool:
         # Before it is known which server this is, the ids of any.
         if self._settings.server is ServerKind.APP_SERVER_HTTP:
@@ -59,57 +74,16 @@ class SelectingTransport(Configured):
             (rest and REST_CONVERSATION.match(chat_id)) or (app_server and APP_SERVER_CONVERSATION.match(chat_id))
         )
 
-    # -- delegated -----------------------------------------------------------------------------------------------
-
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
-        with self._fitting(until) as transport:
-            return transport.send(lane, messages, until=until)
-
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
-        with self._fitting(until) as transport:
-            return transport.active_runs(lane, until=until)
-
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        with self._fitting(until) as transport:
-            return transport.landed(lane, otids, until=until)
-
-    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
-        with self._fitting(until) as transport:
-            return transport.in_context(lane, message_ids, until=until)
-
-    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
-        with self._fitting(until) as transport:
-            transport.probe(lane, until=until)
-
-    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
-        with self._fitting(until) as transport:
-            return transport.describe(agent_id, until=until)
-
-    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
-        with self._fitting(until) as transport:
-            return transport.agents(limit, until=until)
-
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
-        with self._fitting(until) as transport:
-            return transport.blocks(agent_id, until=until)
-
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        with self._fitting(until) as transport:
-            return transport.create_block(agent_id, label, value, limit, description, metadata, until=until)
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        with self._fitting(until) as transport:
-            transport.write_block(block, value, metadata, until=until)
+    send = _forwarded(Transport.send)
+    active_runs = _forwarded(Transport.active_runs)
+    landed = _forwarded(Transport.landed)
+    in_context = _forwarded(Transport.in_context)
+    probe = _forwarded(Transport.probe)
+    describe = _forwarded(Transport.describe)
+    agents = _forwarded(Transport.agents)
+    blocks = _forwarded(Transport.blocks)
+    create_block = _forwarded(Transport.create_block)
+    write_block = _forwarded(Transport.write_block)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +103,7 @@ class SelectingTransport(Configured):
             delegate.use(settings)
 
     def _is_guess(self) -> bool:
-        """True if the server did not say what it is, for want of the right token: with a new one it may."""
+        """Return True if the server did not say what it is, for want of the right token: with a new one it may."""
         info = self._info
         asked = self._settings.server is ServerKind.AUTO and not self._settings.is_cloud
         return asked and info is not None and not info.version
@@ -196,7 +170,7 @@ fork.in_child_each(_instances, _after_fork_in_child)
 
 
 def _fixed(settings: Settings) -> ServerInfo | None:
-    """What the setting says; None if the server is to be asked."""
+    """Return what the setting names; None if the server is to be asked."""
     if settings.server is ServerKind.AUTO:
         return None
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)

@@ -1,4 +1,4 @@
-"""The errors for what an App Server says on its WebSocket, which are sentences: there are no codes."""
+"""Our errors for those of an App Server on its WebSocket, which are sentences: there are no codes."""
 
 from __future__ import annotations
 

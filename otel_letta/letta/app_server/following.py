@@ -21,12 +21,12 @@ from otel_letta.runtime.deadline import Deadline
 _logger = logging.getLogger(__name__)
 
 _STEP = 0.2
-"""Seconds between two looks whether the program is about to end."""
+"""Seconds between two checks whether the program is about to end."""
 _SILENCE = 3.0
 """Seconds without a frame about an input until the server is asked about it."""
 _LONGEST_SILENCE = 30.0
 _ABORT_TAKES = 0.6
-"""Seconds kept for stopping a turn. What matters is that the server has read the word before the socket closes; the
+"""Seconds kept for stopping a turn. What matters is that the server has read that before the socket closes; the
 turn itself ends when the LLM's answer comes (measured), and nobody has to be there for that."""
 _LINGER_AT_MOST = 900.0
 """Seconds. A socket is not kept any longer for a turn that nobody waits for."""

@@ -25,7 +25,7 @@ from otel_letta.letta.transport import Block
 _logger = logging.getLogger(__name__)
 
 _LOOKS_AFTER_TURN = 0.5
-"""Seconds after a turn within which the server looks whether the agent's memory is committed."""
+"""Seconds after a turn within which the server checks whether the agent's memory is committed."""
 _SOON = 3.0
 """Seconds to wait for the lock. A long turn must not keep the board from its readers."""
 _MARK = "otel_letta "
@@ -39,7 +39,7 @@ _LIMIT = 5_000
 class Memory:
     """The memory files of a server's agents, written between our turns where possible.
 
-    The server looks right after each turn, and tells the agent to see to a file that is not committed by then
+    The server checks them right after each turn, and asks the agent to see to a file that is not committed by then
     (measured).
     """
 
@@ -121,7 +121,7 @@ class Memory:
             answer = session.request("write_memory_file", body)
         if answer.get("success") is True:
             return
-        # A refused file stays behind, uncommitted, and the agent is told with every turn to see to it (measured).
+        # A refused file stays behind, uncommitted, and the agent is asked with every turn to see to it (measured).
         if before is not None:
             undo = session.request("write_memory_file", {**body, "content": before})
         else:

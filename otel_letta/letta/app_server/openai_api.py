@@ -2,7 +2,8 @@
 
 A client that goes away in the middle of a turn leaves a healthy conversation behind, unlike on the WebSocket. In
 return reports go to a conversation of their own (an existing one cannot be named), each request is a turn of its own,
-and there is neither a board nor a look at what the agent has. What the comments call measured was measured on 0.34.12.
+and there is neither a board nor a list of the agent's messages. What the comments call measured was measured on
+0.34.12.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
@@ -31,7 +32,7 @@ from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
@@ -92,6 +93,7 @@ class AppServerHttpTransport(Configured):
             The server's answer in OpenAI's form: ``id``, ``choices`` (with the agent's words in ``message``),
             ``usage``, ``model``.
         """
+        self._check_server(lane)
         contents = {message.otid: message.content for message in messages}
         answer: dict[str, Any] = {}
         with self._lock:
@@ -140,10 +142,10 @@ class AppServerHttpTransport(Configured):
     def _refusal(self, response: httpx.Response, otids: _Otids) -> LettaError:
         status = response.status_code
         redact = redactor(self._settings)
-        said = clean_error(redact(_words(response)))
+        words = clean_error(redact(_words(response)))
         if status in (401, 403):
-            return wrong_token(status, said)
-        if status == 404 and "does not exist" in said:
+            return wrong_token(status, words)
+        if status == 404 and "does not exist" in words:
             return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
         if status == 404:
             return LettaServerError(
@@ -160,19 +162,19 @@ class AppServerHttpTransport(Configured):
                     self._taken[otid] = None
             return LettaModelError(
                 status=status,
-                detail=said,
+                detail=words,
                 hint="check the LLM that the agent uses on the App Server; your own settings are fine",
                 may_have_landed=True,
             )
         if status in (400, 413, 422):
-            return LettaRequestError(status=status, detail=said)
+            return LettaRequestError(status=status, detail=words)
         return refusal(response, redact)
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         return []
 
     def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        """Only what this process knows: the server lists nothing here."""
+        """Return only what this process knows: the server lists nothing here."""
         with self._lock:
             return {otid: otid for otid in otids if otid in self._taken}
 
@@ -180,7 +182,7 @@ class AppServerHttpTransport(Configured):
         return set(message_ids)
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
-        """Checks the server and the token. Whether the agent exists shows only when it is sent something."""
+        """Check the server and the token. Whether the agent exists shows only when it is sent something."""
         self._models(until)
 
     def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
@@ -197,24 +199,10 @@ class AppServerHttpTransport(Configured):
             raise self._refusal(response, ())
         return rows(mapping(parsed(response)).get("data"))
 
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+    def blocks(self, *_: object, **__: object) -> NoReturn:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
+    create_block = write_block = blocks
 
 
 def _words(response: httpx.Response) -> str:

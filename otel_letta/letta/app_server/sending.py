@@ -193,4 +193,4 @@ def _replies(session: Session, turn: Turn, otids: set[str]) -> list[dict[str, An
             return replies[::-1][-_ANSWER_AT_MOST:]
         if row.get("message_type") != "user_message":
             replies.append(row)
-    return []  # none of ours is among the newest, so whose answer this is cannot be told
+    return []  # none of ours is among the newest, so nobody knows whose answer this is

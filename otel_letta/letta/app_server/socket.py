@@ -186,7 +186,7 @@ class Session:
         answer: Frame | None = None
         while True:
             left = until - time.monotonic()
-            # Not even a look once the time is over: a server that never falls silent would be read for ever.
+            # Not even one try once the time is over: a server that never falls silent would be read for ever.
             frame = self.receive(left) if left > 0 else None
             if frame is None:
                 raise LettaTimeoutError(
@@ -291,13 +291,13 @@ def _not_connected(error: Exception, settings: Settings, redact: Callable[[str],
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         body = error.response.body or b""
-        said = clean_error(redact(body.decode("utf-8", "replace") or error.response.reason_phrase))
+        words = clean_error(redact(body.decode("utf-8", "replace") or error.response.reason_phrase))
         if status in (401, 403):
-            return wrong_token(status, said)
+            return wrong_token(status, words)
         if status >= 500:
-            return LettaServerError(status=status, detail=said)
+            return LettaServerError(status=status, detail=words)
         return LettaServerError(
-            "No App Server at this address", status=status, detail=said, hint="check LETTA_BASE_URL", parks=True
+            "No App Server at this address", status=status, detail=words, hint="check LETTA_BASE_URL", parks=True
         )
     reason = clean_error(redact(str(error))) or type(error).__name__
     if isinstance(error, TimeoutError):

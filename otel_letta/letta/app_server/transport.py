@@ -82,11 +82,12 @@ class AppServerTransport(Configured):
         """Hand over the messages as one input, and wait until a turn that held them has finished.
 
         Returns:
-            ``messages`` (what the agent said and did afterwards, each with ``id``, ``message_type``, ``content``…),
+            ``messages`` (the agent's words and actions afterwards, each with ``id``, ``message_type``, ``content``…),
             ``stop_reason``, ``usage`` (tokens and ``step_count``), ``run_id``, ``turn_id`` and ``conversation_id``.
             ``stop_reason`` is empty if the server had the messages already, and ``cancelled`` if somebody stopped
             the turn: the agent has the messages all the same.
         """
+        self._check_server(lane)
         deadline = Deadline.after(self._settings.read_timeout, within=until)
         with self._towards(lane, until) as (session, conversation):
             return self._sender.send(session, lane, conversation, messages, deadline)

@@ -57,7 +57,7 @@ class Recording:
             self.calls.append((name, *arguments, *(value for value in keywords.values() if value is not None)))
             if self.failure is not None:
                 raise self.failure
-            return {"said by": name}
+            return None if name in ("probe", "write_block") else {"said by": name}
 
         return call
 
