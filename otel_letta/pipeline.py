@@ -38,13 +38,13 @@ from otel_letta.delivery.worker import is_ours, suppressed
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
 from otel_letta.live import watch
+from otel_letta.open_spans import OpenSpan, OpenSpans
 from otel_letta.opt_in import OptIn, TaskFilter
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Delivery, Settings, SettingsOptions, _refuse_unknown
-from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
 from otel_letta.tracking.openhands import Claims, ConversationTracker, Event, Origin
-from otel_letta.tracking.roles import SpanFacts, SpanKey, attributes_of, key_of, may_declare
-from otel_letta.tracking.tasks import TaskTracker
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
+from otel_letta.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -88,9 +88,9 @@ def tracker_for(
     emit: Callable[[ProgressReport], None],
     now: Callable[[], int],
     claimed: Callable[[str], bool] = lambda conversation_id: False,
-) -> TaskTracker:
-    """A tracker as the settings want it; see `TaskTracker` for ``emit``, ``now`` and ``claimed``."""
-    return TaskTracker(
+) -> Tracker:
+    """A tracker as the settings want it; see `Tracker` for ``emit``, ``now`` and ``claimed``."""
+    return Tracker(
         emit=emit,
         now=now,
         host=socket.gethostname(),
@@ -216,14 +216,14 @@ class Pipeline:
             # one was forked from.
             if attributes and may_declare(attributes) and not self._is_foreign(span):
                 self._note((_ALONE, span, None, None))
-        elif entry.task is not None or (attributes and may_declare(attributes)) or entry.spoken:
+        elif entry.followed or (attributes and may_declare(attributes)) or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
                 self._note((_END, entry, span, _why_aborted(span, entry)))
         else:
             entry.over = True
-            if entry.awaited is not None:  # set by the thread before it asks for `over`
+            if entry.awaited:  # set by the thread before it asks for `over`
                 self._note((_OVER, entry, None, None))
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
@@ -391,7 +391,7 @@ class Pipeline:
     def _tell_tracker(self, kind: int, what: Any, span: Any, aborted: Any) -> None:
         tracker = self._tracker
         if kind == _START:
-            if what.task is None and not what.has_role:
+            if not what.followed:
                 self._look_at_ancestors(what)
                 self._start_task(what, span)
             self._watch()
@@ -404,28 +404,30 @@ class Pipeline:
             source = what.ended or what()
             if source is not None:
                 self._look_at_ancestors(what)
-                facts = _read(source, what.opted)
-                facts.attributes = {**facts.attributes, **span}
-                tracker.observed(what, facts)
+                reading = Reading.of(source, what.opted, span)
+                what.followed = tracker.changed(reading, what.above, what.outside, what.inbound)
             self._watch()
         elif kind == _END:
             self._look_at_ancestors(what)
-            tracker.ended(what, _read(span, what.opted), aborted)
+            reading = Reading.of(span, what.opted)
+            what.followed = tracker.ended(reading, what.above, what.outside, what.inbound, aborted)
             what.ended = None
-            if what.task is not None:
-                what.parent = None  # whoever looks up from a child stops at this span's task
+            if what.followed:
+                what.parent = None  # the tracker needs nothing above it for those below
+            else:
+                what.over = True
         elif kind == _PASSED:
             tracker.passed(what, span, aborted)
         elif kind == _OVER:
-            tracker.ended_plain(what)
+            tracker.ended_plain(what.key, what.above, what.outside)
         elif kind == _ALONE:
             while self._passed:
                 tracker.passed(*self._passed.popleft())
-            facts = _read(what, span)
-            parent = self._open.get(facts.parent) if facts.parent is not None else None
+            reading = Reading.of(what, span)
+            parent = self._open.get(reading.parent) if reading.parent is not None else None
             if parent is not None:
                 self._look(parent)
-            tracker.ended_alone(facts, parent)
+            tracker.ended_alone(reading, () if parent is None else (parent, *parent.above))
         elif kind == _CONVERSATION:
             self._conversations.hear(what, span, aborted)
 
@@ -433,7 +435,8 @@ class Pipeline:
         """``found``: what makes a task of the span was not there from its start."""
         # Remembered as it was before it is read: what is set in between shall look new at the next look.
         seen = attributes_of(span)
-        (self._tracker.observed if found else self._tracker.started)(entry, _read(span, entry.opted))
+        take = self._tracker.changed if found else self._tracker.started
+        entry.followed = take(Reading.of(span, entry.opted), entry.above, entry.outside, entry.inbound)
         entry.seen = seen
 
     def _watch(self) -> None:
@@ -447,7 +450,7 @@ class Pipeline:
         """An ancestor may have become a task since the last look; then this span is its step, not a task."""
         parent = entry.parent
         chain = []
-        while parent is not None and parent.task is None and not parent.has_role:
+        while parent is not None and not parent.followed:
             chain.append(parent)
             parent = parent.parent
         for ancestor in reversed(chain):
@@ -465,19 +468,24 @@ class Pipeline:
         for entry in self._open.snapshot():
             self._guarded(lambda entry=entry: self._look(entry))  # type: ignore[misc]
         for entry in self._open.take_lost(patient=True):
-            self._guarded(lambda entry=entry: self._tracker.lost(entry))  # type: ignore[misc]
+            self._guarded(lambda entry=entry: self._lose(entry))  # type: ignore[misc]
         self._watching = False
         if len(self._open):
             self._watching = True
         now = time.monotonic()
         self._next_poll = now + max(self._poll_interval, (now - began) * _POLL_SHARE)
 
+    def _lose(self, entry: OpenSpan) -> None:
+        self._tracker.lost(entry.key, entry.above, entry.outside)
+        if not entry.followed:
+            entry.over = True
+
     def _look(self, entry: OpenSpan) -> None:
         span = entry()
         if span is None or span.end_time is not None or entry.ignored:
             return
         attributes = attributes_of(span)
-        if entry.task is None and not entry.has_role:
+        if not entry.followed:
             if may_declare(attributes) and _differs(attributes, entry.seen):
                 self._look_at_ancestors(entry)
                 self._start_task(entry, span, found=True)
@@ -485,9 +493,9 @@ class Pipeline:
         events = span.events
         newest_event = events[-1].timestamp if events else 0
         # What names an agent or its conversation may have any name, and comes with few others.
-        more = entry.has_role and len(attributes) != len(entry.seen)
+        more = len(attributes) != len(entry.seen)
         if newest_event > entry.event_time or more or _differs(attributes, entry.seen):
-            self._tracker.observed(entry, _read(span, entry.opted))
+            self._tracker.changed(Reading.of(span, entry.opted), entry.above, entry.outside, entry.inbound)
             entry.seen = attributes
             entry.event_time = max(entry.event_time, newest_event)
 
@@ -635,7 +643,7 @@ class Pipeline:
         try:
             self._drain()
             self._poll()
-            self._guarded(lambda: self._tracker.shutdown(self._open.snapshot()))
+            self._guarded(self._tracker.shutdown)
             if conversations:
                 self._guarded(self._conversations.shutdown)
         finally:
@@ -695,16 +703,9 @@ def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 
-def _read(span: ReadableSpan, opted: str | None) -> SpanFacts:
-    facts = SpanFacts.read(span)
-    if opted:
-        facts.attributes[semconv.OPTED_IN] = opted
-    return facts
-
-
 def _differs(attributes: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
     """By identity, so that comparing runs no code of the values."""
-    return any(attributes.get(name) is not seen.get(name) for name in semconv.NOTED)
+    return any(attributes.get(name) is not seen.get(name) for name in NOTED)
 
 
 def _may_be_a_failed_part(span: ReadableSpan) -> bool:

@@ -6,20 +6,17 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_letta.tracking.roles import SpanKey
-
-if TYPE_CHECKING:
-    from otel_letta.tracking.state import Task
+from otel_letta.tracking.reading import Reading, SpanKey, scope_of
 
 __all__ = ["OpenSpan", "OpenSpans"]
 
 
 class OpenSpan(weakref.ref[Span]):
-    """An open span: a weak reference with room for what tracking knows about it.
+    """An open span: a weak reference with room for what is known about it; an `Ancestor` of those below it.
 
     One object instead of two, since one is made for every recorded span of the program, task or not. For the same
     reason only what every span needs has a slot; the rest is a default of the class until it is set.
@@ -32,13 +29,10 @@ class OpenSpan(weakref.ref[Span]):
     """Strong on purpose: a child may outlive the plain span between it and its task."""
     over: bool
     """The span ended without ever being a task or step: nobody needs to look through it any more. Unset until then."""
-    task: Task | None = None
-    has_role: bool = False
-    """It is part of an agent's work; see `otel_letta.tracking.conventions`."""
-    owner: bool = False
-    """True if the task is the span's own, False if the span is a step of it."""
-    awaited: str | None = None
-    """The instrumentation scope whose spans below wait to hear whether this one, of the same scope, has a role."""
+    followed: bool = False
+    """It is part of a task, or has a role, so the tracker has to learn of its end; see `Tracker`."""
+    awaited: bool = False
+    """Spans below wait to learn whether this one gets a role."""
     start_exception: int = 0
     """id() of the exception being handled when the span started, 0 if none that matters."""
     inbound: tuple[object, object] = (None, None)
@@ -55,17 +49,40 @@ class OpenSpan(weakref.ref[Span]):
     """Started where instrumentation is suppressed: nothing of it is told."""
     seen: Mapping[str, Any] = MappingProxyType({})
     """The attributes at the last look, compared by identity."""
-    said: str | None = None
-    """The content that this span said last."""
     event_time: int = 0
-    """Time of the last progress event that was read."""
+    """Time of the last span event that was read."""
+
+    @property
+    def above(self) -> list[OpenSpan]:
+        """The spans above it that are, or were, open here, nearest first."""
+        found = []
+        parent = self.parent
+        while parent is not None:
+            found.append(parent)
+            parent = parent.parent
+        return found
 
     @property
     def outside(self) -> SpanKey | None:
-        """The parent of a span whose parent is not open here, if that is known."""
-        span = self.ended or self()
-        above = span.parent if span is not None and self.parent is None else None
-        return None if above is None else (above.trace_id, above.span_id)
+        """The parent of the last of these, of the span itself if there are none, if that is known."""
+        top = self
+        while top.parent is not None:
+            top = top.parent
+        span = top.ended or top()
+        return None if span is None or span.parent is None else span.parent[:2]
+
+    @property
+    def scope(self) -> str | None:
+        span = self()
+        return None if span is None or self.ignored else scope_of(span)
+
+    def read(self) -> Reading | None:
+        span = self()
+        return None if span is None else Reading.of(span, self.opted)
+
+    def await_end(self) -> bool:
+        self.awaited = True  # before asking whether it is over, so that the one thread or the other notices
+        return not getattr(self, "over", False)
 
 
 class OpenSpans:
