@@ -26,6 +26,7 @@ class Fate(enum.Enum):
     TASK = "it was declared as a task, and agents below it are its steps"
     STEP = "it declared something about the agent's task that it ran in"
     OVER = "part of an agent's task that is over"
+    GIVEN_UP = "it was open and had no role when the agent's task that waited for it was over"
     DISMISSED = "it had a role and was part of no task"
     OUTSIDE = "a tool call beside the run that it was made in"
 
