@@ -22,7 +22,8 @@ _MOST_HOPS = 10_000
 class Fate(enum.Enum):
     """The end that a span came to."""
 
-    DECLARED = "it declared something; a task, or a step of one, or not known yet"
+    DECLARED = "part of a declared task that was followed from its start"
+    DOUBT = "it declared something, seen only when it had ended: a task, or a step, or not known yet"
     TASK = "it was declared as a task, and agents below it are its steps"
     STEP = "it declared something about the agent's task that it ran in"
     OVER = "part of an agent's task that is over"

@@ -45,8 +45,9 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
             self.popitem(last=False)
 
 
-_SEEN_THROUGH = (Fate.STEP, Fate.DISMISSED, Fate.GIVEN_UP)
-_OF_DECLARED = (Fate.DECLARED, Fate.TASK, Fate.STEP)
+_OPAQUE = (Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE)
+"""Spans that are not looked through to what is above them."""
+_OF_DECLARED = (Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP)
 _OF_AGENTS = (Fate.OVER, Fate.DISMISSED, Fate.OUTSIDE)
 
 
@@ -110,11 +111,12 @@ class Tree:
     # -- ended spans -------------------------------------------------------------------------------------------------
 
     def end(self, key: SpanKey, fate: Fate, task: Task | None = None) -> None:
-        """Remember an ended span; one that was declared as a task stays that."""
-        known = self.ended.get(key)
-        if known is not None and known[0] is Fate.TASK and fate is Fate.DECLARED:
-            fate = Fate.TASK
+        """Remember an ended span."""
         self.ended.put(key, (fate, task))
+
+    def assign(self, key: SpanKey, task: Task) -> None:
+        """Remember the declared task that an ended span is part of."""
+        self.ended.put(key, (self.fate(key) or Fate.DOUBT, task))
 
     def fate(self, key: SpanKey) -> Fate | None:
         return self.ended.get(key, (None, None))[0]
@@ -206,7 +208,7 @@ class Tree:
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
         known = self.ended.get(key)
-        return self.links.get(key) if known is None or known[0] in _SEEN_THROUGH else None
+        return self.links.get(key) if known is None or known[0] not in _OPAQUE else None
 
     def _may_come(self, key: SpanKey) -> bool:
         """Return False for a span above a live one that nothing is known of: all open spans of this process are."""
