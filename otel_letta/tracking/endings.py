@@ -153,7 +153,7 @@ class Endings:
         if task in trace.tasks:
             trace.tasks.remove(task)
         if task.root is None and task.awaits is not None:
-            self._tree.end(task.awaits, Fate.OVER)  # its root may come, and be too late
+            self._tree.end(task.awaits, Fate.GIVEN_UP)  # its root may come, and be too late
         self.over_since.put(trace.id, max(at, self.over_since.get(trace.id) or 0))
         for node in nodes:
             trace.unwait(node)

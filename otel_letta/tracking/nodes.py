@@ -22,10 +22,12 @@ _MOST_HOPS = 10_000
 class Fate(enum.Enum):
     """The end that a span came to."""
 
-    DECLARED = "it declared something; a task, or a step of one, or not known yet"
+    DECLARED = "part of a declared task that was followed from its start"
+    DOUBT = "it declared something, seen only when it had ended: a task, or a step, or not known yet"
     TASK = "it was declared as a task, and agents below it are its steps"
     STEP = "it declared something about the agent's task that it ran in"
     OVER = "part of an agent's task that is over"
+    GIVEN_UP = "it was open and had no role when the agent's task that waited for it was over"
     DISMISSED = "it had a role and was part of no task"
     OUTSIDE = "a tool call beside the run that it was made in"
 

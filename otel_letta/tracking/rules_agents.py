@@ -251,7 +251,7 @@ class AgentRules:
         trace = self._tree.traces.get(above[0])
         node = trace.nodes.get(above) if trace is not None else None
         if trace is None or node is None:
-            return self._tree.fate(above) is Fate.OVER
+            return self._tree.is_over(above)
         task = trace.task_of(node)
         if task is None:
             return False
@@ -363,7 +363,7 @@ class AgentRules:
             task = self._task_without_root(top, top.missing)
         elif top.role not in _ROOT_ROLES:
             if node.end is not None and self._tree.remove(trace, node, Fate.DISMISSED):
-                self._tree.links.put(node.key, (node.parent, node.remote))
+                self._tree.links.setdefault(node.key, (node.parent, node.remote))
             return None, False
         else:
             awaiting = (t for t in trace.tasks if t.root is None and t.awaits in (top.key, top.under or top.key))
@@ -387,10 +387,11 @@ class AgentRules:
 
     def _comes_too_late(self, top: Node) -> bool:
         """Return True for work of a task that is over, or of a declared one."""
-        if top.missing is not None and self._tree.fate(top.missing) in (Fate.TASK, Fate.OVER):
+        tree, missing = self._tree, top.missing
+        if missing is not None and (tree.is_over(missing) or tree.fate(missing) is Fate.TASK):
             return True
         if top.under is not None:
-            return self._tree.fate(top.under) is Fate.OVER
+            return tree.is_over(top.under)
         over_since = self._endings.over_since.get(top.key[0])
         return over_since is not None and top.start <= over_since
 

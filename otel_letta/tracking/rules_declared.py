@@ -209,7 +209,7 @@ class DeclaredRules:
             waiting: declarations that waited for it.
             around: the declared task that it runs in, if that is open here.
         """
-        self._tree.end(reading.key, Fate.DECLARED)
+        self._tree.end(reading.key, Fate.DOUBT)
         self._ledger.warn(reading, said)
         self._merge_own_events(reading, said)
         doubt = Doubt(reading, said, self._now() + (self._step_patience if said.is_anonymous else self._patience))
@@ -321,7 +321,7 @@ class DeclaredRules:
         task = self._ledger.find(agent, said.task_id)
         if task is not None:
             # A live processor tracks the same task through another span: that one will end it.
-            self._tree.end(doubt.key, Fate.DECLARED, task)
+            self._tree.assign(doubt.key, task)
             self._take_in(doubt, task)
             doubt.told = TaskStatus.IN_PROGRESS
             return
@@ -335,7 +335,7 @@ class DeclaredRules:
             task.failed_steps += step.reading.failed
         merge(task, said, said.content, own=True)
         self._describe(task, said, reading)
-        self._tree.end(doubt.key, Fate.DECLARED, task)
+        self._tree.assign(doubt.key, task)
         status, _ = judge_declared(task.status, reading, None)
         doubt.told = status
         if doubt.below is status:

@@ -45,8 +45,9 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
             self.popitem(last=False)
 
 
-_SEEN_THROUGH = (Fate.STEP, Fate.DISMISSED)
-_OF_DECLARED = (Fate.DECLARED, Fate.TASK, Fate.STEP)
+_OPAQUE = (Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE)
+"""Spans that are not looked through to what is above them."""
+_OF_DECLARED = (Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP)
 _OF_AGENTS = (Fate.OVER, Fate.DISMISSED, Fate.OUTSIDE)
 
 
@@ -94,8 +95,10 @@ class Tree:
 
     def close(self, key: SpanKey) -> None:
         """Follow a span no longer."""
-        self.open.pop(key, None)
+        followed = self.open.pop(key, None)
         self.awaited.pop(key, None)
+        if followed is not None and followed.task is not None and key not in self.ended:
+            self.end(key, Fate.DECLARED, followed.task)
 
     def standing(self, key: SpanKey) -> tuple[Task | None, bool]:
         """Return the declared task that a span, open or ended, is part of, and whether it has a role."""
@@ -108,14 +111,19 @@ class Tree:
     # -- ended spans -------------------------------------------------------------------------------------------------
 
     def end(self, key: SpanKey, fate: Fate, task: Task | None = None) -> None:
-        """Remember an ended span; one that was declared as a task stays that."""
-        known = self.ended.get(key)
-        if known is not None and known[0] is Fate.TASK and fate is Fate.DECLARED:
-            fate = Fate.TASK
+        """Remember an ended span."""
         self.ended.put(key, (fate, task))
+
+    def assign(self, key: SpanKey, task: Task) -> None:
+        """Remember the declared task that an ended span is part of."""
+        self.ended.put(key, (self.fate(key) or Fate.DOUBT, task))
 
     def fate(self, key: SpanKey) -> Fate | None:
         return self.ended.get(key, (None, None))[0]
+
+    def is_over(self, key: SpanKey) -> bool:
+        """Return True for a span of an agent's task that is over."""
+        return self.fate(key) in (Fate.OVER, Fate.GIVEN_UP)
 
     def ended_task(self, key: SpanKey) -> Task | None:
         """Return the declared task that an ended span was part of."""
@@ -128,7 +136,7 @@ class Tree:
     def knows_end(self, key: SpanKey) -> bool:
         """Return True for a span with a role whose end was read."""
         node = self.node(key)
-        return (node is not None and node.end is not None) or self.fate(key) in _OF_AGENTS
+        return (node is not None and node.end is not None) or self.fate(key) in (*_OF_AGENTS, Fate.GIVEN_UP)
 
     def node(self, key: SpanKey) -> Node | None:
         trace = self.traces.get(key[0])
@@ -200,22 +208,22 @@ class Tree:
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
         known = self.ended.get(key)
-        return self.links.get(key) if known is None or known[0] in _SEEN_THROUGH else None
+        return self.links.get(key) if known is None or known[0] not in _OPAQUE else None
 
     def _may_come(self, key: SpanKey) -> bool:
         """Return False for a span above a live one that nothing is known of: all open spans of this process are."""
-        return key in self.candidates or self.fate(key) in (Fate.TASK, Fate.OVER)
+        return key in self.candidates or self.is_over(key) or self.fate(key) is Fate.TASK
 
     def awaits_root(self, trace: Trace, task: InferredTask) -> bool:
         """Return True as long as the span is open, and without a role, that may be a task's root."""
         key = task.awaits
         if key is None or task.root is not None:
             return False
-        return key not in self.links and key not in trace.nodes and self.fate(key) is not Fate.OVER
+        return key not in self.links and key not in trace.nodes and not self.is_over(key)
 
     def is_left_over(self, trace: Trace, key: SpanKey, parent: SpanKey | None) -> bool:
         """Return True for a span that is a task of its own, inside a task that is over."""
-        if parent is None or not trace.tasks or self.fate(parent) is not Fate.OVER:
+        if parent is None or not trace.tasks or not self.is_over(parent):
             return False
         return any(task.awaits == key for task in trace.tasks)
 
@@ -236,7 +244,8 @@ class Tree:
             return False
         self.size -= 1
         self.end(node.key, fate)
-        if node.above is not None and node.above.children is not None:
+        # The one above a dismissed span may turn out to be an agent yet, and is judged by what was below it, too.
+        if fate is not Fate.DISMISSED and node.above is not None and node.above.children is not None:
             node.above.children.pop(node, None)
         return True
 
@@ -304,26 +313,37 @@ class Tree:
         heapq.heappush(self._alarms, (at, next(self._count), who))
 
     def due(self, now: int) -> Iterator[Doubt | Trace]:
-        """Yield what is due, declarations first; whatever comes due by that is for the next call."""
-        while True:
-            ready: list[tuple[int, int, Doubt | Trace]] = []
-            while self._alarms and (self._alarms[0][0] <= now or not self._is_set(self._alarms[0])):
-                ready.append(heapq.heappop(self._alarms))
-            crowd = len(self.doubts) - REMEMBERED
-            if crowd > 0:
-                yield from heapq.nsmallest(crowd, self.doubts.values(), key=lambda doubt: doubt.deadline)
-            ready = [alarm for alarm in ready if self._is_set(alarm)]
-            if not ready:
+        """Yield what is due: declarations first, since agents may be steps of theirs, then traces."""
+        if self.doubts:
+            yield from self._due_doubts(now)
+        while self._alarms:
+            at, _, who = alarm = self._alarms[0]
+            is_set = self._is_set(alarm)
+            if is_set and at > now:
                 break
-            for alarm in sorted(ready, key=lambda alarm: isinstance(alarm[2], Trace)):
-                if self._is_set(alarm):
-                    if isinstance(alarm[2], Trace):
-                        alarm[2].alarm = None
-                    yield alarm[2]
+            heapq.heappop(self._alarms)
+            if is_set:
+                if isinstance(who, Trace):
+                    who.alarm = None
+                yield who
         kept = len(self.doubts) + len(self.traces)
         if len(self._alarms) > 2 * kept + 1_000:  # most of them need not wait any more
             self._alarms = [alarm for alarm in self._alarms if self._is_set(alarm)]
             heapq.heapify(self._alarms)
+
+    def _due_doubts(self, now: int) -> Iterator[Doubt]:
+        of_traces = []
+        while self._alarms and self._alarms[0][0] <= now:
+            alarm = heapq.heappop(self._alarms)
+            if isinstance(alarm[2], Trace):
+                of_traces.append(alarm)
+            elif self._is_set(alarm):
+                yield alarm[2]
+        for alarm in of_traces:
+            heapq.heappush(self._alarms, alarm)
+        crowd = len(self.doubts) - REMEMBERED
+        if crowd > 0:
+            yield from heapq.nsmallest(crowd, self.doubts.values(), key=lambda doubt: doubt.deadline)
 
     @property
     def alarms(self) -> int:
