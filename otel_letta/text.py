@@ -136,6 +136,8 @@ def clean_line(text: str, cap: int) -> str:
 
 def clean_block(text: str, cap: int) -> str:
     """Like `clean_line`, but line breaks stay; a shortened text says how long it was, if there is room."""
+    if len(text) <= cap and text.isascii() and text.isprintable():
+        return text.strip()
     budget = cap * 4 + 256
     block = _visible(text, budget).replace("\t", " ").strip()
     block = _MANY_BREAKS.sub("\n\n", block)

@@ -18,7 +18,7 @@ from otel_letta.tracking.tasks import InferredTask, Task
 from otel_letta.tracking.tree import REMEMBERED, Recent
 from otel_letta.tracking.values import id_of
 
-__all__ = ["Inbound", "Ledger", "seconds_between"]
+__all__ = ["NO_IDS", "Inbound", "Ledger", "seconds_between", "standing"]
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ class Inbound(NamedTuple):
     @classmethod
     def of(cls, raw: tuple[object, object]) -> Inbound:
         return cls(id_of(raw[0]), id_of(raw[1]))
+
+
+NO_IDS = Inbound()
 
 
 class Ledger:

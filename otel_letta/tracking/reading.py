@@ -32,11 +32,11 @@ class Reading:
 
     __slots__ = (
         "_declaration",
+        "_error",
         "_role",
         "attributes",
         "described",
         "end",
-        "error",
         "events",
         "exception",
         "failed",
@@ -53,6 +53,7 @@ class Reading:
 
     _role: Any
     _declaration: Any
+    _error: Any
     key: SpanKey
     name: str
     parent: SpanKey | None
@@ -68,8 +69,6 @@ class Reading:
     scope: str
     events: Sequence[tuple[int, Mapping[str, Any]]]
     """Time and attributes of each span event that reports progress."""
-    error: str
-    """``Type: message`` of a failed span, cleaned; empty when the span did not fail or does not say why."""
     described: str
     """The status's own words, as they came."""
     exception: tuple[str, str]
@@ -94,16 +93,20 @@ class Reading:
             self.parent, self.remote = None, above
         else:
             self.parent, self.remote = above, None
-        self.name = as_text(span.name) or ""
+        name = span.name
+        self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
         self.resource = span.resource.attributes
         self.start = nanoseconds_of(span.start_time)
-        self.end = nanoseconds_of(span.end_time) or None
+        end = span.end_time
+        self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = span.kind
         self.scope = scope_of(span)
         self.opted = opted
-        self._read_events(span.events or ())
+        self.events, self.exception = (), ("", "")
+        if events := span.events:
+            self._read_events(events)
         self._read_status(span)
         return self
 
@@ -122,18 +125,26 @@ class Reading:
 
     def _read_status(self, span: ReadableSpan) -> None:
         status = span.status
-        described = as_text(status.description) or ""
         self.failed = status.status_code is StatusCode.ERROR
-        self.described, self.error = described[:_ERROR_CAP], ""
+        self.described, self._error = "", _UNREAD
+        if self.failed:  # the SDK keeps a description of errors only
+            described = as_text(status.description) or ""
+            self.described = described[:_ERROR_CAP]
+            if len(described) > _ERROR_CAP:
+                self._error = clean_error(described)  # its last line may be the one that says why
+
+    @property
+    def error(self) -> str:
+        """``Type: message`` of a failed span, cleaned; empty when the span did not fail or does not say why."""
         if not self.failed:
-            return
-        kind, message = self.exception
-        # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
-        if described:
-            self.error = clean_error(described)
-            return
-        kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
-        self.error = clean_error(f"{kind}: {message}" if kind and message else kind or message)
+            return ""
+        if self._error is _UNREAD:
+            kind, message = self.exception
+            kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
+            # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
+            self._error = clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
+        error: str = self._error
+        return error
 
     @property
     def role(self) -> Role | None:
@@ -156,23 +167,16 @@ class Reading:
         """The parent, wherever it is."""
         return self.parent or self.remote
 
-    @property
-    def is_lettas_own(self) -> bool:
-        """True for a span of the Letta server itself: reporting those to the agent would make more of them, for
-        ever."""
-        return (
-            self.scope == semconv.LETTA_SERVER_SCOPE
-            or as_text(self.resource.get(semconv.SERVICE_NAME)) == semconv.LETTA_SERVER_SERVICE
-        )
-
     def default(self, name: str) -> str | None:
         """Return an id from the resource. It holds for a whole process, so it is nobody's own."""
         return id_of(self.resource.get(name))
 
     def without_content(self) -> Reading:
         """Copy it without attributes, events and error texts, for what is kept for long."""
-        self._role, self._declaration = self.role, self.declaration
         light = copy.copy(self)
+        light._role, light._declaration = self.role, self.declaration
+        if self.declaration is not None:
+            light._error = self.error
         light.attributes, light.events, light.described, light.exception = {}, (), "", ("", "")
         return light
 
@@ -185,7 +189,10 @@ def key_of(span: ReadableSpan) -> SpanKey:
 def scope_of(span: ReadableSpan) -> str:
     """Return the name of the instrumentation scope; empty for none."""
     scope = span.instrumentation_scope
-    return (as_text(scope.name) or "") if scope is not None else ""
+    if scope is None:
+        return ""
+    name = scope.name
+    return name if type(name) is str else as_text(name) or ""
 
 
 def attributes_of(span: ReadableSpan) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration, event_declaration
-from otel_letta.tracking.ledger import Inbound, Ledger, seconds_between
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between
 from otel_letta.tracking.nodes import Doubt, Fate, Followed
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.rules_agents import AgentRules
 from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import judge_declared
@@ -49,7 +49,7 @@ class DeclaredRules:
         self,
         tree: Tree,
         ledger: Ledger,
-        agents: AgentRules,
+        agents: AgentTracker,
         now: Callable[[], int],
         *,
         patience: float = 30.0,
@@ -325,7 +325,7 @@ class DeclaredRules:
             self._take_in(doubt, task)
             doubt.told = TaskStatus.IN_PROGRESS
             return
-        task = self._ledger.open(reading, said, agent, around, Inbound())
+        task = self._ledger.open(reading, said, agent, around, NO_IDS)
         for part in doubt.parts:
             inferred = self._agents.absorb(part.key)
             if inferred is not None:

@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from opentelemetry.trace import SpanKind
 
+from otel_letta import semconv
 from otel_letta.report import ProgressReport
+from otel_letta.text import as_text
 from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
-from otel_letta.tracking.ledger import Inbound, Ledger
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
 from otel_letta.tracking.nodes import Trace
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.rules_agents import AgentRules
 from otel_letta.tracking.rules_declared import DeclaredRules
 from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import Tree
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["AgentOptions", "Ancestor", "Tracker"]
-
-_NO_IDS = (None, None)
 
 
 class Ancestor(Protocol):
@@ -60,7 +60,7 @@ class Ancestor(Protocol):
 
 
 class AgentOptions(TypedDict, total=False):
-    """Settings of `AgentRules` that a `Tracker` hands on."""
+    """Settings of `AgentTracker` that a `Tracker` hands on."""
 
     grace: float
     idle_timeout: float
@@ -82,7 +82,7 @@ class Tracker:
         wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
-        agent_options: see `AgentRules`.
+        agent_options: see `AgentTracker`.
     """
 
     def __init__(
@@ -113,10 +113,12 @@ class Tracker:
             wake_after=wake_after,
             claimed=claimed,
         )
-        self._agents = AgentRules(self.tree, self._ledger, now, **agent_options)
+        self._agents = AgentTracker(self.tree, self._ledger, now, **agent_options)
         self._declared = DeclaredRules(
             self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
         )
+        self._resource: object = None
+        self._is_letta_server = False
         self.spans_ignored = 0
         """Ended spans without a task, counted for statistics."""
 
@@ -140,7 +142,7 @@ class Tracker:
         reading: Reading,
         above: Sequence[Ancestor],
         outside: SpanKey | None = None,
-        inbound: tuple[object, object] = _NO_IDS,
+        inbound: tuple[object, object] = NO_IDS,
     ) -> bool:
         """Take in a span that started. ``inbound``: chat and message id in the context that it started in."""
         return self._observe(reading, above, outside, inbound, late=False)
@@ -150,7 +152,7 @@ class Tracker:
         reading: Reading,
         above: Sequence[Ancestor],
         outside: SpanKey | None = None,
-        inbound: tuple[object, object] = _NO_IDS,
+        inbound: tuple[object, object] = NO_IDS,
     ) -> bool:
         """Take in a started span that was read again: it may have become a task."""
         return self._observe(reading, above, outside, inbound, late=reading.end is not None)
@@ -175,7 +177,7 @@ class Tracker:
         reading: Reading,
         above: Sequence[Ancestor],
         outside: SpanKey | None = None,
-        inbound: tuple[object, object] = _NO_IDS,
+        inbound: tuple[object, object] = NO_IDS,
         aborted: str | None = None,
     ) -> bool:
         """Take in an open span that ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not
@@ -224,7 +226,7 @@ class Tracker:
             late: the span has ended; if it has shown no role until now, its instrumentation gives roles at the end,
                 so open spans of the same instrumentation may get theirs yet.
         """
-        if reading.is_lettas_own:
+        if self._is_lettas_own(reading):
             return True
         key, role, said = reading.key, reading.role, reading.declaration
         span = self.tree.open.get(key)
@@ -298,7 +300,7 @@ class Tracker:
     def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
         """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
         key = reading.key
-        if self.tree.has_declared(key) or reading.is_lettas_own or self._is_pending(reading):
+        if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
             return
         self._give_an_end(reading)
         said, role, parent = reading.declaration, reading.role, reading.above
@@ -342,6 +344,14 @@ class Tracker:
             return False
         self._agents.pending(reading, pending.key, pending.parent)
         return True
+
+    def _is_lettas_own(self, reading: Reading) -> bool:
+        """Return True for a span of the Letta server itself: reporting those to the agent would make more of them, for
+        ever."""
+        if reading.resource is not self._resource:  # one process has one, and asking it costs as much as all the rest
+            self._resource = reading.resource
+            self._is_letta_server = as_text(reading.resource.get(semconv.SERVICE_NAME)) == semconv.LETTA_SERVER_SERVICE
+        return self._is_letta_server or reading.scope == semconv.LETTA_SERVER_SCOPE
 
     def _give_an_end(self, reading: Reading) -> None:
         """Let a span whose end has no time, or an impossible one, end now."""

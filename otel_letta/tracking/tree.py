@@ -39,8 +39,9 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
         self._most = most
 
     def put(self, key: _K, value: _V) -> None:
+        if key in self:
+            self.move_to_end(key)
         self[key] = value
-        self.move_to_end(key)
         if len(self) > self._most:
             self.popitem(last=False)
 
@@ -260,17 +261,21 @@ class Tree:
 
     def keep_order(self, trace: Trace) -> None:
         """Put a trace behind all others, or forget it if it is empty."""
-        self.busy.pop(trace.id, None)
-        self.faint.pop(trace.id, None)
-        if trace.nodes or trace.tasks:
-            (self.busy if trace.tasks else self.faint)[trace.id] = None
-        else:
+        here, elsewhere = (self.busy, self.faint) if trace.tasks else (self.faint, self.busy)
+        elsewhere.pop(trace.id, None)
+        if not trace.nodes and not trace.tasks:
+            here.pop(trace.id, None)
             self.traces.pop(trace.id, None)
+        elif trace.id in here:
+            here.move_to_end(trace.id)
+        else:
+            here[trace.id] = None
 
-    def too_much(self) -> Iterator[Trace]:
-        """Yield the traces to give up, the ones with the oldest news first, until few enough are kept."""
-        while len(self.traces) > self._most_traces or self.size > _MOST_SPANS:
-            yield self.traces[next(iter(self.faint or self.busy))]
+    def too_much(self) -> Trace | None:
+        """Return the trace to give up, the one with the oldest news; None if few enough are kept."""
+        if len(self.traces) > self._most_traces or self.size > _MOST_SPANS:
+            return self.traces[next(iter(self.faint or self.busy))]
+        return None
 
     # -- doubtful declarations ---------------------------------------------------------------------------------------
 

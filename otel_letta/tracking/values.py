@@ -56,7 +56,7 @@ def share_of(done: Any, total: Any) -> float | None:
 
 def nanoseconds_of(value: Any) -> int:
     """Return a time, or 0 for what is none: people hand in floats, seconds as text and worse."""
-    if type(value) is not int:  # which a float has no room for
+    if type(value) is not int:  # a float has no room for those
         number = number_of(value)
         value = int(number) if number is not None and 0.0 < number < _LATEST else 0
     return value if 0 < value < _LATEST else 0

@@ -55,8 +55,8 @@ class AgentFacts:
 
 
 _CHOSEN = tuple(name for convention in CONVENTIONS for name in convention.chosen_chats)
-_CHATS = (*_CHOSEN, *(name for convention in CONVENTIONS for name in convention.chats))
-_CHATS_SET = frozenset(_CHATS)
+_GIVEN = tuple(name for convention in CONVENTIONS for name in convention.chats)
+_CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, *_GIVEN))}
 _ANSWERS = frozenset().union(*(convention.answers for convention in CONVENTIONS))
 _ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in convention.answer_prefixes)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
@@ -75,7 +75,7 @@ def read_agent(
     attributes = reading.attributes
     extras = dict(_extras(attributes, role, content)) if content else {}
     facts = AgentFacts(role, name_of(reading, role), extras)
-    if role is not Role.AGENT:
+    if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(attributes, chat_attributes)
     if _failed(reading):
@@ -86,7 +86,7 @@ def read_agent(
     elif role is Role.TOOL:
         facts.plan = plan_of(attributes)
     for marks, refine in _REFINING:
-        if not marks.isdisjoint(attributes):
+        if not attributes.keys().isdisjoint(marks):
             refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
@@ -96,13 +96,12 @@ def read_agent(
 
 
 def _conversation(attributes: Mapping[str, Any], more: Sequence[str]) -> tuple[int, str] | None:
-    if not more and _CHATS_SET.isdisjoint(attributes):
-        return None
-    for rank, name in enumerate((*_CHATS, *more)):
-        if name in attributes:
-            value = id_of(attributes[name])
-            if value is not None and (rank < len(_CHOSEN) or name in more or not _says_more_than_an_id(value)):
-                return rank, value
+    found = [(rank, name) for name, rank in _CHATS.items() if name in attributes]
+    found += [(len(_CHATS) + n, name) for n, name in enumerate(more) if name in attributes]
+    for rank, name in found:
+        value = id_of(attributes[name])
+        if value is not None and (rank < len(_CHOSEN) or name in more or not _says_more_than_an_id(value)):
+            return rank, value
     return None
 
 
@@ -121,8 +120,8 @@ def _failed(reading: Reading) -> bool:
     attributes = reading.attributes
     return (
         reading.failed
-        or bool(as_text(attributes.get(semconv.ERROR_TYPE)))
-        or any(as_text(attributes.get(name)) == value for name, value in _FAILED.items())
+        or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
+        or any(name in attributes and as_text(attributes[name]) == value for name, value in _FAILED.items())
     )
 
 

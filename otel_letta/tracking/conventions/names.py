@@ -69,7 +69,7 @@ def name_for_logs(reading: Reading) -> str:
 
 def _first_name(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
-        text = as_text(attributes.get(name))
+        text = as_text(attributes[name]) if name in attributes else None
         if text:
             shown = _without_values(clean_line(text, NAME_CAP))
             if shown and not _is_prose(shown, attributes):

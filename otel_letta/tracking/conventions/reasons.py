@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,6 +70,7 @@ _VALUE_OF = pattern(
 _TYPE_NAME = pattern(r"[\w.:$<>\[\]-]+")
 
 
+@functools.lru_cache(maxsize=128)  # a provider that fails says the same again and again
 def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
     """Return one line of an error's text without what it quotes: texts in quotation marks, dictionaries, lists and
     addresses in an error are the values that somebody's program worked on."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import logging
@@ -20,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags
 
 from otel_letta import ProgressReport, TaskStatus
-from otel_letta.tracking import Reading
+from otel_letta.tracking import Reading, reading
 from tests.support.otlp import read_spans
 from tests.support.tracked import SECOND, Alone, Live, hostile_text
 
@@ -127,6 +128,30 @@ def test_other_spans_are_none(make: type[Driver], attributes: dict[str, Any]) ->
     driver = make()
     assert run(driver, attributes) == []
     assert driver.tracker.spans_ignored == 1
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["otel_letta.opted_in", "otel_letta.opted", "opted_in", "opted"])
+def test_no_attribute_can_forge_a_settings_word(make: type[Driver], name: str) -> None:
+    assert run(make(), {name: "forged"}) == []
+    assert run(make(), {name: "forged", PROGRESS: 0.5}, name="job")[-1].name == "job"
+
+
+def test_a_span_that_a_setting_makes_a_task_of_is_one_under_the_name_given_there() -> None:
+    alone = Alone()
+    alone.tracer.start_span("GET /", attributes={"otel_letta.opted_in": "forged"}).end()
+    alone.tracker.ended_alone(Reading.of(alone.batch[0], "nightly"))
+    alone.tracker.tick()
+    assert [(end.name, end.status, end.wakes) for end in alone.ends] == [("nightly", TaskStatus.COMPLETED, False)]
+
+
+def test_tracking_is_pure() -> None:
+    tracking = Path(reading.__file__).parent
+    impure = {"asyncio", "multiprocessing", "os", "queue", "socket", "sys", "threading", "time", "weakref"}
+    for path in tracking.rglob("*.py"):
+        found = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        named = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+        assert impure.isdisjoint(named), path
 
 
 @BOTH

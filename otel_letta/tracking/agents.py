@@ -1,0 +1,349 @@
+"""Spans with a role in an agent's work, and the time that passes over them: from the tree to the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from otel_letta.report import TaskStatus
+from otel_letta.tracking import wording
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
+from otel_letta.tracking.conventions.names import early_name
+from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.endings import counted
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, standing
+from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Trace, family
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.rules_agents import AgentRules, merge_declaration
+from otel_letta.tracking.tasks import InferredTask
+from otel_letta.tracking.tree import Recent, Tree
+from otel_letta.tracking.verdicts import Verdict
+
+__all__ = ["AgentTracker"]
+
+
+class AgentTracker:
+    """Turns spans with a role into tasks.
+
+    Args:
+        grace: seconds from a root's end to the verdict. Children may end after their root, and parents in another
+            process may arrive after their children.
+        idle_timeout: seconds without any news after which a task whose root never came is lost.
+        chat_attributes: further attributes that may name the conversation.
+        content: fields of `otel_letta.tracking.conventions.CONTENT_FIELDS` that may be reported.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        now: Callable[[], int],
+        *,
+        grace: float = 2.0,
+        idle_timeout: float = 900.0,
+        chat_attributes: Sequence[str] = (),
+        content: Collection[str] = (),
+    ) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._now = now
+        self._grace = int(grace * 1e9)
+        self._idle = int(idle_timeout * 1e9)
+        self._chat_attributes = tuple(chat_attributes)
+        self._content = tuple(content)
+        self._rules = AgentRules(tree, ledger, now, self._grace)
+        self._endings = self._rules.endings
+        self._failures: Recent[SpanKey, Reason] = Recent(1_000)
+        """Failed parts of tool calls, by the tool's span."""
+        self.evicted = 0
+        """Traces given up because there were too many, or had too many spans."""
+
+    @property
+    def open_tasks(self) -> int:
+        return sum(not task.claimed for trace_id in self._tree.busy for task in self._tree.traces[trace_id].tasks)
+
+    def read(self, reading: Reading, role: Role) -> AgentFacts:
+        """Read the facts of a span that has a role."""
+        return read_agent(reading, role, chat_attributes=self._chat_attributes, content=self._content)
+
+    # -- spans -------------------------------------------------------------------------------------------------------
+
+    def observe(
+        self,
+        reading: Reading,
+        facts: AgentFacts,
+        said: Declaration | None,
+        *,
+        parent: SpanKey | None,
+        remote: bool = False,
+        live: bool = False,
+        inbound: Inbound = NO_IDS,
+        aborted: str | None = None,
+        under: Reading | None = None,
+    ) -> bool:
+        """Take in a span with a role that started, changed or ended; False if it is part of no task.
+
+        Args:
+            reading: the span as it is now; ``end`` says whether it ended.
+            said: its statement in attributes of ours.
+            parent: the span above it, or the next one above that is worth asking.
+            remote: that one is in another process.
+            live: the span's start was seen in this process, so everything above it is known.
+            aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
+            under: the topmost open span above it, if ``parent`` is an open span too, and both may get a role yet.
+        """
+        key, tree = reading.key, self._tree
+        if tree.knows_end(key):
+            return True
+        if facts.outside:
+            self._endings.outside.put(key[0], reading.start)
+            if reading.end is not None:
+                tree.end(key, Fate.OUTSIDE)
+            return False
+        if facts.is_run:
+            parent, remote = None, False
+        trace = tree.trace(key[0])
+        if tree.is_left_over(trace, key, parent):
+            parent, remote = None, False
+        node, arrived = trace.nodes.get(key), []
+        if node is None:
+            node = Node(key, parent, remote, reading.start, live, facts.role)
+            if under is not None and parent is not None:
+                self._expect_role(node, parent, under, reading)
+            self._update(node, reading, facts, aborted)
+            tree.insert(trace, node)
+            if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
+                self._thin_out(trace)
+            arrived = tree.arrived(trace, key)
+        else:
+            self._update(node, reading, facts, aborted)
+        trace.active_at, trace.silent = self._now(), False
+        if trace.sample is None:
+            trace.sample = reading.without_content()
+        ours = self._rules.apply(trace, node, reading, facts, said, inbound)
+        for child in arrived:
+            self._rules.apply(trace, child)
+        self._tidy(trace)
+        return ours
+
+    def _expect_role(self, node: Node, parent: SpanKey, under: Reading, reading: Reading) -> None:
+        """Remember the open spans above that may get a role yet, and what the topmost one is called."""
+        node.under = under.key
+        candidates = self._tree.candidates
+        candidates.put(parent, candidates.get(parent))
+        named = candidates.get(under.key) or (early_name(under, reading.attributes), under.start)
+        candidates.put(under.key, named)
+
+    def _update(self, node: Node, reading: Reading, facts: AgentFacts, aborted: str | None) -> None:
+        node.role, node.name, node.hint = facts.role, facts.name or node.name, facts.hint
+        node.chat = facts.chat or node.chat
+        node.answered = facts.answered
+        node.is_run, node.finishes = facts.is_run, facts.finishes
+        node.failed, node.reason = facts.failed, facts.reason
+        if aborted is not None and not facts.failed:
+            node.failed, node.reason = True, Reason("", aborted)
+        node.end = reading.end
+        if node.end is not None and node.role is Role.TOOL and not node.failed:
+            reason = self._failures.get(node.key)
+            if reason is not None:
+                node.failed, node.reason = True, reason
+
+    def pending(self, reading: Reading, key: SpanKey, parent: SpanKey | None) -> None:
+        """Take in a span that announces that the span ``key`` below ``parent`` has started."""
+        role = reading.role
+        if role is None:
+            self.passed(key, parent)
+            return
+        facts = self.read(reading, role)
+        reading.key, reading.parent, reading.remote, reading.end = key, parent, None, None
+        self.observe(reading, facts, None, parent=parent)
+
+    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False, *, awaits: bool = False) -> None:
+        """Hang all below a span without a role below its parent. ``awaits``: that one may get a role yet."""
+        tree = self._tree
+        trace = tree.traces.get(key[0])
+        if trace is not None and tree.is_left_over(trace, key, parent):
+            parent, remote = None, False
+        tree.links.put(key, (parent, remote))
+        if awaits and parent is not None:
+            tree.candidates.put(parent, tree.candidates.get(parent))
+        if trace is not None:
+            for node in tree.arrived(trace, key):
+                self._rules.apply(trace, node)
+            self._tidy(trace)
+
+    def part_failed(self, tool: SpanKey, reason: Reason) -> None:
+        """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
+        if tool[0] in self._tree.traces:
+            self._failures.put(tool, reason)
+
+    def lost(self, key: SpanKey) -> None:
+        """Give up an open span with a role that nobody can end any more."""
+        trace = self._tree.traces.get(key[0])
+        node = trace.nodes.get(key) if trace is not None else None
+        if trace is None or node is None or node.end is not None:
+            return
+        task = trace.task_of(node)
+        if task is not None and task.root is node:
+            self._endings.give_up(trace, task, wording.NEVER_ENDED)
+        else:
+            node.end = self._now()
+            node.told = True
+            node.answered = False
+            if task is not None:
+                self._endings.judge_if_complete(trace, task)
+        self._tidy(trace)
+
+    def lost_plain(self, key: SpanKey, parent: SpanKey | None, *, awaits: bool = False) -> None:
+        """Give up an open span that has shown no role."""
+        trace = self._tree.traces.get(key[0])
+        if trace is not None:
+            for task in [task for task in trace.tasks if task.root is None and task.awaits == key]:
+                self._endings.give_up(trace, task, wording.NEVER_ENDED)
+        self.passed(key, parent, awaits=awaits)
+
+    # -- declarations ------------------------------------------------------------------------------------------------
+
+    def absorb(self, key: SpanKey) -> InferredTask | None:
+        """Make agents below a span its steps: it turned out to be a declared task.
+
+        Returns:
+            The inferred task that was reported for these until now, if there is one: whoever goes on with it keeps its
+            place.
+        """
+        tree = self._tree
+        tree.end(key, Fate.TASK, tree.ended_task(key))
+        trace = tree.traces.get(key[0])
+        tops = trace.waiting.pop(key, None) if trace is not None else None
+        if trace is None or not tops:
+            return None
+        trace.away -= tops.keys()
+        for top in tops:
+            for node in family(top):
+                tree.remove(trace, node, Fate.OVER)
+        task = trace.rootless
+        if task is not None and not trace.waiting:
+            trace.tasks.remove(task)
+            task.ended = True
+        else:
+            task = None
+        self._tidy(trace)
+        return task
+
+    def expect(self, key: SpanKey, until: int) -> None:
+        """Give up no agents below a span before it is known whether that is a declared task: one of them would be
+        reported as a task of its own, and then again as a step."""
+        trace = self._tree.traces.get(key[0])
+        if trace is not None and key in trace.waiting:
+            trace.active_at = max(trace.active_at, until + self._grace - self._idle)
+
+    def declare_below(self, above: SpanKey, said: Declaration) -> bool:
+        """Take over the statement of a span without a role, somewhere below the span ``above``, about the agent's task.
+
+        Returns:
+            False if that is part of no agent's task, or the declared one is a task of its own.
+        """
+        trace = self._tree.traces.get(above[0])
+        node = trace.nodes.get(above) if trace is not None else None
+        if trace is None or node is None:
+            return self._tree.is_over(above)
+        task = trace.task_of(node)
+        if task is None:
+            return False
+        if said.chat_id is not None:
+            if task.chat is not None and task.chat[0] == 0 and task.chat[2] != said.chat_id:
+                return False
+            task.offer_chat(0, node.agents_above + 1, said.chat_id)
+        if merge_declaration(task, said, own=False):
+            self._rules.report(task, task.content or standing(task))
+        return True
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def due(self, trace: Trace) -> None:
+        """Do what is due in a trace: judge what has ended, and give up or report what is quiet for too long."""
+        now = self._now()
+        self._endings.promote(trace, now)
+        for task in list(trace.tasks):
+            if task.deadline is not None and task.deadline <= now:
+                self._endings.judge(trace, task)
+        if trace.active_at + self._idle <= now:
+            self._idled(trace)
+        self._tidy(trace)
+
+    def _idled(self, trace: Trace) -> None:
+        is_open = any(node.live and node.end is None for node in trace.nodes.values())
+        if not is_open and not any(self._tree.awaits_root(trace, task) for task in trace.tasks):
+            self._endings.give_up_all(trace, wording.lost(self._idle / 1e9))
+        elif not trace.silent:
+            # It is open in this process, so it is not lost: it may wait for a person.
+            trace.silent = True
+            for task in trace.tasks:
+                self._rules.report(task, wording.silent(self._ledger.name_of(task), self._idle / 1e9))
+
+    def judge_ended(self) -> None:
+        """Judge what has ended now: somebody flushes, and may not be here when the grace time is over."""
+        for trace in list(self._tree.traces.values()):
+            for task in list(trace.tasks):
+                if task.deadline is not None:
+                    self._endings.judge(trace, task)
+            self._tidy(trace)
+
+    def end_all(self, reason: str | None = None) -> None:
+        """End everything: nothing more will come. ``reason``: why; None is as if all idle times had passed."""
+        for trace in list(self._tree.traces.values()):
+            self._endings.promote(trace, None)
+            self._endings.give_up_all(trace, reason or wording.lost(self._idle / 1e9))
+
+    # -- bounds ------------------------------------------------------------------------------------------------------
+
+    def _thin_out(self, trace: Trace) -> None:
+        """Forget the oldest steps of a long task. What came last decides how it ended."""
+        share = MOST_SPANS_OF_A_TRACE // 4
+        for node in [node for node in trace.nodes.values() if node.is_spent][:share]:
+            task = trace.task_of(node)
+            if task is not None:
+                tools, problems = counted([node])
+                task.forgotten = (task.forgotten[0] + tools, task.forgotten[1] + problems)
+            self._tree.discard(trace, node)
+        if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
+            for node in [node for node in trace.nodes.values() if node.task is None][:share]:
+                self._tree.discard(trace, node)
+        self.evicted += 1
+
+    def _tidy(self, trace: Trace) -> None:
+        """Keep the order of ages, the bounds and the alarm, after any news."""
+        tree = self._tree
+        if any(task.root is None for task in trace.tasks):
+            self._end_what_was_none(trace)
+        tree.keep_order(trace)
+        if trace.alarm is None and (trace.nodes or trace.tasks):
+            tree.remind(trace, self._next_due(trace))
+        while (oldest := tree.too_much()) is not None:
+            self.evicted += 1
+            for task in list(oldest.tasks):
+                self._endings.fail(oldest, task, "lost, more tasks at once than are kept")
+            tree.drop(oldest)
+
+    def _end_what_was_none(self, trace: Trace) -> None:
+        """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
+        rootless = trace.rootless
+        if rootless is not None and not trace.waiting and not any(n.top.task for n in trace.nodes.values()):
+            self._endings.conclude(trace, rootless, Verdict(TaskStatus.COMPLETED), self._now(), ())
+        for task in list(trace.tasks):
+            if task.root is not None or task.awaits is None or self._tree.awaits_root(trace, task):
+                continue
+            # The same, if the open span that it waited for got no role, or is no root.
+            if not trace.orphans_of(task):
+                self._endings.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
+
+    def _next_due(self, trace: Trace) -> int:
+        due = (self._now() if trace.silent else trace.active_at) + self._idle
+        for task in trace.tasks:
+            if task.deadline is not None:
+                due = min(due, task.deadline)
+        for node in trace.away:
+            if node.end is not None:
+                due = min(due, node.patience)
+        return due
