@@ -39,11 +39,7 @@ LOADED_BY_ALL = ("otel_letta.runtime.imports",)
 
 EXCEPTIONS: set[tuple[str, str]] = set()
 LONGEST = 400
-LONGER = {
-    "tracking.agents",
-    "tracking.conventions",
-    "tracking.tasks",
-}
+LONGER: set[str] = set()
 
 
 def name_of(path: Path) -> str:

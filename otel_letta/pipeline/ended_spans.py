@@ -11,12 +11,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing
-from otel_letta.pipeline.seam import Tracker, read_span
-from otel_letta.tracking.roles import SpanKey, key_of
+from otel_letta.tracking.reading import Reading, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.inbox import Inbox
     from otel_letta.pipeline.watcher import Watcher
+    from otel_letta.tracking import Tracker
     from otel_letta.tracking.opt_in import OptIn
 
 _MOST_PASSED = 10_000
@@ -76,7 +76,7 @@ class EndedSpans:
     def _end_alone(self, span: ReadableSpan, opted: str | None) -> None:
         while self._passed:
             self._tracker.passed(*self._passed.popleft())
-        reading = read_span(span, opted)
+        reading = Reading.of(span, opted)
         above = self._watcher.read(reading.parent) if reading.parent is not None else ()
         self._tracker.ended_alone(reading, above)
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_letta import semconv
 from otel_letta.pipeline.open_spans import Record, shorten
-from otel_letta.tracking.roles import SpanKey, key_of
+from otel_letta.tracking.reading import NOTED, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.watcher import Watcher
@@ -31,7 +30,7 @@ else:
         return sys.exc_info()[1]
 
 
-declares_nothing = semconv.NOTED.isdisjoint
+declares_nothing = NOTED.isdisjoint
 """True for attributes that are of no interest here. In one step, so that nobody writes meanwhile."""
 
 

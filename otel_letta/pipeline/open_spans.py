@@ -18,7 +18,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_letta.tracking.roles import SpanKey, key_of
+from otel_letta.tracking.reading import Reading, SpanKey, key_of, scope_of
 
 Record = list[Any]
 """What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was looked at.
@@ -29,17 +29,20 @@ without ever being looked at: whoever looks up from a child looks through it.
 
 
 class OpenSpan(weakref.ref[Span]):
-    """An open span that was looked at: a weak reference with room for what is known about it.
+    """An open span that was looked at: a weak reference with room for what is known about it, and the tracker's
+    `Ancestor` of the spans below.
 
     One object instead of two. What few spans need is a default of the class until it is set.
     """
 
-    __slots__ = ("__dict__", "key", "over")
+    __slots__ = ("__dict__", "ended", "followed", "key", "over")
 
     key: SpanKey
     over: bool
     """Its end has come to a hook."""
-    followed: bool = False
+    ended: ReadableSpan | None
+    """The ended span, until the tracker has it."""
+    followed: bool
     """It is part of a task or of an agent's work: the tracker needs its changes and its end."""
     awaited: bool = False
     """Spans below wait for its end even if nothing makes it a task."""
@@ -47,8 +50,6 @@ class OpenSpan(weakref.ref[Span]):
     """id() of the exception being handled when the span started, 0 if none that matters."""
     inbound: tuple[object, object] = (None, None)
     """Chat and message id as the baggage of the span's context had them, if the settings want that."""
-    ended: ReadableSpan | None = None
-    """The ended span, until the tracker has it."""
     noted: bool = False
     """A call that reads the span is in the inbox."""
     spoken: bool = False
@@ -61,6 +62,22 @@ class OpenSpan(weakref.ref[Span]):
     """The attributes when they were last read, compared by identity."""
     event_time: int = 0
     """Time of the newest span event then."""
+
+    @property
+    def scope(self) -> str | None:
+        """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
+        span = self.ended or self()
+        return None if span is None or self.ignored else scope_of(span)
+
+    def read(self) -> Reading | None:
+        """Read it as it is now; None if it cannot be read any more."""
+        span = self.ended or self()
+        return None if span is None else Reading.of(span, self.opted)
+
+    def await_end(self) -> bool:
+        """Have its end brought to the tracker even if nothing makes it a task; False if it has ended already."""
+        self.awaited = True  # before asking whether it is over, so that the one thread or the other notices
+        return not self.over or self.ended is not None
 
 
 class OpenSpans:
@@ -114,14 +131,20 @@ class OpenSpans:
                     entry.over = True
         return record[2] if len(record) > 2 else None
 
-    def prepare(self, record: Record, span: Span) -> OpenSpan:
-        """Make the `OpenSpan` of a record that may not be registered yet."""
+    def prepare(self, record: Record, span: Span | None) -> OpenSpan:
+        """Make the `OpenSpan` of a record that is not in the registry, or may not be; return the one that is first."""
+        if span is None:  # another thread has just made it
+            known: OpenSpan = record[2]
+            return known
         entry = OpenSpan(span, self._forget)
-        entry.key = key_of(span)
-        entry.over = False
-        parent, above = span.parent, record[1]
-        if above is not None and (parent is None or parent.is_remote or _trace(above, entry.key[0]) != entry.key[0]):
-            record[1] = None  # another span, whose id is the same by accident
+        context = span.context
+        entry.key = key = context[:2]
+        entry.over = entry.followed = False
+        entry.ended = None
+        if record[1] is not None:
+            parent = span.parent
+            if parent is None or parent.is_remote or _trace(record[1], key[0]) != key[0]:
+                record[1] = None  # another span, whose id is the same by accident
         record.append(entry)
         record[0] = None
         first: OpenSpan = record[2]
@@ -177,8 +200,10 @@ def shorten(above: Record) -> None:
 
 
 def _is_plain_and_over(record: Record) -> bool:
+    if record[0] is not None:  # asked first: it goes after the third has come
+        return False
     if len(record) < 3:
-        return record[0] is None
+        return True
     entry = record[2]
     return entry.over and not entry.followed and entry.ended is None
 

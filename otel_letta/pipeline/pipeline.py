@@ -25,15 +25,14 @@ from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
-from otel_letta.pipeline.seam import Tracker
 from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
+from otel_letta.tracking import Tracker
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
-from otel_letta.tracking.tasks import TaskTracker
 
 _logger = logging.getLogger(__name__)
 
@@ -61,9 +60,9 @@ def tracker_for(
     emit: Callable[[ProgressReport], None],
     now: Callable[[], int],
     claimed: Callable[[str], bool] = lambda conversation_id: False,
-) -> TaskTracker:
-    """Make a tracker as the settings want it; see `TaskTracker` for ``emit``, ``now`` and ``claimed``."""
-    return TaskTracker(
+) -> Tracker:
+    """Make a tracker as the settings want it; see `Tracker` for ``emit``, ``now`` and ``claimed``."""
+    return Tracker(
         emit=emit,
         now=now,
         host=socket.gethostname(),
@@ -114,7 +113,7 @@ class Pipeline:
         self._left_at = -math.inf
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
         self.desk = Desk(self.settings, self._transport, self._stats)
-        self._tracker = Tracker(tracker_for(self.settings, self.desk.put, time.time_ns, self.claimed))
+        self._tracker = tracker_for(self.settings, self.desk.put, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():

@@ -15,16 +15,16 @@ from opentelemetry.trace import StatusCode
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
-from otel_letta.pipeline.seam import Tracker, read_span
 from otel_letta.runtime.suppress import is_suppressed
 from otel_letta.tracking.aborts import abort_reason
-from otel_letta.tracking.roles import SpanKey, attributes_of, key_of, may_declare
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from otel_letta.pipeline.inbox import Inbox
     from otel_letta.settings import Settings
+    from otel_letta.tracking import Tracker
     from otel_letta.tracking.opt_in import OptIn
 
 _POLL_SHARE = 20
@@ -117,7 +117,7 @@ class Watcher:
         """A span started that may be a task, or was prepared."""
         if not declares_nothing(attributes) or (len(record) > 2 and record[2].opted is not None):
             if not is_suppressed():
-                self._inbox.put(partial(self._start, record, span))
+                self._inbox.put(partial(self._start, record))
                 return
             entry = self.open.look_at(record)
             if entry is not None:
@@ -134,20 +134,20 @@ class Watcher:
 
     def note_end(self, record: Record | None, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
         """A span ended that may be a task, or was looked at, or was not open here."""
-        entry = None if record is None else self.open.look_at(record)
         declares = not declares_nothing(attributes)
-        if record is None or entry is None:
+        if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
             # one was forked from.
             if declares and not self.is_foreign(span):
                 self._end_alone(span)
             return
+        entry = record[2] if len(record) > 2 else self.open.prepare(record, record[0])
         entry.over = True
         if entry.followed or declares or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
-                self._inbox.put(partial(self._end, record, entry, _why_aborted(span, entry)))
+                self._inbox.put(partial(self._end, record, _why_aborted(span, entry)))
         elif entry.awaited:  # set by the thread before it asks for `over`
             self._inbox.put(partial(self._end_plain, record, entry))
 
@@ -182,20 +182,22 @@ class Watcher:
             self._next_poll = now + self._interval
         self.watching = True
 
-    def _start(self, record: Record, span: Span) -> None:
+    def _start(self, record: Record) -> None:
         entry = self.open.look_at(record)
+        span = None if entry is None else entry()
         # Of a span that has ended meanwhile, the call of its end says everything.
-        if entry is not None and not entry.over and not entry.followed:
+        if entry is not None and span is not None and not entry.over and not entry.followed:
             self._read_ancestors(record)
             self._observe(record, entry, span, self._tracker.started)
         self._watch()
 
-    def _end(self, record: Record, entry: OpenSpan, aborted: str | None) -> None:
+    def _end(self, record: Record, aborted: str | None) -> None:
+        entry: OpenSpan = record[2]
         span = entry.ended
         assert span is not None
         self._read_ancestors(record)
         above, outside = self.open.above(record)
-        entry.followed = self._tracker.ended(read_span(span, entry.opted), above, outside, entry.inbound, aborted)
+        entry.followed = self._tracker.ended(Reading.of(span, entry.opted), above, outside, entry.inbound, aborted)
         entry.ended = None
         if entry.followed:
             record[1] = None  # the tracker needs nothing above it for those below
@@ -207,7 +209,7 @@ class Watcher:
         span = entry.ended or entry()
         if span is not None:
             self._read_ancestors(record)
-            reading = read_span(span, entry.opted, attributes)
+            reading = Reading.of(span, entry.opted, attributes)
             entry.followed = self._tracker.changed(reading, *self.open.above(record), entry.inbound)
         self._watch()
 
@@ -299,7 +301,7 @@ class Watcher:
         # Remembered as it was before it is read: what is set in between shall be new at the next poll.
         seen, event_time = attributes_of(span), _newest_event(span)
         above, outside = self.open.above(record)
-        entry.followed = take(read_span(span, entry.opted), above, outside, entry.inbound)
+        entry.followed = take(Reading.of(span, entry.opted), above, outside, entry.inbound)
         entry.seen, entry.event_time = seen, event_time
 
 
@@ -318,7 +320,7 @@ def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
 
 def _differs(attributes: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
     """By identity, so that comparing runs no code of the values."""
-    return any(attributes.get(name) is not seen.get(name) for name in semconv.NOTED)
+    return any(attributes.get(name) is not seen.get(name) for name in NOTED)
 
 
 def _newest_event(span: ReadableSpan) -> int:
