@@ -412,7 +412,7 @@ def test_a_loop_that_leaves_a_generator_early_is_no_failure(world: World) -> Non
 
 
 def test_a_killed_greenlet_failed(world: World) -> None:
-    greenlet = pytest.importorskip("greenlet")
+    import greenlet  # gevent brings it
 
     def work() -> None:
         with world.task():
