@@ -58,6 +58,11 @@ def letta() -> Iterator[InMemoryLetta]:
 
 
 @pytest.fixture
+def agent(letta: InMemoryLetta) -> str:
+    return letta.create_agent()
+
+
+@pytest.fixture
 def settings(letta: InMemoryLetta, agent: str) -> dict[str, Any]:
     return {"base_url": letta.base_url, "agent_id": agent, "delivery": "messages", "message_interval": 0}
 

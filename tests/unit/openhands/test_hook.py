@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(locks.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path / f"otel_letta-{os.getuid()}"
+
+
+@pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with InMemoryLetta() as server:
+        yield server
+
+
+@pytest.fixture
+def agent(letta: InMemoryLetta) -> str:
+    return letta.create_agent()
 
 
 def hook(raw: object, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -79,6 +79,17 @@ def post(
 
 
 @pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with InMemoryLetta() as server:
+        yield server
+
+
+@pytest.fixture
+def agent(letta: InMemoryLetta) -> str:
+    return letta.create_agent()
+
+
+@pytest.fixture
 def settings(letta: InMemoryLetta, agent: str) -> dict[str, Any]:
     return {"base_url": letta.base_url, "agent_id": agent, "delivery": "messages", "message_interval": 0}
 
