@@ -23,7 +23,7 @@ def app() -> click.Group:
     import click
 
     from otel_letta.cli.check.command import check
-    from otel_letta.cli.demo import demo
+    from otel_letta.cli.demo.command import demo
     from otel_letta.cli.openhands_webhooks import openhands_webhooks
     from otel_letta.cli.replay import replay
     from otel_letta.integrations.openhands.hook import main as run_hook
@@ -68,12 +68,12 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         command = app()
+    except KeyboardInterrupt:  # the imports take a moment
+        sys.exit(130)
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise
         print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # the imports take a moment
-        sys.exit(130)
     # The name in usage and errors, also after `python -m otel_letta`.
     command(prog_name="otel-letta")

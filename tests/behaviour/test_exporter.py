@@ -19,6 +19,7 @@ from opentelemetry.trace import Status, StatusCode
 from otel_letta import LettaSpanExporter
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sink import OtlpSink
+from tests.support.waiting import until
 
 TASK = {"letta.chat.id": "chat-1"}
 
@@ -452,6 +453,7 @@ def test_shutdown_with_a_dead_server_says_what_was_lost(world: World, caplog: py
     exporter = world.exporter(shutdown_timeout=0.3)
     world.letta.stop_listening()
     exporter.export([_ended_span(world.tracer()) for _ in range(3)])
+    assert until(lambda: [lane["waiting"] for lane in exporter.stats()["lanes"].values()] == [3])
     exporter.shutdown()
     assert any("3 task end(s) not delivered" in record.message for record in caplog.records)
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.testing import InMemoryLetta
 from otel_letta.tracking import Tracker
+from tests.support.waiting import until
 
 TASK = {"letta.chat.id": "chat-1", "letta.message.id": "msg-1"}
 
@@ -414,7 +415,7 @@ def test_a_loop_that_leaves_a_generator_early_is_no_failure(world: World) -> Non
 
 
 def test_a_killed_greenlet_failed(world: World) -> None:
-    greenlet = pytest.importorskip("greenlet")
+    import greenlet  # gevent brings it
 
     def work() -> None:
         with world.task():
@@ -736,15 +737,6 @@ def _pipeline_of(processor: LettaSpanProcessor) -> Pipeline:
     return processor._handle.pipeline
 
 
-def _eventually(predicate: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
 def test_nothing_wakes_up_while_no_span_is_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox = _pipeline_of(world.processor)._inbox
     pauses: list[float | None] = []
@@ -759,15 +751,15 @@ def test_nothing_wakes_up_while_no_span_is_open(world: World, monkeypatch: pytes
     monkeypatch.setattr(Inbox, "_pause", pause)
     assert inbox._thread is None  # not even a thread before the first span
     with world.tracer.start_as_current_span("plain"):
-        assert _eventually(lambda: len(pauses) > 3)
+        assert until(lambda: len(pauses) > 3)
         assert all(seconds is not None for seconds in pauses[1:])
-    assert _eventually(lambda: pauses[-1] is None)  # blocked without a time limit
+    assert until(lambda: pauses[-1] is None)  # blocked without a time limit
     settled = len(pauses)
     with world.letta.hold():
         assert not world.letta.wait_for(lambda: len(pauses) != settled, 0.2)
     with world.task():  # and it comes back for the next one
         assert world.hears("in_progress")
-    assert _eventually(lambda: pauses[-1] is None)
+    assert until(lambda: pauses[-1] is None)
 
 
 def test_open_spans_are_not_kept_alive(world: World) -> None:
@@ -776,7 +768,7 @@ def test_open_spans_are_not_kept_alive(world: World) -> None:
     world.flush()
     del spans
     gc.collect()
-    assert _eventually(lambda: world.processor.stats()["open_spans"] == 0)
+    assert until(lambda: world.processor.stats()["open_spans"] == 0)
 
 
 def test_a_chain_of_plain_spans_that_hand_over_does_not_grow(world: World) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from opentelemetry.trace import StatusCode
 import otel_letta.delivery.worker as worker_module
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.testing import InMemoryLetta
+from tests.support.waiting import until
 
 QUICK: dict[str, Any] = {"poll_interval": 0.02, "board_interval": 0.05, "message_interval": 0.0}
 
@@ -27,13 +26,6 @@ def live(letta: InMemoryLetta, agent: str, **options: Any) -> tuple[TracerProvid
     processor = LettaSpanProcessor(**{"base_url": letta.base_url, "agent_id": agent, **QUICK, **options})
     provider.add_span_processor(processor)
     return provider, processor
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_an_id_that_runs_again_after_a_restart_ends_again_even_if_the_answer_is_lost(letta: InMemoryLetta) -> None:
@@ -164,10 +156,10 @@ def test_a_start_that_waits_in_another_conversation_is_not_told_after_the_end(le
         other = tracer.start_span("other", attributes={"letta.chat.id": "z"})
         letta.wait_for(lambda: letta.in_flight(agent) == 1)
         span = tracer.start_span("Job", attributes={"letta.task.name": "Job"})
-        until(lambda: processor.stats()["open_tasks"] == 2)  # its start is read, and waits for the held lane
+        assert until(lambda: processor.stats()["open_tasks"] == 2, 10)  # its start is read, and waits for the held lane
         span.set_attribute("letta.chat.id", conversation)
         span.end()
-        until(lambda: processor.stats()["open_tasks"] == 1)
+        assert until(lambda: processor.stats()["open_tasks"] == 1, 10)
     other.end()
     assert processor.force_flush(10_000)
     provider.shutdown()

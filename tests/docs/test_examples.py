@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sink import OtlpSink
+from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TIMEOUT = 60.0
@@ -219,7 +220,7 @@ def test_celery_worker_in_a_prefork_pool_with_a_broker(agent: Agent, tmp_path: P
     assert sent.returncode == 0, sent.stderr
     command = [sys.executable, "-m", "celery", "-A", "prefork", "worker", "--concurrency", "2"]
     with background(command, cwd=tmp_path, env=environment) as worker:
-        until(lambda: len(agent.ends()) >= 4 and any("chat-15" in board for board in agent.boards()))
+        assert until(lambda: len(agent.ends()) >= 4 and any("chat-15" in board for board in agent.boards()), TIMEOUT)
         assert stop(worker) == 0  # the long one is still at work, and comes to its end
     ends = agent.ends()
     assert sorted(ends) == sorted(sent.stdout.split())
@@ -285,10 +286,3 @@ def background(command: list[str], **options: Any) -> Iterator[subprocess.Popen[
 def stop(process: subprocess.Popen[bytes]) -> int:
     process.terminate()
     return process.wait(TIMEOUT)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

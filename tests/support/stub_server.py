@@ -72,6 +72,8 @@ def app_server(
 @contextmanager
 def stub_server(answer: Callable[[str, str | None], Answer]) -> Iterator[Stub]:
     class Asked(Handler):
+        protocol_version = "HTTP/1.0"  # nothing is kept open, as not every test closes what asks
+
         def do_GET(self) -> None:
             token = self.headers.get("Authorization")
             stub.seen.append((self.path, token))

@@ -294,7 +294,7 @@ def test_ctrl_c_during_any_command_is_130_and_no_traceback(monkeypatch: pytest.M
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("otel_letta.cli.demo.InMemoryLetta", interrupted)
+    monkeypatch.setattr("otel_letta.cli.demo.command.InMemoryLetta", interrupted)
     result = CliRunner().invoke(app(), ["demo"])
     assert (result.exit_code, result.output) == (130, "Aborted!\n")
 

@@ -1,4 +1,4 @@
-"""Delivery is tested against a server without HTTP."""
+"""In this folder `letta` is a server without HTTP: what stands before a transport is tested."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tests.support.fake_transport import FakeTransport
 
 
 @pytest.fixture
-def fake_transport() -> FakeTransport:
+def letta() -> FakeTransport:
     return FakeTransport()

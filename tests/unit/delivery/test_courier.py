@@ -43,11 +43,6 @@ SILENCE = errors.LettaTimeoutError(may_have_landed=True)
 UNAUTHORIZED = errors.LettaAuthenticationError(status=401, hint="check LETTA_AGENT_ID and LETTA_PASSWORD")
 
 
-@pytest.fixture
-def letta() -> FakeTransport:
-    return FakeTransport()
-
-
 @pytest.fixture(autouse=True)
 def longest_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backoff takes its ceiling, so that tests can tell when it is over."""

@@ -40,11 +40,6 @@ def lane() -> Lane:
     return Lane("http://letta.test", f"agent-{uuid.uuid4()}")  # a lock file of its own
 
 
-@pytest.fixture
-def letta() -> FakeTransport:
-    return FakeTransport()
-
-
 def send(letta: FakeTransport, lane: Lane, content: str = "hello", **options: object) -> None:
     keywords: dict[str, object] = {"until": NEVER, "patience": 5.0, "busy_patience": 5.0, **options}
     exchange(letta, lane, messages(content), **keywords)  # type: ignore[arg-type]

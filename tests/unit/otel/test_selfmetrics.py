@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.testing import InMemoryLetta
+from tests.support.waiting import until
 
 SWITCH = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 EXPORTED = "otel.sdk.exporter.span.exported"
@@ -93,16 +93,6 @@ def world(letta: InMemoryLetta, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
     letta.resume_listening()
     world.provider.shutdown()
     world.meter_provider.shutdown()
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Waits until it holds: what is measured may be a moment behind what the server saw."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 # -- exporter -------------------------------------------------------------------------------------------------------

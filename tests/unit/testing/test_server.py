@@ -786,7 +786,8 @@ class TestLifecycle:
 
 
 def test_lettas_own_client_is_content() -> None:
-    letta_client = pytest.importorskip("letta_client", reason="needs the extra 'test'")
+    import letta_client
+
     with FullLetta(PASSWORD) as letta:
         agent = letta.create_agent("assistant")
         otid = str(uuid.uuid4())
