@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -56,7 +55,7 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(partial(self._tracker.passed, *passed))
+                    self._inbox.put(self._tracker.passed, *passed)
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
@@ -67,7 +66,7 @@ class EndedSpans:
 
     def put(self, span: ReadableSpan, opted: str | None = None) -> None:
         """Enqueue one span of interest."""
-        self._inbox.put(partial(self._end_alone, span, opted))
+        self._inbox.put(self._end_alone, span, opted)
 
     def settle(self) -> None:
         """Nothing waits any more."""

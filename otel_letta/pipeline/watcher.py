@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.baggage import get_baggage
@@ -15,7 +14,7 @@ from opentelemetry.trace import StatusCode
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
-from otel_letta.runtime.suppress import is_suppressed
+from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
 from otel_letta.tracking.aborts import abort_reason
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
@@ -94,7 +93,7 @@ class Watcher:
             # Nobody polls: spans that are never ended would be kept alive for ever.
             self.watching = False
             for record in self.open.all():
-                self.open.look_at(record)
+                self.open.look_at_open(record)
 
     def prepare(
         self, record: Record, span: Span, parent_context: Context | None, exception: BaseException | None
@@ -107,23 +106,21 @@ class Watcher:
             inbound = get_baggage(semconv.CHAT_ID, parent_context), get_baggage(semconv.MESSAGE_ID, parent_context)
         if opted is None and inbound == (None, None) and (exception is None or isinstance(exception, Exception)):
             return
-        entry = self.open.prepare(record, span)
+        self.open.prepare(record, span)
+        entry: OpenSpan = record[2]
         entry.start_exception = id(exception) if exception is not None else 0
         entry.inbound = inbound
         entry.opted = opted
         entry.spoken = opted is not None
 
-    def note_start(self, record: Record, span: Span, attributes: Mapping[str, Any]) -> None:
-        """A span started that may be a task, or was prepared."""
-        if not declares_nothing(attributes) or (len(record) > 2 and record[2].opted is not None):
-            if not is_suppressed():
-                self._inbox.put(partial(self._start, record))
-                return
-            entry = self.open.look_at(record)
+    def note_start(self, record: Record) -> None:
+        """A span started that is a task, or may be one."""
+        if may_be_suppressed() and is_suppressed():
+            entry = self.open.look_at_open(record)
             if entry is not None:
                 entry.ignored = True
-        elif not self.watching:
-            self.begin()
+        else:
+            self._inbox.put(self._start, record)
 
     def take(self, key: SpanKey) -> Record | None:
         """Take a span out of the registry while there are two of one id."""
@@ -132,8 +129,16 @@ class Watcher:
             self.open.records.pop(key[1], None)
         return record
 
+    def note_unread_end(self, record: Record, span: ReadableSpan) -> None:
+        """A span ended that may be a task, and that nobody has looked at."""
+        if self.open.close(record, span):
+            exception = handled()
+            self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+        else:
+            self.note_end(record, span, span.attributes or {})
+
     def note_end(self, record: Record | None, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
-        """A span ended that may be a task, or was looked at, or was not open here."""
+        """A span ended that was looked at, or was not open here."""
         declares = not declares_nothing(attributes)
         if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
@@ -141,15 +146,18 @@ class Watcher:
             if declares and not self.is_foreign(span):
                 self._end_alone(span)
             return
-        entry = record[2] if len(record) > 2 else self.open.prepare(record, record[0])
+        entry: OpenSpan = record[2]
         entry.over = True
         if entry.followed or declares or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
-                self._inbox.put(partial(self._end, record, _why_aborted(span, entry)))
+                exception = handled()
+                if exception is not None and id(exception) == entry.start_exception:
+                    exception = None  # cleaning up inside ``except CancelledError`` is innocent
+                self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
-            self._inbox.put(partial(self._end_plain, record, entry))
+            self._inbox.put(self._end_plain, record, entry)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
         """A span ended whose processor was shut down, while others of this pipeline go on."""
@@ -160,19 +168,19 @@ class Watcher:
         """Read an open span soon, not at the next poll: a helper has written on it."""
         if isinstance(span, Span):
             record = self.open.get(key_of(span))
-            entry = None if record is None else self.open.look_at(record)
+            entry = None if record is None else self.open.look_at_open(record)
             # One call is enough, however often the span is written to until it is made.
             if record is not None and entry is not None and not entry.noted:
                 entry.noted = True
-                self._inbox.put(partial(self._read_noted, record, entry))
+                self._inbox.put(self._read_noted, record, entry)
 
     def on_event(self, key: SpanKey, attributes: dict[str, Any]) -> None:
         """A log event speaks for a span; one of a span that is not open here is ignored."""
         record = self.open.get(key)
-        entry = None if record is None else self.open.look_at(record)
+        entry = None if record is None else self.open.look_at_open(record)
         if record is not None and entry is not None and not entry.ignored and may_declare(attributes):
             entry.spoken = True
-            self._inbox.put(partial(self._merge_event, record, entry, attributes))
+            self._inbox.put(self._merge_event, record, entry, attributes)
 
     # -- on the inbox's thread, lock held ------------------------------------------------------------------------------
 
@@ -192,8 +200,9 @@ class Watcher:
         self._watch()
 
     def _end(self, record: Record, aborted: str | None) -> None:
-        entry: OpenSpan = record[2]
-        span = entry.ended
+        entry = self.open.look_at(record)
+        span = None if entry is None else entry.ended
+        assert entry is not None
         assert span is not None
         self._read_ancestors(record)
         above, outside = self.open.above(record)
@@ -305,16 +314,13 @@ class Watcher:
         entry.seen, entry.event_time = seen, event_time
 
 
-def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
+def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     """Return what stopped a span that OpenTelemetry shows as merely UNSET, None if nothing did.
 
     OpenTelemetry records only `Exception`. The exceptions below it pass through a span without a trace, so they are
-    looked for here, while they are still being handled. One that was already being handled when the span started is
-    not the span's: cleaning up inside ``except CancelledError`` is innocent.
+    looked for in the hook, while they are still being handled. One that was being handled when the span started is
+    not the span's.
     """
-    exception = handled()
-    if exception is None or id(exception) == entry.start_exception:
-        return None
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 
