@@ -23,7 +23,7 @@ _MOST_PASSED = 10_000
 
 
 class EndedSpans:
-    """Hands ended spans to the tracker, and of those that say nothing only where they stand.
+    """A way for ended spans to the tracker; of plain ones only their place goes there.
 
     Args:
         inbox: makes the calls of the tracker.
@@ -81,5 +81,5 @@ class EndedSpans:
 
 
 def _may_be_a_failed_part(span: ReadableSpan) -> bool:
-    """A plain span that failed: if it is part of a tool call, that may say nothing of it."""
+    """Return True for a plain span that failed: a tool call that it is part of may not know of the failure."""
     return span.status.status_code is StatusCode.ERROR and span.kind is SpanKind.INTERNAL

@@ -104,7 +104,7 @@ def _public(span: ReadableSpan) -> tuple[SpanKey | None, SpanKey, Mapping[str, A
 
 
 def attributes_in(span: ReadableSpan) -> Mapping[str, Any]:
-    """Return the attributes of a span for a first look. For more than that copy them: another thread may write."""
+    """Return the attributes of a span for a first check. For more than that copy them: another thread may write."""
     try:
         inner: Mapping[str, Any] = span._attributes._dict  # type: ignore[union-attr]
     except AttributeError:

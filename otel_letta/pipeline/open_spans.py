@@ -1,11 +1,11 @@
 """The spans that are open now, kept so that a span which nobody reads costs next to nothing.
 
 Every recorded span of the program gets a `Record`. While it is young, the record holds the span itself: most spans end
-before anybody looks at them. Whoever looks at one makes an `OpenSpan` of it, which holds it weakly.
+before anybody observes them. Observing one makes an `OpenSpan` of it, which holds it weakly.
 
 Nothing here takes a lock: a hook can run inside the garbage collector, in the middle of whatever the same thread was
 doing, and would deadlock on one. Each change is a single operation of a dict, list or deque, which Python makes atomic
-with and without the GIL; `OpenSpans.look_at` explains the one race that is left to be settled.
+with and without the GIL; `OpenSpans.observe` explains the one race that is left to be settled.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 from otel_letta.tracking.reading import Reading, SpanKey, key_of, scope_of
 
 Record = list[Any]
-"""What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was looked at.
+"""What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was observed.
 
 The span is there while it is young; then it is None. So a record of two with None in front is of a span that ended
-without ever being looked at: whoever looks up from a child looks through it. If it ended so and may be a task, the
+without ever being observed: the way up from a child leads through it. If it ended so and may be a task, the
 ended span comes third, until the inbox's thread makes an `OpenSpan` of it.
 """
 
 
 class OpenSpan(weakref.ref[ReadableSpan]):
-    """An open span that was looked at: a weak reference with room for what is known about it, and the tracker's
+    """An open span that was observed: a weak reference with room for what is known about it, and the tracker's
     `Ancestor` of the spans below.
 
     One object instead of two. What few spans need is a default of the class until it is set.
@@ -117,12 +117,12 @@ class OpenSpans:
         """Return the records of all open spans in the order of their starts."""
         return [*self.records.values(), *self.twins.values()]
 
-    def look_at(self, record: Record) -> OpenSpan | None:
+    def observe(self, record: Record) -> OpenSpan | None:
         """Return the `OpenSpan` of a record, made now if there is none; None if its span was over before that.
 
         Called by the inbox's thread alone, or whoever makes its calls.
         """
-        entry = self.look_at_open(record)
+        entry = self.observe_open(record)
         if entry is None and len(record) > 2:
             span = record[2]
             entry = record[2] = _made(record, OpenSpan(span), span)
@@ -130,8 +130,8 @@ class OpenSpans:
             entry.ended = span
         return entry
 
-    def look_at_open(self, record: Record) -> OpenSpan | None:
-        """Return the same for a span that is open; None for one that has just ended without having been looked at.
+    def observe_open(self, record: Record) -> OpenSpan | None:
+        """Return the same for a span that is open; None for one that has just ended without having been observed.
 
         Any thread may call this, beside another one that does the same or that ends the span: what comes third into
         the record first stays there. A hook that ends a span takes it out of the registry before it reads the record;
@@ -168,10 +168,10 @@ class OpenSpans:
         top = record
         while top[1] is not None:
             top = top[1]
-            entry = self.look_at(top)
+            entry = self.observe(top)
             if entry is not None:
                 found.append(entry)
-        entry = self.look_at(top)
+        entry = self.observe(top)
         span = None if entry is None else entry.ended or entry()
         parent = None if span is None else span.parent
         return found, None if parent is None else (parent.trace_id, parent.span_id)
@@ -181,7 +181,7 @@ class OpenSpans:
 
         Args:
             patient: not before the second call. The collector clears weak references first and runs destructors
-                then, and one of those (a generator's ``with`` block, say) may still end the span.
+                then, and one of those (a generator's ``with`` block, for instance) may still end the span.
         """
         suspects, self._suspects = self._suspects, []
         while self._lost:

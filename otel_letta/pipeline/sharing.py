@@ -1,4 +1,4 @@
-"""The sharing of pipelines: components that are configured alike have one, so that a span seen by both is told once."""
+"""The sharing of pipelines: components configured alike have one, so that a span seen by both is reported once."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def join(
             pipeline = Pipeline(settings, transport, metrics, task_filter)
             _registry[key] = pipeline, set()
             _all.add(pipeline)
-            wake.watch(pipeline.watcher.read_soon)
+            wake.on_change(pipeline.watcher.read_soon)
         pipeline, shares = _registry[key]
         return Handle(pipeline, shares, live=live)
 

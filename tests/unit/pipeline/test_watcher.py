@@ -151,7 +151,7 @@ def test_the_end_of_an_awaited_plain_span_is_brought(world: World) -> None:
     root = world.tracer.start_span("root")
     assert world.read(poll=True) == []
     (record,) = world.watcher.open.all()
-    entry = world.watcher.open.look_at(record)
+    entry = world.watcher.open.observe(record)
     assert entry is not None
     assert entry.await_end()
     root.end()
@@ -163,7 +163,7 @@ def test_awaiting_a_span_that_ended_in_this_moment_finds_that_out(world: World) 
     root = world.tracer.start_span("root")
     (record,) = world.watcher.open.all()
     world.watcher.open.records.clear()  # the hook of its end has begun, and read that nobody looked at it
-    entry = world.watcher.open.look_at(record)
+    entry = world.watcher.open.observe(record)
     assert entry is not None
     assert not entry.await_end()
     assert root.is_recording()
