@@ -1,4 +1,4 @@
-"""`LettaSpanExporter`: the way in for any TracerProvider."""
+"""`LettaSpanExporter`, for any TracerProvider."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["LettaSpanExporter"]
 
 
 class LettaSpanExporter(Component, SpanExporter):
-    """Tells a Letta agent how the tasks of a program ended, from spans that have ended.
+    """An exporter that reports to a Letta agent how the tasks of a program ended, from spans that have ended.
 
     Works under any span processor, beside any other exporter::
 

@@ -27,7 +27,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from otel_letta import semconv
-from otel_letta.runtime.wake import look_soon
+from otel_letta.runtime import wake
 from otel_letta.tracking.aborts import abort_reason
 
 __all__ = ["TaskSpan", "report_progress", "task", "track"]
@@ -42,7 +42,7 @@ _TRACK_SECONDS = 0.1
 
 
 class TaskSpan:
-    """A running task, as `task` hands it out: a span and the few words that go onto it.
+    """A running task, as `task` hands it out: a span, and the attributes that go onto it.
 
     Attributes:
         span: the span itself, for everything else that one does with spans.
@@ -57,27 +57,27 @@ class TaskSpan:
         """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards."""
         span = self.span
         if span.is_recording():
-            said: dict[str, AttributeValue] = {semconv.TASK_PROGRESS: progress}
+            attributes: dict[str, AttributeValue] = {semconv.TASK_PROGRESS: progress}
             if content is not None:
-                said[semconv.TASK_CONTENT] = content
-            span.set_attributes(said)
-            look_soon(span)
-            _emit_event(span, said)
+                attributes[semconv.TASK_CONTENT] = content
+            span.set_attributes(attributes)
+            wake.changed(span)
+            _emit_event(span, attributes)
 
     def content(self, content: str) -> None:
-        """Say one line about where the task stands."""
+        """Set one line about where the task stands."""
         if self.span.is_recording():
             self.span.set_attribute(semconv.TASK_CONTENT, content)
-            look_soon(self.span)
+            wake.changed(self.span)
             _emit_event(self.span, {semconv.TASK_CONTENT: content})
 
     def result(self, result: str) -> None:
-        """Say what the task produced; it is told with the end."""
+        """Set what the task produced; it is reported with the end."""
         if self.span.is_recording():
             self.span.set_attribute(semconv.TASK_RESULT, result)
 
     def fail(self, reason: str) -> None:
-        """Call the task failed although no exception says so; it is told with the end."""
+        """Mark the task as failed without an exception; it is reported with the end."""
         if self.span.is_recording():
             self.span.set_status(Status(StatusCode.ERROR, reason))
 
@@ -92,7 +92,7 @@ class TaskSpan:
 
         Args:
             items: a sync or async iterable.
-            total: how many there will be, if ``len(items)`` does not say it. Without either, the count is told and
+            total: how many there will be, if ``len(items)`` does not give it. Without either, the count is reported and
                 no fraction is made up.
 
         Returns:
@@ -109,7 +109,7 @@ class Track(Generic[_T]):
         self._items = items
         self._total = operator.length_hint(items, 0) or None if total is None else total
         self._done = 0
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def __len__(self) -> int:
         if self._total is None:
@@ -122,7 +122,7 @@ class Track(Generic[_T]):
         for item in self._items:
             yield item
             self._step()
-        self._tell()
+        self._report()
 
     async def __aiter__(self) -> AsyncIterator[_T]:
         if isinstance(self._items, AsyncIterable):
@@ -133,16 +133,16 @@ class Track(Generic[_T]):
             for item in self._items:
                 yield item
                 self._step()
-        self._tell()
+        self._report()
 
     def _step(self) -> None:
         self._done += 1
         now = time.monotonic()
-        if now - self._told_at >= _TRACK_SECONDS:
-            self._told_at = now
-            self._tell()
+        if now - self._reported_at >= _TRACK_SECONDS:
+            self._reported_at = now
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         total = self._total
         if total:
             # An iterable may give more than it promised; a task is never more than done.
@@ -200,7 +200,7 @@ class task(AbstractContextManager["TaskSpan"]):  # noqa: N801 - used like a func
         if self._name is None:
             raise TypeError("a task needs a name")
         tracer = self._tracer or trace.get_tracer("otel_letta")
-        # The name as an attribute makes it a task even if nobody says another word about it.
+        # The name as an attribute makes it a task even if nothing else is set on it.
         attributes = {semconv.TASK_NAME: self._name, **self._attributes}
         self._span = tracer.start_as_current_span(self._name, attributes=attributes)
         self._running = TaskSpan(self._span.__enter__())
@@ -258,8 +258,8 @@ class task(AbstractContextManager["TaskSpan"]):  # noqa: N801 - used like a func
         return run  # type: ignore[return-value]
 
 
-def _emit_event(span: Span, said: dict[str, AttributeValue]) -> None:
-    """If OTEL_LETTA_LOG_EVENTS is true: say it as an OpenTelemetry log event too, for whoever collects logs."""
+def _emit_event(span: Span, attributes: dict[str, AttributeValue]) -> None:
+    """Emit the same as an OpenTelemetry log event, if OTEL_LETTA_LOG_EVENTS is true."""
     if os.environ.get("OTEL_LETTA_LOG_EVENTS", "").strip().lower() != "true":
         return
     from opentelemetry import _logs
@@ -269,8 +269,8 @@ def _emit_event(span: Span, said: dict[str, AttributeValue]) -> None:
             timestamp=time.time_ns(),
             context=trace.set_span_in_context(span),
             severity_number=_logs.SeverityNumber.INFO,
-            body=said.get(semconv.TASK_CONTENT),
-            attributes=said,
+            body=attributes.get(semconv.TASK_CONTENT),
+            attributes=attributes,
             event_name=semconv.TASK_PROGRESS,
         )
     except TypeError:  # an API before 1.35, whose log records have no event name
@@ -336,7 +336,7 @@ class _ending(AbstractContextManager["TaskSpan"]):  # noqa: N801
     ) -> None:
         span = self._span
         if isinstance(error, GeneratorExit):
-            # A generator cannot tell a body that raised from one that had seen enough. It did not come to its end.
+            # A generator cannot know whether its body raised or had seen enough. It did not come to its end.
             span.set_status(Status(StatusCode.ERROR, "the loop was left before its end"))
         elif isinstance(error, Exception):
             span.record_exception(error)

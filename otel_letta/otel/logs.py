@@ -1,6 +1,6 @@
 """`LettaLogRecordProcessor`: progress as OpenTelemetry log events, from anyone.
 
-OpenTelemetry's conventions say that a point in time of a longer operation is an event, and the logs signal is the
+By OpenTelemetry's conventions a point in time of a longer operation is an event, and the logs signal is the
 standard way for events to leave a program at once. An event named ``letta.task.progress`` with the attributes of
 `otel_letta.semconv` speaks for the span that it belongs to.
 """
@@ -19,12 +19,12 @@ __all__ = ["LettaLogRecordProcessor"]
 
 
 class LettaLogRecordProcessor(Component, LogRecordProcessor):
-    """Lets log events named ``letta.task.progress`` tell of the open span that they belong to::
+    """A processor that lets log events named ``letta.task.progress`` speak for the open span that they belong to::
 
         provider = LoggerProvider()
         provider.add_log_record_processor(LettaLogRecordProcessor())
 
-    The event makes its span a task, as attributes of the span would, and is told at once. It works together with a
+    The event makes its span a task, as attributes of the span would, and is reported at once. It works together with a
     `LettaSpanProcessor` of the same settings, which knows the open spans; an event of any other span is ignored.
     SDKs whose log records have no event name (before 1.35) give it nothing to read.
 
@@ -37,7 +37,7 @@ class LettaLogRecordProcessor(Component, LogRecordProcessor):
         super().__init__("LettaLogRecordProcessor", live=False, transport=transport, options=options)
 
     def on_emit(self, log_record: Any) -> None:
-        """Called by the SDK for each log record, on the emitting thread; neither raises nor waits."""
+        """Take note of a log record. Called by the SDK on the emitting thread; neither raises nor waits."""
         try:
             pipeline = self._pipeline
             record = getattr(log_record, "log_record", log_record)

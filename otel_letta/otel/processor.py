@@ -1,4 +1,4 @@
-"""`LettaSpanProcessor`: the live way in."""
+"""`LettaSpanProcessor`, for live reports."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["LettaSpanProcessor"]
 
 
 class LettaSpanProcessor(Component, SpanProcessor):
-    """Tells a Letta agent how the tasks of a program go, while they go.
+    """A processor that reports to a Letta agent how the tasks of a program go, while they go.
 
     A span is a task when it carries a ``letta.task.*``, ``letta.chat.id`` or ``letta.message.id`` attribute (see
-    `otel_letta.semconv`), from its start or later. Its start, what ``set_attribute`` and progress events say while
+    `otel_letta.semconv`), from its start or later. Its start, what ``set_attribute`` and progress events add while
     it is open, and its end become reports; so does its loss::
 
         provider = TracerProvider()
@@ -39,7 +39,7 @@ class LettaSpanProcessor(Component, SpanProcessor):
 
     With ``baggage=True`` a task without chat or message id takes them from the W3C baggage of the context that its
     span starts in (``letta.chat.id``, ``letta.message.id``): a caller in another service names its chat once. What
-    the span, or a task around it, says comes first, the resource last. Nothing is ever put into baggage. Off by
+    the span, or a task around it, carries comes first, the resource last. Nothing is ever put into baggage. Off by
     default, since anybody who can send a request can send baggage.
 
     Hooks neither raise nor wait. Spans that are recorded but not sampled are reported; spans that a sampler drops

@@ -8,7 +8,7 @@ which is why the SDK's own are behind the same switch.
 metric                                         what is counted here
 =============================================  ======================================================================
 ``otel.sdk.exporter.span.exported``            Spans of tasks and steps that `LettaSpanExporter` took over; spans that
-                                               say nothing to us are not counted. With ``error.type`` spans that it
+                                               are of no interest are not counted. With ``error.type`` spans that it
                                                did not take over (``already_shutdown``, ``LettaConfigurationError``),
                                                and later, once more, task ends that it had taken over and delivery
                                                gave up (``refused_by_letta``, ``not_delivered_before_shutdown``).
@@ -20,7 +20,7 @@ metric                                         what is counted here
                                                ``error.type`` those that came after its shutdown or without settings.
 =============================================  ======================================================================
 
-Taken over is not delivered: `LettaSpanExporter.export` returns at once, and Letta may be told minutes later, with
+Taken over is not delivered: `LettaSpanExporter.export` returns at once, and reports may reach Letta minutes later, with
 several spans in one request, or on the board. So an exporter that works is seen in ``exported``, and a Letta that
 does not in ``inflight``, ``operation.duration`` and the errors. A pipeline that several components share counts its
 delivery once, under the component that came first: that may be a processor, and then ``otel.sdk.exporter.*`` carry
@@ -131,7 +131,7 @@ class SelfMetrics:
         return _Timed(transport, self)
 
     def stats(self, lanes: Callable[[], Mapping[str, Mapping[str, Any]]]) -> Stats:
-        """Counts of a pipeline, from its first report on. ``lanes``: what waits, as `Courier.lanes` says it."""
+        """Return the counts of a pipeline, from its first report on. ``lanes``: what waits, as in `Desk.stats`."""
         self._lanes = lanes
         with self._lock:
             self._known_waiting = 0  # a forked child begins anew
@@ -148,7 +148,7 @@ class SelfMetrics:
         with _quietly():
             self._exported.add(number, _with_error(self._exporter, error))
 
-    def look(self) -> None:
+    def count_waiting(self) -> None:
         """Reports came or went."""
         with _quietly():
             # Before the lock is taken, since it takes the pipeline's, under which we may be called.
@@ -167,13 +167,13 @@ class _MeasuredStats(Stats):
     def count(self, what: str, number: int = 1) -> None:
         super().count(what, number)
         if what in _MOVES:
-            self._measures.look()
+            self._measures.count_waiting()
 
     def drop(self, reason: str, number: int = 1) -> None:
         super().drop(reason, number)
         if reason.startswith(_END):  # progress may go: there will be more of it
             self._measures.given_up(number, reason.removeprefix(_END).lower().replace(" ", "_"))
-        self._measures.look()
+        self._measures.count_waiting()
 
 
 _END = "end "
@@ -201,7 +201,7 @@ class _Timed:
         return self._time(self._transport.write_block, *arguments, **keywords)
 
     def _time(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        self._measures.look()
+        self._measures.count_waiting()
         began = time.perf_counter()
         try:
             answer = call(*arguments, **keywords)
@@ -213,7 +213,7 @@ class _Timed:
 
 
 def _counts(span: ReadableSpan) -> bool:
-    """True for a span that tells of a task; also a span of another kind may carry a ``status``."""
+    """Return True for a span of a task or step; also a span of another kind may carry a ``status``."""
     if not may_declare(span.attributes or {}):
         return False
     reading = Reading.of(span)

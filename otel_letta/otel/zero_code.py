@@ -16,7 +16,7 @@ asks us in every program that it starts: only ``true`` (in any case) turns repor
 
 Whichever of these ways come together, a tracer provider gets one live processor. An exporter, or a processor that
 the program adds itself, may stand beside it: where their settings are alike they share one pipeline, and a task is
-told once. There is no configurator and no distro on purpose: of those the first installed one wins, so that merely
+reported once. There is no configurator and no distro on purpose: of those the first installed one wins, so that merely
 installing this package could switch off a program's own.
 
 Nothing here raises. ``opentelemetry-instrument`` answers an exception with no instrumentation at all.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -24,7 +23,7 @@ _MOST_PASSED = 10_000
 
 
 class EndedSpans:
-    """Hands ended spans to the tracker, and of those that say nothing only where they stand.
+    """A way for ended spans to the tracker; of plain ones only their place goes there.
 
     Args:
         inbox: makes the calls of the tracker.
@@ -56,7 +55,7 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(partial(self._tracker.passed, *passed))
+                    self._inbox.put(self._tracker.passed, *passed)
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
@@ -67,7 +66,7 @@ class EndedSpans:
 
     def put(self, span: ReadableSpan, opted: str | None = None) -> None:
         """Enqueue one span of interest."""
-        self._inbox.put(partial(self._end_alone, span, opted))
+        self._inbox.put(self._end_alone, span, opted)
 
     def settle(self) -> None:
         """Nothing waits any more."""
@@ -82,5 +81,5 @@ class EndedSpans:
 
 
 def _may_be_a_failed_part(span: ReadableSpan) -> bool:
-    """A plain span that failed: if it is part of a tool call, that may say nothing of it."""
+    """Return True for a plain span that failed: a tool call that it is part of may not know of the failure."""
     return span.status.status_code is StatusCode.ERROR and span.kind is SpanKind.INTERNAL

@@ -68,8 +68,8 @@ def make_hooks(
                 watcher.prepare(record, span, parent_context, exception)
             if enter(span_id, record) is not record and not watcher.open.add_twin(key[:2], record):
                 return
-            if len(record) > 2 or (attributes and not declares_nothing(attributes)):
-                watcher.note_start(record, span, attributes)
+            if (attributes and not declares_nothing(attributes)) or (len(record) > 2 and record[2].opted is not None):
+                watcher.note_start(record)
             elif not watcher.watching:
                 watcher.begin()
         except Exception as error:  # noqa: BLE001
@@ -85,10 +85,12 @@ def make_hooks(
                 _, key, attributes = _public(span)
                 span_id = key[1]
             record = take(span_id, None) if not twins else watcher.take(key[:2])
-            if record is not None and len(record) < 3 and (not attributes or declares_nothing(attributes)):
+            if record is None or len(record) > 2:
+                watcher.note_end(record, span, attributes)
+            elif not attributes or declares_nothing(attributes):
                 record[0] = None
             else:
-                watcher.note_end(record, span, attributes)
+                watcher.note_unread_end(record, span)
         except Exception as error:  # noqa: BLE001
             complain("on_end", error)
 
@@ -102,7 +104,7 @@ def _public(span: ReadableSpan) -> tuple[SpanKey | None, SpanKey, Mapping[str, A
 
 
 def attributes_in(span: ReadableSpan) -> Mapping[str, Any]:
-    """Return the attributes of a span for a first look. For more than that copy them: another thread may write."""
+    """Return the attributes of a span for a first check. For more than that copy them: another thread may write."""
     try:
         inner: Mapping[str, Any] = span._attributes._dict  # type: ignore[union-attr]
     except AttributeError:

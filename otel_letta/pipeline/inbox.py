@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from otel_letta.runtime.suppress import on_own_thread, suppress_tracing
 
@@ -57,7 +58,7 @@ class Inbox:
         """Begin anew with nothing in it, in a forked child."""
         # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
         # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._asleep = False
         self._due = math.inf
@@ -81,11 +82,11 @@ class Inbox:
         """False while no thread was needed or none could be started: then flush and shutdown make the calls."""
         return self._thread is not None
 
-    def put(self, call: Callable[[], None]) -> None:
+    def put(self, function: Callable[..., None], *arguments: Any) -> None:
         """Enqueue a call; nothing happens once the inbox is closed."""
         if self._closed:
             return
-        self._calls.append(call)
+        self._calls.append((function, arguments))
         if self._asleep:
             self._wake()
         elif self._thread is None:
@@ -125,10 +126,13 @@ class Inbox:
         until = time.perf_counter() + seconds
         for _ in range(len(self._calls)):
             try:
-                call = self._calls.popleft()
+                function, arguments = self._calls.popleft()
             except IndexError:  # a hook that ran in the middle of this has helped
                 break
-            self._guarded(call)  # one bad span must not take the others with it
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001 - one bad span must not take the others with it
+                self._complain("reading spans", error)
             if time.perf_counter() > until:
                 break
         for call in then:

@@ -1,11 +1,11 @@
 """The spans that are open now, kept so that a span which nobody reads costs next to nothing.
 
 Every recorded span of the program gets a `Record`. While it is young, the record holds the span itself: most spans end
-before anybody looks at them. Whoever looks at one makes an `OpenSpan` of it, which holds it weakly.
+before anybody observes them. Observing one makes an `OpenSpan` of it, which holds it weakly.
 
 Nothing here takes a lock: a hook can run inside the garbage collector, in the middle of whatever the same thread was
 doing, and would deadlock on one. Each change is a single operation of a dict, list or deque, which Python makes atomic
-with and without the GIL; `OpenSpans.look_at` explains the one race that is left to be settled.
+with and without the GIL; `OpenSpans.observe` explains the one race that is left to be settled.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 from otel_letta.tracking.reading import Reading, SpanKey, key_of, scope_of
 
 Record = list[Any]
-"""What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was looked at.
+"""What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was observed.
 
 The span is there while it is young; then it is None. So a record of two with None in front is of a span that ended
-without ever being looked at: whoever looks up from a child looks through it.
+without ever being observed: the way up from a child leads through it. If it ended so and may be a task, the
+ended span comes third, until the inbox's thread makes an `OpenSpan` of it.
 """
 
 
-class OpenSpan(weakref.ref[Span]):
-    """An open span that was looked at: a weak reference with room for what is known about it, and the tracker's
+class OpenSpan(weakref.ref[ReadableSpan]):
+    """An open span that was observed: a weak reference with room for what is known about it, and the tracker's
     `Ancestor` of the spans below.
 
     One object instead of two. What few spans need is a default of the class until it is set.
@@ -116,39 +117,45 @@ class OpenSpans:
         """Return the records of all open spans in the order of their starts."""
         return [*self.records.values(), *self.twins.values()]
 
-    def look_at(self, record: Record) -> OpenSpan | None:
+    def observe(self, record: Record) -> OpenSpan | None:
         """Return the `OpenSpan` of a record, made now if there is none; None if its span was over before that.
 
-        Any thread may call this, beside another one that does the same or that ends the span. The first `OpenSpan` in
-        the record is the span's. A hook that ends a span takes it out of the registry before it reads the record; so
-        one that found no `OpenSpan` there, and noted nothing, is found out here by the registry.
+        Called by the inbox's thread alone, or whoever makes its calls.
         """
-        if len(record) < 3:
-            span = record[0]
-            if span is not None:
-                entry = self.prepare(record, span)
-                if self.get(entry.key) is not record:
-                    entry.over = True
-        return record[2] if len(record) > 2 else None
+        entry = self.observe_open(record)
+        if entry is None and len(record) > 2:
+            span = record[2]
+            entry = record[2] = _made(record, OpenSpan(span), span)
+            entry.over = True
+            entry.ended = span
+        return entry
 
-    def prepare(self, record: Record, span: Span | None) -> OpenSpan:
-        """Make the `OpenSpan` of a record that is not in the registry, or may not be; return the one that is first."""
-        if span is None:  # another thread has just made it
-            known: OpenSpan = record[2]
-            return known
-        entry = OpenSpan(span, self._forget)
-        context = span.context
-        entry.key = key = context[:2]
-        entry.over = entry.followed = False
-        entry.ended = None
-        if record[1] is not None:
-            parent = span.parent
-            if parent is None or parent.is_remote or _trace(record[1], key[0]) != key[0]:
-                record[1] = None  # another span, whose id is the same by accident
-        record.append(entry)
+    def observe_open(self, record: Record) -> OpenSpan | None:
+        """Return the same for a span that is open; None for one that has just ended without having been observed.
+
+        Any thread may call this, beside another one that does the same or that ends the span: what comes third into
+        the record first stays there. A hook that ends a span takes it out of the registry before it reads the record;
+        so one that found nothing there, and noted nothing, is found out here by the registry.
+        """
+        span = record[0]
+        if span is not None and len(record) < 3:
+            self.prepare(record, span)
+            entry = record[2]
+            if type(entry) is OpenSpan and self.get(entry.key) is not record:
+                entry.over = True
+        third = record[2] if len(record) > 2 else None
+        return third if type(third) is OpenSpan else None
+
+    def prepare(self, record: Record, span: Span) -> None:
+        """Make the `OpenSpan` of a record that is not in the registry, or may not be."""
+        record.append(_made(record, OpenSpan(span, self._forget), span))
         record[0] = None
-        first: OpenSpan = record[2]
-        return first
+
+    def close(self, record: Record, span: ReadableSpan) -> bool:
+        """Put the ended span of a record in its place; False if there is an `OpenSpan`."""
+        record.append(span)
+        record[0] = None
+        return record[2] is span
 
     def above(self, record: Record) -> tuple[list[OpenSpan], SpanKey | None]:
         """Return the spans above one that are or were open here, nearest first, and what is above the last of them.
@@ -161,10 +168,10 @@ class OpenSpans:
         top = record
         while top[1] is not None:
             top = top[1]
-            entry = self.look_at(top)
+            entry = self.observe(top)
             if entry is not None:
                 found.append(entry)
-        entry = self.look_at(top)
+        entry = self.observe(top)
         span = None if entry is None else entry.ended or entry()
         parent = None if span is None else span.parent
         return found, None if parent is None else (parent.trace_id, parent.span_id)
@@ -174,7 +181,7 @@ class OpenSpans:
 
         Args:
             patient: not before the second call. The collector clears weak references first and runs destructors
-                then, and one of those (a generator's ``with`` block, say) may still end the span.
+                then, and one of those (a generator's ``with`` block, for instance) may still end the span.
         """
         suspects, self._suspects = self._suspects, []
         while self._lost:
@@ -186,6 +193,17 @@ class OpenSpans:
                 if self.twins.pop(entry.key, None) is None:
                     self.records.pop(entry.key[1], None)
                 yield record
+
+
+def _made(record: Record, entry: OpenSpan, span: ReadableSpan) -> OpenSpan:
+    entry.key = key = span.context[:2]
+    entry.over = entry.followed = False
+    entry.ended = None
+    if record[1] is not None:
+        parent = span.parent
+        if parent is None or parent.is_remote or _trace(record[1], key[0]) != key[0]:
+            record[1] = None  # another span, whose id is the same by accident
+    return entry
 
 
 def shorten(above: Record) -> None:
@@ -205,13 +223,16 @@ def _is_plain_and_over(record: Record) -> bool:
     if len(record) < 3:
         return True
     entry = record[2]
-    return entry.over and not entry.followed and entry.ended is None
+    return type(entry) is OpenSpan and entry.over and not entry.followed and entry.ended is None
 
 
 def _key(record: Record) -> SpanKey | None:
-    if len(record) < 3 and (span := record[0]) is not None:
-        return key_of(span)
-    return record[2].key if len(record) > 2 else None
+    known = record[0]
+    if known is None:
+        if len(record) < 3:
+            return None
+        known = record[2]
+    return known.key if type(known) is OpenSpan else key_of(known)
 
 
 def _trace(record: Record, otherwise: int) -> int:

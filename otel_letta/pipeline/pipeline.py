@@ -138,7 +138,7 @@ class Pipeline:
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the inbox's thread call a function. Never waits; nothing happens once the pipeline is closed."""
-        self._inbox.put(partial(function, *arguments))
+        self._inbox.put(function, *arguments)
 
     # -- on the inbox's thread -----------------------------------------------------------------------------------------
 

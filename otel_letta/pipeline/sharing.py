@@ -1,4 +1,4 @@
-"""The sharing of pipelines: components that are configured alike have one, so that a span seen by both is told once."""
+"""The sharing of pipelines: components configured alike have one, so that a span seen by both is reported once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import logging
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -109,7 +108,7 @@ def join(
             pipeline = Pipeline(settings, transport, metrics, task_filter)
             _registry[key] = pipeline, set()
             _all.add(pipeline)
-            wake.watch(pipeline.watcher.read_soon)
+            wake.on_change(pipeline.watcher.read_soon)
         pipeline, shares = _registry[key]
         return Handle(pipeline, shares, live=live)
 
@@ -120,6 +119,8 @@ def _import_early() -> None:
     A fork in the middle of that leaves its locks locked in the child for ever, where every later use of it hangs. It
     was seen with imports, OpenSSL's initialisation and the search for the temporary directory (which has our locks).
     """
+    import tempfile
+
     tempfile.gettempdir()
     for name in ("httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
         with contextlib.suppress(ImportError):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.baggage import get_baggage
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode
 
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
-from otel_letta.runtime.suppress import is_suppressed
+from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
 from otel_letta.tracking.aborts import abort_reason
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
@@ -73,7 +71,7 @@ class Watcher:
         """Begin with no span open, in a new process."""
         self._tracker = tracker
         if forked:
-            waiting = {entry.key for entry in map(self.open.look_at, self.open.all()) if entry is not None}
+            waiting = {entry.key for entry in map(self.open.observe, self.open.all()) if entry is not None}
             self._foreign |= waiting
             self._forked_at = time.time_ns()
             self.open.clear()
@@ -94,7 +92,7 @@ class Watcher:
             # Nobody polls: spans that are never ended would be kept alive for ever.
             self.watching = False
             for record in self.open.all():
-                self.open.look_at(record)
+                self.open.observe_open(record)
 
     def prepare(
         self, record: Record, span: Span, parent_context: Context | None, exception: BaseException | None
@@ -103,27 +101,27 @@ class Watcher:
         opted = None if self._opt_in is None else self._opt_in.name_of(span)
         inbound: tuple[object, object] = None, None
         if self._reads_baggage:
+            from opentelemetry.baggage import get_baggage  # few programs read baggage, and its import takes its time
+
             # Of every span: it may become a task later, when its context is somewhere else.
             inbound = get_baggage(semconv.CHAT_ID, parent_context), get_baggage(semconv.MESSAGE_ID, parent_context)
         if opted is None and inbound == (None, None) and (exception is None or isinstance(exception, Exception)):
             return
-        entry = self.open.prepare(record, span)
+        self.open.prepare(record, span)
+        entry: OpenSpan = record[2]
         entry.start_exception = id(exception) if exception is not None else 0
         entry.inbound = inbound
         entry.opted = opted
         entry.spoken = opted is not None
 
-    def note_start(self, record: Record, span: Span, attributes: Mapping[str, Any]) -> None:
-        """A span started that may be a task, or was prepared."""
-        if not declares_nothing(attributes) or (len(record) > 2 and record[2].opted is not None):
-            if not is_suppressed():
-                self._inbox.put(partial(self._start, record))
-                return
-            entry = self.open.look_at(record)
+    def note_start(self, record: Record) -> None:
+        """Enqueue the start of a span that is a task, or may be one."""
+        if may_be_suppressed() and is_suppressed():
+            entry = self.open.observe_open(record)
             if entry is not None:
                 entry.ignored = True
-        elif not self.watching:
-            self.begin()
+        else:
+            self._inbox.put(self._start, record)
 
     def take(self, key: SpanKey) -> Record | None:
         """Take a span out of the registry while there are two of one id."""
@@ -132,8 +130,16 @@ class Watcher:
             self.open.records.pop(key[1], None)
         return record
 
+    def note_unread_end(self, record: Record, span: ReadableSpan) -> None:
+        """Enqueue the end of a span that may be a task, and that was never observed."""
+        if self.open.close(record, span):
+            exception = handled()
+            self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+        else:
+            self.note_end(record, span, span.attributes or {})
+
     def note_end(self, record: Record | None, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
-        """A span ended that may be a task, or was looked at, or was not open here."""
+        """Enqueue the end of a span that was observed, or was not open here, if it matters."""
         declares = not declares_nothing(attributes)
         if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
@@ -141,18 +147,21 @@ class Watcher:
             if declares and not self.is_foreign(span):
                 self._end_alone(span)
             return
-        entry = record[2] if len(record) > 2 else self.open.prepare(record, record[0])
+        entry: OpenSpan = record[2]
         entry.over = True
         if entry.followed or declares or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
-                self._inbox.put(partial(self._end, record, _why_aborted(span, entry)))
+                exception = handled()
+                if exception is not None and id(exception) == entry.start_exception:
+                    exception = None  # cleaning up inside ``except CancelledError`` is innocent
+                self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
-            self._inbox.put(partial(self._end_plain, record, entry))
+            self._inbox.put(self._end_plain, record, entry)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
-        """A span ended whose processor was shut down, while others of this pipeline go on."""
+        """Take note of an end whose processor was shut down, while others of this pipeline go on."""
         if self.open.get(key_of(span)) is not None:
             self.on_end(span)
 
@@ -160,19 +169,19 @@ class Watcher:
         """Read an open span soon, not at the next poll: a helper has written on it."""
         if isinstance(span, Span):
             record = self.open.get(key_of(span))
-            entry = None if record is None else self.open.look_at(record)
+            entry = None if record is None else self.open.observe_open(record)
             # One call is enough, however often the span is written to until it is made.
             if record is not None and entry is not None and not entry.noted:
                 entry.noted = True
-                self._inbox.put(partial(self._read_noted, record, entry))
+                self._inbox.put(self._read_noted, record, entry)
 
     def on_event(self, key: SpanKey, attributes: dict[str, Any]) -> None:
-        """A log event speaks for a span; one of a span that is not open here is ignored."""
+        """Take in a log event that speaks for a span; ignored if the span is not open here."""
         record = self.open.get(key)
-        entry = None if record is None else self.open.look_at(record)
+        entry = None if record is None else self.open.observe_open(record)
         if record is not None and entry is not None and not entry.ignored and may_declare(attributes):
             entry.spoken = True
-            self._inbox.put(partial(self._merge_event, record, entry, attributes))
+            self._inbox.put(self._merge_event, record, entry, attributes)
 
     # -- on the inbox's thread, lock held ------------------------------------------------------------------------------
 
@@ -183,17 +192,17 @@ class Watcher:
         self.watching = True
 
     def _start(self, record: Record) -> None:
-        entry = self.open.look_at(record)
-        span = None if entry is None else entry()
-        # Of a span that has ended meanwhile, the call of its end says everything.
+        entry, span = self._observed(record)
+        # Of a span that has ended meanwhile, the call of its end is enough.
         if entry is not None and span is not None and not entry.over and not entry.followed:
             self._read_ancestors(record)
-            self._observe(record, entry, span, self._tracker.started)
+            self._hand_over(record, entry, span, self._tracker.started)
         self._watch()
 
     def _end(self, record: Record, aborted: str | None) -> None:
-        entry: OpenSpan = record[2]
-        span = entry.ended
+        entry = self.open.observe(record)
+        span = None if entry is None else entry.ended
+        assert entry is not None
         assert span is not None
         self._read_ancestors(record)
         above, outside = self.open.above(record)
@@ -220,7 +229,7 @@ class Watcher:
     def read(self, key: SpanKey) -> list[OpenSpan]:
         """Read an open span now; return it and those above it, or nothing if it is not open here."""
         record = self.open.get(key)
-        entry = None if record is None else self.open.look_at(record)
+        entry = None if record is None else self.open.observe(record)
         if record is None or entry is None:
             return []
         self._read(record)
@@ -262,28 +271,32 @@ class Watcher:
         entry.over = True
         self._tracker.lost(entry.key, *self.open.above(record))
 
+    def _observed(self, record: Record) -> tuple[OpenSpan | None, ReadableSpan | None]:
+        span = record[0]  # first: it may have no other reference any more
+        entry = self.open.observe(record)
+        return entry, entry() if entry is not None and span is None else span
+
     def _read(self, record: Record) -> None:
-        entry = self.open.look_at(record)
-        span = None if entry is None else entry()
+        entry, span = self._observed(record)
         if entry is None or span is None or span.end_time is not None or entry.ignored:
             return
         if not entry.followed:
             if not declares_nothing(attributes_in(span)) and _differs(attributes_of(span), entry.seen):
                 self._read_ancestors(record)
-                self._observe(record, entry, span, self._tracker.changed)
+                self._hand_over(record, entry, span, self._tracker.changed)
             return
         attributes = attributes_of(span)
         # What names an agent or its conversation may have any name, and comes with few others.
         more = len(attributes) != len(entry.seen)
         if more or _newest_event(span) > entry.event_time or _differs(attributes, entry.seen):
-            self._observe(record, entry, span, self._tracker.changed)
+            self._hand_over(record, entry, span, self._tracker.changed)
 
     def _read_ancestors(self, record: Record) -> None:
         """Read what is above a span: it may have become a task since it was read, and then the span is its step."""
         unread = []
         above = record[1]
         while above is not None:
-            entry = self.open.look_at(above)
+            entry = self.open.observe(above)
             if entry is not None:
                 if entry.followed:
                     break
@@ -295,9 +308,9 @@ class Watcher:
             if span is None or entry.ignored or (entry.opted is None and declares_nothing(attributes_in(span))):
                 continue
             if _differs(attributes_of(span), entry.seen):
-                self._observe(above, entry, span, self._tracker.changed)
+                self._hand_over(above, entry, span, self._tracker.changed)
 
-    def _observe(self, record: Record, entry: OpenSpan, span: ReadableSpan, take: Callable[..., bool]) -> None:
+    def _hand_over(self, record: Record, entry: OpenSpan, span: ReadableSpan, take: Callable[..., bool]) -> None:
         # Remembered as it was before it is read: what is set in between shall be new at the next poll.
         seen, event_time = attributes_of(span), _newest_event(span)
         above, outside = self.open.above(record)
@@ -305,16 +318,13 @@ class Watcher:
         entry.seen, entry.event_time = seen, event_time
 
 
-def _why_aborted(span: ReadableSpan, entry: OpenSpan) -> str | None:
+def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     """Return what stopped a span that OpenTelemetry shows as merely UNSET, None if nothing did.
 
     OpenTelemetry records only `Exception`. The exceptions below it pass through a span without a trace, so they are
-    looked for here, while they are still being handled. One that was already being handled when the span started is
-    not the span's: cleaning up inside ``except CancelledError`` is innocent.
+    searched for in the hook, while they are still being handled. One that was being handled when the span started is
+    not the span's.
     """
-    exception = handled()
-    if exception is None or id(exception) == entry.start_exception:
-        return None
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 

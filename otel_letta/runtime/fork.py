@@ -1,7 +1,7 @@
 """One registry of what has to happen at a fork, and in the child.
 
 A forked child has one thread, and a copy of everything else: locks that belong to threads which do not exist there,
-sockets that are the parent's, questions whose answer would never come. Each room says here how its own is made anew.
+sockets that are the parent's, questions whose answer would never come. Each room registers how its own is made anew.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def when_imported(name: str, then: Callable[[], object]) -> None:
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: puts a loader that tells us around the one that the others find."""
+    """A finder of nothing, which puts a loader that notifies us around the one that the others find."""
 
     def __init__(self, name: str, then: Callable[[], object]) -> None:
         self._name = name

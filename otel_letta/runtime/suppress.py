@@ -1,8 +1,13 @@
-"""Whose work runs on this thread, and what the SDK and Logfire make of it. Their releases can break what is here."""
+"""The suppression of tracing on our own threads, and quirks of the SDK and Logfire around it.
+
+Their releases can break what is here: the SDK's key of suppressed instrumentation, and the module name of Logfire's
+wrapper around processors.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from opentelemetry import context as otel_context
 
@@ -13,15 +18,15 @@ _OURS = otel_context.create_key("otel_letta")
 
 
 def on_own_thread() -> bool:
-    """True on a thread that does this package's own work, and so in destructors that run in the middle of it."""
+    """Return True on a thread that does this package's own work, and so in destructors that run in the middle of it."""
     return bool(otel_context.get_value(_OURS))
 
 
 class suppress_tracing:  # noqa: N801 - reads as the context manager that it is
-    """Inside, OpenTelemetry instrumentation makes no spans of our own requests.
+    """A context in which OpenTelemetry instrumentation makes no spans of our own requests.
 
     The SDK's key does not cross into new threads, so it is attached on the thread that sends, around each send. The
-    plain string is what older instrumentation packages look for.
+    plain string is what older instrumentation packages check.
     """
 
     def __enter__(self) -> None:
@@ -34,16 +39,23 @@ class suppress_tracing:  # noqa: N801 - reads as the context manager that it is
         otel_context.detach(self._token)
 
 
+may_be_suppressed = partial(otel_context.get_value, otel_context._SUPPRESS_INSTRUMENTATION_KEY)
+"""A fast no of what `is_suppressed` answers."""
+
+
 def is_suppressed() -> bool:
-    """True on a thread or in a task that OpenTelemetry's own machinery works on."""
+    """Return True on a thread or in a task that OpenTelemetry's own machinery works on."""
     return (
         bool(otel_context.get_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY)) and not _is_logfires_own_suppression()
     )
 
 
 def _is_logfires_own_suppression() -> bool:
-    """True in a hook that Logfire calls (``additional_span_processors``): it calls all of them with instrumentation
-    suppressed, having left out the spans that were suppressed before. Nothing but the stack tells the two apart."""
+    """Return True in a hook that Logfire calls (``additional_span_processors``).
+
+    It calls all of them with instrumentation suppressed, having left out the spans that were suppressed before.
+    Nothing but the stack distinguishes the two.
+    """
     frame = sys._getframe(2)
     for _ in range(_FRAMES_TO_LOGFIRE):
         if frame.f_globals.get("__name__") == "logfire._internal.exporters.processor_wrapper":

@@ -1,4 +1,4 @@
-"""A word from the helpers to whoever watches open spans: this one has news, look now.
+"""A call from the helpers to the watchers of open spans: the attributes of this one changed, read it soon.
 
 A leaf, so that `otel_letta.otel.helpers` needs nothing but the OpenTelemetry API.
 """
@@ -10,19 +10,17 @@ from collections.abc import Callable
 
 from opentelemetry.trace import Span
 
-__all__ = ["look_soon", "watch"]
-
 _watchers: list[weakref.WeakMethod[Callable[[Span], None]]] = []
 
 
-def watch(method: Callable[[Span], None]) -> None:
-    """Have ``method`` called with each span that has news, until its object is gone."""
+def on_change(method: Callable[[Span], None]) -> None:
+    """Have ``method`` called with each span whose attributes changed, until its object is gone."""
     _watchers[:] = [known for known in _watchers if known() is not None]
     _watchers.append(weakref.WeakMethod(method))
 
 
-def look_soon(span: Span) -> None:
-    """The span's attributes say something new. Cheap, and never raises."""
+def changed(span: Span) -> None:
+    """Have a span read soon, since its attributes changed. Cheap, and never raises."""
     for known in _watchers:
         method = known()
         if method is not None:

@@ -1,6 +1,18 @@
 """From spans to reports. Pure: no threads, files, network or environment, and the clock is handed in."""
 
-from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.tracker import Ancestor, Tracker
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_letta.runtime.imports import names_on_demand
+
+if TYPE_CHECKING:
+    from otel_letta.tracking.reading import Reading, SpanKey
+    from otel_letta.tracking.tracker import Ancestor, Tracker
 
 __all__ = ["Ancestor", "Reading", "SpanKey", "Tracker"]
+
+# On demand, since helpers that need no SDK use `otel_letta.tracking.aborts`.
+__getattr__, __dir__ = names_on_demand(
+    __name__, {"reading": ("Reading", "SpanKey"), "tracker": ("Ancestor", "Tracker")}
+)

@@ -546,7 +546,7 @@ def _broken(*_: Any, **__: Any) -> Any:
         (Watcher, "note_start"),
         (Watcher, "note_end"),
         (Inbox, "put"),
-        (OpenSpans, "look_at"),
+        (OpenSpans, "observe"),
         (OpenSpans, "above"),
         (Tracker, "started"),
         (Tracker, "ended"),
@@ -839,7 +839,7 @@ def test_spans_that_end_inside_the_garbage_collector_do_not_deadlock(
     collecting(Stats, "count")
     collecting(Tracker, "ended")  # under the tracker's lock
     collecting(OpenSpans, "all")
-    collecting(OpenSpans, "look_at")
+    collecting(OpenSpans, "observe")
     monkeypatch.setattr("otel_letta.pipeline.inbox._BACKLOG", 0)  # hooks help at every note, where they may
 
     def work() -> None:

@@ -98,7 +98,7 @@ class Live(_Driver):
         self.tracker.shutdown()
 
     def _entry(self, record: Record) -> OpenSpan:
-        entry = self.open.look_at(record)
+        entry = self.open.observe(record)
         assert entry is not None
         return entry
 

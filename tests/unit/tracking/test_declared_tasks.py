@@ -1143,7 +1143,7 @@ def test_an_ended_span_below_a_live_task_is_its_step() -> None:
         with live.tracer.start_as_current_span("child") as child:
             pass
         (record,) = live.open.all()
-        entry = live.open.look_at(record)
+        entry = live.open.observe(record)
         assert entry is not None
         assert isinstance(child.get_span_context(), SpanContext)
         facts = Reading.of(alone.batch[0])
