@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
@@ -12,7 +13,7 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
-__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Trace", "family"]
+__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Place", "Trace", "family"]
 
 MOST_SPANS_OF_A_TRACE = 4_096
 _MOST_HOPS = 10_000
@@ -136,6 +137,14 @@ def family(top: Node) -> list[Node]:
     return found
 
 
+class Place(enum.Enum):
+    """The relation of an ended declaration to one above it."""
+
+    STEP = "a step of it"
+    OWN = "a task of its own"
+    ABOVE = "known only when the task of the one above is"
+
+
 class Doubt:
     """An ended span that declares something and whose parent is still to come: a task of its own, or a step?"""
 
@@ -156,6 +165,18 @@ class Doubt:
     @property
     def parts(self) -> list[Doubt]:
         return [self, *self.steps]
+
+    def place_below(self, above: Doubt) -> Place:
+        """Return its relation to a declaration above it, whose own place is still in doubt."""
+        mine, its = self.said, above.said
+        if mine.task_id is not None:
+            return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
+        if mine.chat_id is None:
+            return Place.STEP
+        if its.is_anonymous:
+            return Place.ABOVE
+        chat = its.chat_id or above.reading.default(semconv.CHAT_ID)
+        return Place.STEP if mine.chat_id == chat else Place.OWN
 
 
 class Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -24,36 +25,11 @@ NOTED = semconv.INTERESTING | MARKS
 """A span without any of these is no task, no step, and has no role, unless a setting or a filter says so."""
 
 _ERROR_CAP = 16_384
-_UNREAD: Any = object()
 
 
 class Reading:
     """A span as it was when it was read. Times are Unix nanoseconds, 0 or None if the span holds something else."""
 
-    __slots__ = (
-        "_declaration",
-        "_error",
-        "_role",
-        "attributes",
-        "described",
-        "end",
-        "events",
-        "exception",
-        "failed",
-        "key",
-        "kind",
-        "name",
-        "opted",
-        "parent",
-        "remote",
-        "resource",
-        "scope",
-        "start",
-    )
-
-    _role: Any
-    _declaration: Any
-    _error: Any
     key: SpanKey
     name: str
     parent: SpanKey | None
@@ -85,7 +61,6 @@ class Reading:
             more: attributes of a log event that speaks for the span; they replace its own of the same name.
         """
         self = cls()
-        self._role = self._declaration = _UNREAD
         self.key = span.context[:2]
         parent = span.parent
         above = None if parent is None else parent[:2]
@@ -126,41 +101,32 @@ class Reading:
     def _read_status(self, span: ReadableSpan) -> None:
         status = span.status
         self.failed = status.status_code is StatusCode.ERROR
-        self.described, self._error = "", _UNREAD
+        self.described = ""
         if self.failed:  # the SDK keeps a description of errors only
             described = as_text(status.description) or ""
             self.described = described[:_ERROR_CAP]
             if len(described) > _ERROR_CAP:
-                self._error = clean_error(described)  # its last line may be the one that says why
+                self.error = clean_error(described)  # its last line may be the one that says why
 
-    @property
+    @cached_property
     def error(self) -> str:
         """``Type: message`` of a failed span, cleaned; empty when the span did not fail or does not say why."""
         if not self.failed:
             return ""
-        if self._error is _UNREAD:
-            kind, message = self.exception
-            kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
-            # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
-            self._error = clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
-        error: str = self._error
-        return error
+        kind, message = self.exception
+        kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
+        # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
+        return clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
 
-    @property
+    @cached_property
     def role(self) -> Role | None:
         """The span's part in an agent's work; None for a span that is looked through."""
-        if self._role is _UNREAD:
-            self._role = role_of(self)
-        role: Role | None = self._role
-        return role
+        return role_of(self)
 
-    @property
+    @cached_property
     def declaration(self) -> Declaration | None:
         """The span's own statement about a task, in attributes of ours; None if it makes none."""
-        if self._declaration is _UNREAD:
-            self._declaration = declaration_of(self.name, self.attributes, self.opted)
-        said: Declaration | None = self._declaration
-        return said
+        return declaration_of(self.name, self.attributes, self.opted)
 
     @property
     def above(self) -> SpanKey | None:
@@ -173,10 +139,9 @@ class Reading:
 
     def without_content(self) -> Reading:
         """Copy it without attributes, events and error texts, for what is kept for long."""
-        light = copy.copy(self)
-        light._role, light._declaration = self.role, self.declaration
         if self.declaration is not None:
-            light._error = self.error
+            self.error  # noqa: B018 - read now, and kept
+        light = copy.copy(self)
         light.attributes, light.events, light.described, light.exception = {}, (), "", ("", "")
         return light
 

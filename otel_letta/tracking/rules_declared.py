@@ -6,10 +6,8 @@ it runs in. A live span knows what is above it. One that is seen only when it ha
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 
-from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
@@ -18,21 +16,13 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration, event_declaration
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between
-from otel_letta.tracking.nodes import Doubt, Fate, Followed
+from otel_letta.tracking.nodes import Doubt, Fate, Followed, Place
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import judge_declared
 
 __all__ = ["DeclaredRules"]
-
-
-class Place(enum.Enum):
-    """The relation of an ended declaration to one above it."""
-
-    STEP = "a step of it"
-    OWN = "a task of its own"
-    ABOVE = "known only when the task of the one above is"
 
 
 class DeclaredRules:
@@ -215,7 +205,7 @@ class DeclaredRules:
         doubt = Doubt(reading, said, self._now() + (self._step_patience if said.is_anonymous else self._patience))
         others = []
         for child in waiting:
-            place = place_below(child, doubt)
+            place = child.place_below(doubt)
             if place is Place.STEP:
                 doubt.steps += child.parts
                 doubt.below = child.told or child.below or doubt.below
@@ -251,7 +241,7 @@ class DeclaredRules:
                 break
             waiting = self._tree.doubts.get(above)
             if waiting is not None and waiting is not doubt:
-                place = place_below(doubt, waiting)
+                place = doubt.place_below(waiting)
                 if place is Place.STEP:
                     if doubt.told is None and waiting.told is None:
                         waiting.steps += doubt.parts
@@ -357,19 +347,6 @@ def stands_alone(said: Declaration, around: Task) -> bool:
     return (said.task_id is not None and said.task_id != around.id) or (
         said.chat_id is not None and said.chat_id != around.chat_id
     )
-
-
-def place_below(below: Doubt, above: Doubt) -> Place:
-    """Return the relation of an ended declaration to one above it, whose own place is still in doubt."""
-    mine, its = below.said, above.said
-    if mine.task_id is not None:
-        return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
-    if mine.chat_id is None:
-        return Place.STEP
-    if its.is_anonymous:
-        return Place.ABOVE
-    chat = its.chat_id or above.reading.default(semconv.CHAT_ID)
-    return Place.STEP if mine.chat_id == chat else Place.OWN
 
 
 def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
