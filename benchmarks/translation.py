@@ -1,6 +1,6 @@
 """What it costs to translate other people's spans into reports: speed, noise, and memory over a long time.
 
-*translating* plays recorded traces of real agents (tests/data/traces) to a `TaskTracker`, request by request, again and
+*translating* plays recorded traces of real agents (tests/data/traces) to a `Tracker`, request by request, again and
 again with new ids. Parsing the OTLP JSON that they are kept in is timed beside it. *noise* is a web server's spans that
 end while an agent is at work, seen by the live processor, against a processor that does nothing; rounds alternate and
 the figure is the median of their ratios. *memory* is the resident set after a tenth of 10,000 traces of 100 spans each
@@ -25,8 +25,7 @@ from benchmarks.figures import Figure, Run, at_most, median
 from benchmarks.flood import resident_megabytes
 from otel_letta import LettaSpanProcessor
 from otel_letta.otlp.json import read_batches
-from otel_letta.tracking.roles import SpanFacts
-from otel_letta.tracking.tasks import TaskTracker
+from otel_letta.tracking import Reading, Tracker
 
 _TRACES = Path(__file__).parent.parent / "tests" / "data" / "traces"
 _SPANS_OF_A_TRACE = 100
@@ -61,7 +60,7 @@ def _translating(rounds: int) -> Figure:
         reports += 1
 
     clock = _Clock()
-    tracker = TaskTracker(emit=count, now=clock)
+    tracker = Tracker(emit=count, now=clock)
     took = 0.0
     for _ in range(rounds):
         fresh = [_another(trace) for trace in traces]
@@ -70,7 +69,7 @@ def _translating(rounds: int) -> Figure:
             for batch in trace:
                 clock.now = max([clock.now, *(span.end_time or 0 for span in batch)])
                 for span in batch:
-                    tracker.ended_alone(SpanFacts.read(span))
+                    tracker.ended_alone(Reading.of(span))
                 tracker.tick()
         clock.now += int(2_000e9)
         tracker.tick()
@@ -143,14 +142,14 @@ def _noise(rounds: int) -> Figure:
 def _memory(traces: int) -> Figure:
     clock = _Clock()
     clock.now = time.time_ns()
-    tracker = TaskTracker(emit=lambda report: None, now=clock)
+    tracker = Tracker(emit=lambda report: None, now=clock)
     after_a_tenth = 0.0
     for number in range(traces):
         if number == traces // 10:
             gc.collect()
             after_a_tenth = resident_megabytes()
         for span in _trace(clock):
-            tracker.ended_alone(SpanFacts.read(span))
+            tracker.ended_alone(Reading.of(span))
         tracker.tick()
     gc.collect()
     growth = resident_megabytes() - after_a_tenth

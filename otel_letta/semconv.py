@@ -44,10 +44,6 @@ BARE_TOTAL: Final = "total"
 """Read beside `BARE_DONE` in progress events, and beside `BARE_PROGRESS`: a part and its whole."""
 PARTS: Final = frozenset({BARE_DONE, BARE_PROGRESS})
 
-OPTED_IN: Final = "otel_letta.opted_in"
-"""No span carries it: it is put beside a span's attributes where a setting or a filter makes a task of it, and holds
-the task's name."""
-
 INTERESTING: Final = DECLARING | {
     AGENT_ID,
     BARE_PROGRESS,
@@ -55,7 +51,6 @@ INTERESTING: Final = DECLARING | {
     BARE_CONTENT,
     BARE_CHAT_ID,
     BARE_MESSAGE_ID,
-    OPTED_IN,
 }
 """All attributes that declare tasks and steps, or are read beside one that does."""
 
@@ -73,19 +68,8 @@ SESSION_ID: Final = "session.id"
 LOGFIRE_SPAN_TYPE: Final = "logfire.span_type"
 LOGFIRE_PENDING_PARENT: Final = "logfire.pending_parent_id"
 
-AGENT_SPAN_MARKS: Final = frozenset(
-    {GEN_AI_OPERATION, OPENINFERENCE_KIND, TRACELOOP_KIND, LAMINAR_KIND, GEN_AI_MODEL, GEN_AI_TOOL_NAME}
-)
-"""Attributes of spans that agent frameworks make. Such a span's bare ``status`` or ``content`` means something else."""
-
-NOTED: Final = INTERESTING | AGENT_SPAN_MARKS
-"""A span without any of these is no news by itself."""
-
 LETTA_SERVER_SCOPE: Final = "letta.otel.tracing"
 LETTA_SERVER_SERVICE: Final = "letta-server"
-
-AGENT_EVENT_PREFIXES: Final = ("gen_ai.", "llm.", "openinference.", "traceloop.")
-"""How the names of frameworks' own span events begin. Their ``content`` is a prompt or an answer."""
 
 PROGRESS_EVENT: Final = "progress"
 """Name of span events that tell progress: attributes ``progress`` and ``content``, bare or as ``letta.task.*``."""

@@ -7,58 +7,76 @@ may still be lied to, but text cannot leave the place that it was put in, hide a
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
-__all__ = ["as_text", "clean_block", "clean_error", "clean_line", "escape", "percent"]
+__all__ = ["as_text", "clean_block", "clean_error", "clean_line", "escape", "pattern", "percent"]
 
 _ELLIPSIS = "…"
+
+
+class _Pattern:
+    def __init__(self, source: str, flags: int) -> None:
+        self._source = source
+        self._flags = flags
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(re.compile(self._source, self._flags), name)
+        setattr(self, name, found)  # the next time this is a plain attribute, as fast as the compiled pattern's own
+        return found
+
+
+def pattern(source: str, flags: int = 0) -> re.Pattern[str]:
+    """A regular expression that is compiled at its first use: compiling all of ours takes 25 ms, and most programs
+    never need most of them."""
+    return cast("re.Pattern[str]", _Pattern(source, flags))
+
 
 # Terminal escape sequences go as a whole: without their ESC byte the rest ("[31m") would stay behind as noise. Their
 # one-character forms (U+0080-U+009F) lose only that character: nobody writes them, but "Straße" that was decoded as
 # Latin-1 holds one ("StraÃ\x9fe"), and all that follows it would go.
-_ANSI = re.compile(
+_ANSI = pattern(
     r"\x1b\[[0-?]{0,64}[ -/]{0,16}[@-~]?"  # CSI
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC
     r"|\x1b[ -/]{0,16}[0-~]?"
 )
-_LINE_BREAK = re.compile(r"\r\n?|[\u2028\u2029\x85\x0b\x0c]")
+_LINE_BREAK = pattern(r"\r\n?|[\u2028\u2029\x85\x0b\x0c]")
 # Control characters, bidirectional overrides, zero-width and tag characters (which can carry a text that only an
 # LLM sees), noncharacters. The joiners U+200C and U+200D and the variation selectors up to U+FE0F stay: scripts and
 # emoji need them, though never many in a row.
-_INVISIBLE = re.compile(
+_INVISIBLE = pattern(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000))
     + "]"
 )
-_JOINERS = re.compile("([\u200c\u200d\ufe00-\ufe0f]{2})[\u200c\u200d\ufe00-\ufe0f]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_SPACES = re.compile(r"\s+")
-_MANY_BREAKS = re.compile(r"\n{3,}")
+_JOINERS = pattern("([\u200c\u200d\ufe00-\ufe0f]{2})[\u200c\u200d\ufe00-\ufe0f]+")
+_SURROGATE = pattern("[\ud800-\udfff]")
+_SPACES = pattern(r"\s+")
+_MANY_BREAKS = pattern(r"\n{3,}")
 
-_URL = re.compile(
+_URL = pattern(
     r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{1,30}://)(?P<user>[^\s/?#]{0,2048}@)?(?P<rest>[^\s?#]*)(?P<query>[?#]\S*)?"
 )
-_QUERY = re.compile(r"(?P<path>/[^\s?#]{0,500})\?[^\s=]{0,200}=\S*")
+_QUERY = pattern(r"(?P<path>/[^\s?#]{0,500})\?[^\s=]{0,200}=\S*")
 """The query of an address without a server, as HTTP clients show it: ``Max retries exceeded with url: /find?q=…``."""
-_CREDENTIALS = re.compile(r"(?i)\b(?P<name>(?:proxy-)?authorization|(?:set-)?cookie)(?P<sep>\\?['\"]?\s{0,3}[=:]).+")
-_SECRET = re.compile(
+_CREDENTIALS = pattern(r"(?i)\b(?P<name>(?:proxy-)?authorization|(?:set-)?cookie)(?P<sep>\\?['\"]?\s{0,3}[=:]).+")
+_SECRET = pattern(
     r"(?i)(?P<name>\b(?:bearer|basic)|(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credentials?"
     r"|(?:api|access|private|signing|encryption)[_-]?key)(?:[_-][\w-]{0,40})?)"
     r"(?P<sep>\\?['\"]?\s{0,3}[=:]\s{0,3}|\s+(?=[\w+/.~-]{16,}))"
     r"(?!\[redacted\])(?P<value>[bru]?\\?(?P<quote>['\"]).*?(?:(?P=quote)|$)|(?:bearer\s+|basic\s+)?[^\s'\",;&)}\]]+)"
 )
-_KEY = re.compile(
+_KEY = pattern(
     r"(?<![A-Za-z0-9])(?:"
     # A digit tells a key from an identifier such as pk_users_created_at.
     r"(?:sk|pk|rk|hf|gh[opsur]|github_pat|glpat|xox[abeprs])[-_](?=[-_A-Za-z]{0,200}[0-9])[-_A-Za-z0-9]{16,}"
     r"|(?:AKIA|ASIA|AIza|eyJ)[-_A-Za-z0-9]{12,}(?:\.[-_A-Za-z0-9]+){0,2})"
 )
 _TRACEBACK = "Traceback (most recent"
-_MARGIN = re.compile(r" +\| (?! )")
+_MARGIN = pattern(r" +\| (?! )")
 """What stands before the lines of an exception group."""
-_RAISED = re.compile(r"[A-Za-z_][\w.]{0,200}(?::\s.*)?")
+_RAISED = pattern(r"[A-Za-z_][\w.]{0,200}(?::\s.*)?")
 """The last line of a stack trace: type and message."""
 
 
@@ -107,6 +125,8 @@ def _cut(text: str, cap: int) -> str:
 
 def clean_line(text: str, cap: int) -> str:
     """One line of at most ``cap`` characters without anything invisible; a shortened text ends in an ellipsis."""
+    if len(text) <= cap and text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()  # as nearly every name, id and line is
     budget = cap * 4 + 256
     line = _SPACES.sub(" ", _visible(text, budget)).strip()
     if len(text) > budget and len(line) <= cap:
@@ -116,6 +136,8 @@ def clean_line(text: str, cap: int) -> str:
 
 def clean_block(text: str, cap: int) -> str:
     """Like `clean_line`, but line breaks stay; a shortened text says how long it was, if there is room."""
+    if len(text) <= cap and text.isascii() and text.isprintable():
+        return text.strip()
     budget = cap * 4 + 256
     block = _visible(text, budget).replace("\t", " ").strip()
     block = _MANY_BREAKS.sub("\n\n", block)

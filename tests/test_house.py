@@ -48,12 +48,8 @@ LONGER = {
     "delivery.courier",
     "letta.app_server.transport",
     "letta.http",
-    "pipeline.pipeline",
     "settings.settings",
     "testing.server",
-    "tracking.agents",
-    "tracking.conventions",
-    "tracking.tasks",
 }
 
 

@@ -23,11 +23,10 @@ from otel_letta.errors import LettaConfigurationError
 from otel_letta.otlp.json import Batch, read_batches
 from otel_letta.pipeline.pipeline import tracker_for
 from otel_letta.report import ProgressReport
-from otel_letta.semconv import OPTED_IN
 from otel_letta.settings import Settings
 from otel_letta.text import clean_line, percent
+from otel_letta.tracking import Reading
 from otel_letta.tracking.opt_in import OptIn
-from otel_letta.tracking.roles import SpanFacts
 
 __all__ = ["Replay", "replay"]
 
@@ -125,11 +124,7 @@ class Replay:
                 self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
                 self.spans += len(batch.spans)
                 for span in batch.spans:
-                    facts = SpanFacts.read(span)
-                    opted = self._opt_in.name_of(span)
-                    if opted is not None:
-                        facts.attributes[OPTED_IN] = opted
-                    self._tracker.ended_alone(facts)
+                    self._tracker.ended_alone(Reading.of(span, self._opt_in.name_of(span)))
 
     def _batches(self, name: str, lines: IO[bytes]) -> Iterator[Batch]:
         """A generator of its own, so that only what goes wrong with the input is complained of as that."""
@@ -198,7 +193,7 @@ class _Sender:
     """Sends reports as the exporter would."""
 
     def __init__(self, settings: Settings) -> None:
-        from otel_letta.pipeline.pipeline import join
+        from otel_letta.pipeline.sharing import join
 
         self._timeout = settings.read_timeout
         self._handle = join(settings, None, live=False)

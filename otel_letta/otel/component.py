@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Handle, Pipeline, join
+from otel_letta.pipeline.pipeline import Pipeline
+from otel_letta.pipeline.sharing import Handle, join
 from otel_letta.settings import Settings
 from otel_letta.tracking.opt_in import TaskFilter
 
@@ -17,13 +20,33 @@ if TYPE_CHECKING:
 
     from otel_letta.otel.selfmetrics import SelfMetrics
 
-__all__ = ["Component"]
-
 _logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Life(Enum):
+    """The states of a component."""
+
+    IDLE = "has never had a pipeline: its settings are bad, or OTEL_SDK_DISABLED is set"
+    ACTIVE = "has a share in a pipeline"
+    CLOSED = "was shut down"
 
 
 class Component:
-    """What exporter and processor have in common: settings that may be bad, a share, and never an exception."""
+    """A plug-in of the SDK with a share in a pipeline.
+
+    Args:
+        kind: the class's name, for the log.
+        live: whether it sees spans start.
+        transport: instead of the server that the settings name; for tests.
+        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
+            processor that shall report a task once need the same one.
+        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
+            ``settings``. Bad or missing ones are logged as one error, and the component does nothing. An unknown one is
+            ignored with a warning, unless nothing names the server: it may have been meant to.
+    """
 
     def __init__(
         self,
@@ -35,9 +58,8 @@ class Component:
         task_filter: TaskFilter | None = None,
         options: dict[str, Any],
     ) -> None:
+        self._life = Life.IDLE
         self._handle: Handle | None = None
-        self._hooked: Pipeline | None = None
-        self._shutdown = False
         self._metrics: SelfMetrics | None = None
         try:
             settings, complaints = Settings.from_options(options, lenient=True)
@@ -48,7 +70,7 @@ class Component:
                 return
             self._metrics = _self_metrics(kind, settings, meter_provider)
             self._handle = join(settings, transport, live=live, metrics=self._metrics, task_filter=task_filter)
-            self._hooked = self._handle.pipeline
+            self._life = Life.ACTIVE
         except LettaConfigurationError as error:
             # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
             # other exporters and instrumentations with it (measured).
@@ -61,10 +83,15 @@ class Component:
     @property
     def active(self) -> bool:
         """False if there is nothing that this could do: its settings are bad, or it was shut down."""
-        return self._hooked is not None
+        return self._life is Life.ACTIVE
+
+    @property
+    def _pipeline(self) -> Pipeline | None:
+        """The pipeline while this is active."""
+        return self._handle.pipeline if self._handle is not None and self._life is Life.ACTIVE else None
 
     def stats(self) -> dict[str, Any]:
-        """Numbers since the start: what was sent, held, conflated, dropped and why, and what is wrong now.
+        """Return numbers since the start: what was sent, held, conflated, dropped and why, and what is wrong now.
 
         Returns:
             ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
@@ -77,7 +104,7 @@ class Component:
         return self._handle.pipeline.stats() if self._handle is not None else {}
 
     def _flush(self, timeout_millis: float | None) -> bool:
-        pipeline = self._hooked
+        pipeline = self._pipeline
         if pipeline is None:
             return True
         try:
@@ -87,20 +114,26 @@ class Component:
             return False
 
     def _close(self, timeout_millis: float | None) -> None:
-        pipeline, self._hooked = self._hooked, None
-        handle = self._handle
-        if pipeline is None or handle is None:
+        pipeline, self._life = self._pipeline, Life.CLOSED
+        if pipeline is None or self._handle is None:
             return
         most = pipeline.settings.shutdown_timeout
         try:
-            handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
+            self._handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
         except Exception as error:  # noqa: BLE001
             self._swallow("shutdown", error)
 
+    def _count(self, count: Callable[[_T, str | None], None], what: _T, error: str | None) -> None:
+        """Count spans for the metrics; on the pipeline's thread, since they have to be read for that."""
+        if self._pipeline is not None:
+            self._pipeline.call(count, what, error)
+        else:
+            count(what, error)
+
     def _swallow(self, where: str, error: Exception) -> None:
-        """A hook's exception would replace the traced program's own, so it ends here."""
+        """Log a bug of ours, since a hook's exception would replace the traced program's own."""
         if self._handle is not None:
-            self._handle.pipeline.note_error(where, error)
+            self._handle.pipeline.complain(where, error)
 
 
 def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterProvider | None) -> SelfMetrics | None:

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_letta.letta.transport import Transport
-from otel_letta.otel.component import Component
+from otel_letta.otel.component import Component, Life
 from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:
@@ -37,13 +37,7 @@ class LettaSpanExporter(Component, SpanExporter):
     the context that it started in.
 
     Args:
-        transport: instead of Letta's REST API; for tests.
-        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
-        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
-            processor that shall tell a task once need the same one.
-        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
-            ``settings``. Bad or missing ones are logged as one error, and the exporter does nothing. An unknown one is
-            ignored with a warning, unless nothing names the server: it may have been meant to.
+        transport, meter_provider, task_filter, options: see `Component`.
     """
 
     def __init__(
@@ -69,19 +63,16 @@ class LettaSpanExporter(Component, SpanExporter):
         Returns:
             FAILURE after `shutdown`, else SUCCESS.
         """
-        error = self._hand_over(spans)
+        error = "already_shutdown" if self._life is Life.CLOSED else self._hand_over(spans)
         if self._metrics is not None:
-            self._metrics.exported(spans, error)
+            self._count(self._metrics.exported, spans, error)
         return SpanExportResult.SUCCESS if error is None else SpanExportResult.FAILURE
 
     def _hand_over(self, spans: Sequence[ReadableSpan]) -> str | None:
-        """What is wrong, None if nothing."""
-        if self._shutdown:
-            return "already_shutdown"
+        """Return the type of an error, None if all went well."""
         try:
-            pipeline = self._hooked
-            if pipeline is not None:
-                pipeline.export(spans)
+            if self._pipeline is not None:
+                self._pipeline.export(spans)
         except Exception as error:  # noqa: BLE001
             self._swallow("export", error)
             return type(error).__name__
@@ -105,5 +96,4 @@ class LettaSpanExporter(Component, SpanExporter):
         Takes at most ``timeout_millis`` (the SDK's batch processor passes what is left of its 30 s), and never more
         than ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` (5 s).
         """
-        self._shutdown = True
         self._close(timeout_millis)

@@ -39,12 +39,12 @@ class LettaLogRecordProcessor(Component, LogRecordProcessor):
     def on_emit(self, log_record: Any) -> None:
         """Called by the SDK for each log record, on the emitting thread; neither raises nor waits."""
         try:
-            pipeline = self._hooked
+            pipeline = self._pipeline
             record = getattr(log_record, "log_record", log_record)
             if pipeline is None or getattr(record, "event_name", None) != semconv.TASK_PROGRESS:
                 return
             if record.trace_id and record.span_id:
-                pipeline.on_event((record.trace_id, record.span_id), dict(record.attributes or {}))
+                pipeline.watcher.on_event((record.trace_id, record.span_id), dict(record.attributes or {}))
         except Exception as error:  # noqa: BLE001
             self._swallow("on_emit", error)
 

@@ -8,7 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.letta.transport import Transport
-from otel_letta.otel.component import Component
+from otel_letta.otel.component import Component, Life
 from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:
@@ -46,13 +46,7 @@ class LettaSpanProcessor(Component, SpanProcessor):
     never come here. Exporter and processor on one provider report a task once.
 
     Args:
-        transport: instead of Letta's REST API; for tests.
-        meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
-        task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
-            processor that shall tell a task once need the same one.
-        options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
-            ``settings``. Bad or missing ones are logged as one error, and the processor does nothing. An unknown one is
-            ignored with a warning, unless nothing names the server: it may have been meant to.
+        transport, meter_provider, task_filter, options: see `Component`.
     """
 
     def __init__(
@@ -72,27 +66,26 @@ class LettaSpanProcessor(Component, SpanProcessor):
             options=dict(options),
         )
 
+        pipeline, kind = self._pipeline, type(self)
+        if pipeline is not None and self._metrics is None and kind.on_start is _ON_START and kind.on_end is _ON_END:
+            # Every recorded span of the program passes here: a method that only calls another one costs too much.
+            self.on_start, self.on_end = pipeline.watcher.on_start, pipeline.watcher.on_end  # type: ignore[method-assign,assignment]
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Called by the SDK when a recorded span starts, on the starting thread."""
-        try:
-            pipeline = self._hooked
-            if pipeline is not None:
-                pipeline.on_start(span, parent_context)
-        except Exception as error:  # noqa: BLE001
-            self._swallow("on_start", error)
+        """Take note of a recorded span that starts. Called by the SDK on the starting thread."""
+        pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.watcher.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Called by the SDK when a recorded span has ended, on the ending thread."""
-        try:
-            pipeline = self._hooked
-            if pipeline is not None:
-                pipeline.on_end(span)
-            elif self._handle is not None:
-                self._handle.pipeline.on_end_after_leaving(span)
-            if self._metrics is not None:
-                self._metrics.processed(span, "already_shutdown" if pipeline is None else None)
-        except Exception as error:  # noqa: BLE001
-            self._swallow("on_end", error)
+        """Take note of a recorded span that has ended. Called by the SDK on the ending thread."""
+        pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.watcher.on_end(span)
+        elif self._handle is not None:
+            self._handle.pipeline.watcher.on_end_after_leaving(span)
+        if self._metrics is not None:
+            self._count(self._metrics.processed, span, "already_shutdown" if self._life is Life.CLOSED else None)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Deliver what is known now: attributes of open spans, ends, and the board.
@@ -108,4 +101,9 @@ class LettaSpanProcessor(Component, SpanProcessor):
 
         Takes at most ``timeout_millis``, and never more than ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` (5 s).
         """
+        for hook in ("on_start", "on_end"):
+            self.__dict__.pop(hook, None)
         self._close(timeout_millis)
+
+
+_ON_START, _ON_END = LettaSpanProcessor.on_start, LettaSpanProcessor.on_end

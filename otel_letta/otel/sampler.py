@@ -11,10 +11,11 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_letta import semconv
+from otel_letta.tracking.conventions import MARKS
 
 __all__ = ["LettaSampler", "from_environment"]
 
-_MARKS = semconv.DECLARING | semconv.AGENT_SPAN_MARKS | {semconv.BARE_PROGRESS, semconv.BARE_CHAT_ID}
+_MARKS = semconv.DECLARING | MARKS | {semconv.BARE_PROGRESS, semconv.BARE_CHAT_ID}
 
 
 class LettaSampler(Sampler):

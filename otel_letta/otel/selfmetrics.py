@@ -46,8 +46,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.delivery.stats import Stats
 from otel_letta.errors import LettaConfigurationError, LettaError
-from otel_letta.tracking.conventions import role_of
-from otel_letta.tracking.roles import SpanFacts, declaration, may_declare
+from otel_letta.tracking.reading import Reading, may_declare
 
 if TYPE_CHECKING:
     from otel_letta.letta.transport import Transport
@@ -217,8 +216,8 @@ def _counts(span: ReadableSpan) -> bool:
     """True for a span that tells of a task; also a span of another kind may carry a ``status``."""
     if not may_declare(span.attributes or {}):
         return False
-    facts = SpanFacts.read(span)
-    return role_of(facts) is not None or declaration(facts) is not None
+    reading = Reading.of(span)
+    return reading.role is not None or reading.declaration is not None
 
 
 def _server(url: str) -> dict[str, Any]:

@@ -1,49 +1,53 @@
-"""How an agent's task ended, judged from all its spans: frameworks often leave their root span OK or UNSET."""
+"""Verdicts: how a task ended. An agent's is judged from all its spans: frameworks often leave their root span OK or
+UNSET."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 from otel_letta.report import TaskStatus
-from otel_letta.tracking.conventions import Reason, Role
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.nodes import Node
+from otel_letta.tracking.reading import Reading
 
-__all__ = ["Judged", "Verdict", "judge", "judge_orphans", "judge_unended"]
-
-
-class Judged(Protocol):
-    """What is asked of a span."""
-
-    role: Role
-    start: int
-    end: int | None
-    failed: bool
-    reason: Reason
-    answered: bool
-    depth: int
-    is_run: bool
-    finishes: bool
-
-    @property
-    def above(self) -> Judged | None: ...
+__all__ = ["Verdict", "judge", "judge_declared", "judge_orphans", "judge_unended"]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``stopped``: nothing failed, and yet the last question to the model has no answer. ``spoke``: it completed with
-    a message to whom it works for, which may be a question."""
+class Verdict(NamedTuple):
+    """How an agent's task ended, and why."""
 
     status: TaskStatus
-    reason: Reason = Reason()  # noqa: RUF009 - frozen
+    reason: Reason = Reason()
     stopped: bool = False
+    """Nothing failed, and yet the last question to the model has no answer."""
     spoke: bool = False
+    """It completed with a message to its user, which may be a question."""
+
+
+def judge_declared(said: TaskStatus | None, reading: Reading, aborted: str | None) -> tuple[TaskStatus, str | None]:
+    """Judge a declared task whose last span has ended; returns its status, and why it failed.
+
+    An explicit terminal status wins; UNSET alone is success only when nothing aborted the span.
+
+    Args:
+        said: the status that the task's own spans gave.
+        aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
+    """
+    if said is not None and said.is_terminal:
+        return said, (reading.error or None) if said is TaskStatus.FAILED else None
+    if aborted is not None:
+        return TaskStatus.FAILED, aborted
+    if reading.failed:
+        return TaskStatus.FAILED, reading.error or None
+    return TaskStatus.COMPLETED, None
 
 
 _UNFINISHED = Reason("", "stopped before it was finished: paused, interrupted, stuck, or at a limit")
 
 
-def judge(root: Judged, below: Sequence[Judged], outside: int = 0) -> Verdict:
+def judge(root: Node, below: Sequence[Node], outside: int = 0) -> Verdict:
     """The verdict on a task whose root has ended.
 
     A failed tool or model call below is a problem of a step: agents recover from those. Only what came last, with
@@ -72,7 +76,7 @@ def judge(root: Judged, below: Sequence[Judged], outside: int = 0) -> Verdict:
     return Verdict(TaskStatus.COMPLETED)
 
 
-def _judge_run(below: Sequence[Judged], outside: int) -> Verdict:
+def _judge_run(below: Sequence[Node], outside: int) -> Verdict:
     """The verdict on a run whose own status says only that it did not raise.
 
     It finished if its last step called the tool for that, or answered without calling any. A step that was cut off
@@ -90,13 +94,13 @@ def _judge_run(below: Sequence[Judged], outside: int) -> Verdict:
     return Verdict(TaskStatus.FAILED, _UNFINISHED)
 
 
-def judge_orphans(tops: Sequence[Judged], below: Sequence[Judged]) -> Verdict | None:
+def judge_orphans(tops: Sequence[Node], below: Sequence[Node]) -> Verdict | None:
     """The verdict on spans whose root never came; None if they do not tell, and the task is lost."""
     last = _last(span for span in tops if span.end is not None)
     return Verdict(TaskStatus.FAILED, _reason(last, below)) if last is not None and last.failed else None
 
 
-def judge_unended(root: Judged, below: Sequence[Judged]) -> Verdict | None:
+def judge_unended(root: Node, below: Sequence[Node]) -> Verdict | None:
     """The verdict on a task whose root came and never ended; None if nothing tells, and the task is lost.
 
     Some instrumentations never end the span that an exception went through. Then what failed last right below it is
@@ -112,15 +116,15 @@ def judge_unended(root: Judged, below: Sequence[Judged]) -> Verdict | None:
     return Verdict(TaskStatus.FAILED, _reason(last, below))
 
 
-def _last(spans: Iterable[Judged]) -> Judged | None:
+def _last(spans: Iterable[Node]) -> Node | None:
     return max(spans, key=lambda span: (span.end or 0, -span.depth), default=None)
 
 
-def _recovered(agent: Judged, models: Sequence[Judged]) -> bool:
+def _recovered(agent: Node, models: Sequence[Node]) -> bool:
     return any(span.answered and not span.failed and span.start >= (agent.end or 0) for span in models)
 
 
-def _reason(failed: Judged, below: Sequence[Judged]) -> Reason:
+def _reason(failed: Node, below: Sequence[Node]) -> Reason:
     """Its own reason, or that of the last failure below it, the deepest first."""
     if failed.reason.text:
         return failed.reason

@@ -5,6 +5,9 @@ from __future__ import annotations
 from otel_letta.text import percent
 
 __all__ = [
+    "ALMOST_DONE",
+    "NEVER_ENDED",
+    "SHUT_DOWN",
     "agent_failed",
     "agent_finished",
     "agent_started",
@@ -22,6 +25,11 @@ __all__ = [
     "tool_used",
     "using_tool",
 ]
+
+NEVER_ENDED = "its span was never ended (lost)"
+SHUT_DOWN = "the program shut down while the task was still open"
+ALMOST_DONE = 0.99
+"""The share that a plan can reach before the task has ended: its last point may be followed by a new plan."""
 
 
 def started() -> str:

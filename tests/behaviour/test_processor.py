@@ -8,6 +8,7 @@ import contextvars
 import gc
 import logging
 import math
+import queue
 import sys
 import threading
 import time
@@ -23,10 +24,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import StatusCode
 
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
+from otel_letta.pipeline.inbox import Inbox
+from otel_letta.pipeline.open_spans import OpenSpans
 from otel_letta.pipeline.pipeline import Pipeline
+from otel_letta.pipeline.watcher import Watcher
 from otel_letta.testing import InMemoryLetta
-from otel_letta.tracking.open_spans import OpenSpans
-from otel_letta.tracking.tasks import TaskTracker
+from otel_letta.tracking import Tracker
 
 TASK = {"letta.chat.id": "chat-1", "letta.message.id": "msg-1"}
 
@@ -229,19 +232,18 @@ def test_the_last_words_set_before_the_end_are_in_the_end(world: World) -> None:
 
 def test_no_progress_is_missed_while_looking_and_setting_race(world: World) -> None:
     """What is set between a look at the attributes and the reading of them must be seen at the next look."""
-    original = TaskTracker.started
-    raced = False
+    original = Tracker.started
+    opened: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def started(self: TaskTracker, entry: Any, facts: Any) -> None:
-        nonlocal raced
-        original(self, entry, facts)
-        if not raced:
-            raced = True
-            entry().set_attribute("letta.task.progress", 0.5)
+    def started(self: Tracker, *arguments: Any) -> bool:
+        followed = original(self, *arguments)
+        opened.get(timeout=10).set_attribute("letta.task.progress", 0.5)
+        return followed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TaskTracker, "started", started)
-        with world.task():
+        patch.setattr(Tracker, "started", started)
+        with world.task() as span:
+            opened.put(span)
             assert world.hears("in_progress", "50% complete")
 
 
@@ -546,15 +548,15 @@ def _broken(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (Pipeline, "on_start"),
-        (Pipeline, "on_end"),
-        (Pipeline, "_note"),
-        (OpenSpans, "add"),
-        (OpenSpans, "pop"),
-        (TaskTracker, "started"),
-        (TaskTracker, "ended"),
-        (TaskTracker, "observed"),
-        (TaskTracker, "tick"),
+        (Watcher, "note_start"),
+        (Watcher, "note_end"),
+        (Inbox, "put"),
+        (OpenSpans, "look_at"),
+        (OpenSpans, "above"),
+        (Tracker, "started"),
+        (Tracker, "ended"),
+        (Tracker, "changed"),
+        (Tracker, "tick"),
     ],
 )
 def test_a_bug_of_ours_never_replaces_the_programs_own_exception(
@@ -574,14 +576,14 @@ def test_a_bug_of_ours_never_replaces_the_programs_own_exception(
     assert world.end_of("after the bug")[0] == "completed"
 
 
-@pytest.mark.parametrize("method", ["flush", "leave"])
+@pytest.mark.parametrize("method", ["flush", "close"])
 def test_a_bug_of_ours_does_not_escape_from_flush_or_shutdown(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, method, _broken)
-        assert world.processor.force_flush() is (method == "leave")
-        if method == "leave":
+        assert world.processor.force_flush() is (method == "close")
+        if method == "close":
             world.processor.shutdown()
     assert any("unexpected RuntimeError" in record.message for record in caplog.records)
 
@@ -750,18 +752,18 @@ def _eventually(predicate: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def test_nothing_wakes_up_while_no_span_is_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = _pipeline_of(world.processor)
+    inbox = _pipeline_of(world.processor)._inbox
     pauses: list[float | None] = []
-    original = Pipeline._pause
+    original = Inbox._pause
 
-    def pause(self: Pipeline) -> float | None:
+    def pause(self: Inbox) -> float | None:
         seconds = original(self)
-        if self is pipeline:
+        if self is inbox:
             pauses.append(seconds)
         return seconds
 
-    monkeypatch.setattr(Pipeline, "_pause", pause)
-    assert pipeline._thread is None  # not even a thread before the first span
+    monkeypatch.setattr(Inbox, "_pause", pause)
+    assert inbox._thread is None  # not even a thread before the first span
     with world.tracer.start_as_current_span("plain"):
         assert _eventually(lambda: len(pauses) > 3)
         assert all(seconds is not None for seconds in pauses[1:])
@@ -789,10 +791,10 @@ def test_a_chain_of_plain_spans_that_hand_over_does_not_grow(world: World) -> No
         following = world.tracer.start_span(str(number), context=trace.set_span_in_context(previous))
         previous.end()
         previous = following
-    entry = next(iter(_pipeline_of(world.processor)._open.snapshot()))
+    record = next(iter(_pipeline_of(world.processor).watcher.open.all()))
     length = 0
-    while entry is not None:
-        entry, length = entry.parent, length + 1  # type: ignore[assignment]
+    while record is not None:
+        record, length = record[1], length + 1
     previous.end()
     assert length < 10
 
@@ -840,9 +842,10 @@ def test_spans_that_end_inside_the_garbage_collector_do_not_deadlock(
     collecting(Mailbox, "put")  # under the courier's lock
     collecting(Mailbox, "take")
     collecting(Stats, "count")
-    collecting(TaskTracker, "ended")  # under the tracker's lock
-    collecting(OpenSpans, "snapshot")
-    monkeypatch.setattr("otel_letta.pipeline.pipeline._BACKLOG", 0)  # hooks help at every note, where they may
+    collecting(Tracker, "ended")  # under the tracker's lock
+    collecting(OpenSpans, "all")
+    collecting(OpenSpans, "look_at")
+    monkeypatch.setattr("otel_letta.pipeline.inbox._BACKLOG", 0)  # hooks help at every note, where they may
 
     def work() -> None:
         for number in range(10):
@@ -889,7 +892,7 @@ def test_a_span_that_its_destructor_ends_is_not_lost(letta: InMemoryLetta) -> No
 
 
 def test_hooks_work_a_backlog_off_when_no_thread_can_be_started(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_letta.pipeline.pipeline._BACKLOG", 10)
+    monkeypatch.setattr("otel_letta.pipeline.inbox._BACKLOG", 10)
 
     def no_threads(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -899,13 +902,13 @@ def test_hooks_work_a_backlog_off_when_no_thread_can_be_started(world: World, mo
         for number in range(50):
             with world.task(f"task {number}"):
                 pass
-        assert len(_pipeline_of(world.processor)._notes) < 20
+        assert len(_pipeline_of(world.processor)._inbox) < 20
     world.flush()
     assert len(world.ends()) == 50
 
 
 def test_a_thread_that_could_not_be_started_is_started_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_letta.pipeline.pipeline._THREAD_RETRY", 0)
+    monkeypatch.setattr("otel_letta.pipeline.inbox._THREAD_RETRY", 0)
 
     def no_threads(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

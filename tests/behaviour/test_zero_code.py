@@ -510,8 +510,8 @@ def test_instrumented_twice_and_hooked_there_is_one_live_processor(
     instrumentor.instrument()
     zero_code.post_instrument()
     (processor,) = live_processors(provider)
-    assert processor._hooked is not None
-    assert processor._hooked.settings.delivery == "messages"
+    assert processor._pipeline is not None
+    assert processor._pipeline.settings.delivery == "messages"
     assert not caplog.messages
 
 

@@ -324,7 +324,7 @@ def test_a_component_is_garbage_collected_after_shutdown(letta: InMemoryLetta, k
     bench.provider.shutdown()
     assert bench.component._handle is not None
     dead = [weakref.ref(bench.component), weakref.ref(bench.processor), weakref.ref(bench.component._handle.pipeline)]
-    threads = [bench.component._handle.pipeline._thread]
+    threads = [bench.component._handle.pipeline._inbox._thread]
     del bench
     for thread in threads:
         if thread is not None:

@@ -1,4 +1,4 @@
-"""Recorded traces of real agents, played to a `TaskTracker` as they arrived, or as they happened."""
+"""Recorded traces of real agents, played to a `Tracker` as they arrived, or as they happened."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from otel_letta.otlp.json import Batch, read_batches
 from otel_letta.report import ProgressReport
-from otel_letta.tracking.roles import SpanFacts
-from otel_letta.tracking.tasks import TaskTracker
+from otel_letta.tracking import Reading, Tracker
 from tests.support.tracked import Clock, Live
 
 __all__ = ["TRACES", "Played", "batches", "content_values", "play", "play_live", "traces"]
@@ -42,7 +41,7 @@ class Played:
     def __init__(self, **options: Any) -> None:
         self.reports: list[ProgressReport] = []
         self.clock = Clock()
-        self.tracker = TaskTracker(emit=self.reports.append, now=self.clock, **options)
+        self.tracker = Tracker(emit=self.reports.append, now=self.clock, **options)
 
     def arrive(self, spans: Iterable[ReadableSpan]) -> None:
         """A request arrives, as soon as the last of its spans has ended."""
@@ -50,7 +49,7 @@ class Played:
         self.clock.now = max([self.clock.now, *(span.end_time or 0 for span in spans)])
         self.tracker.tick()
         for span in spans:
-            self.tracker.ended_alone(SpanFacts.read(span))
+            self.tracker.ended_alone(Reading.of(span))
         self.tracker.tick()
 
     def pass_seconds(self, seconds: float) -> None:

@@ -1,8 +1,8 @@
-"""A `TaskTracker` driven by a real SDK provider, one step at a time: no thread, and a clock that stands still."""
+"""A `Tracker` driven by a real SDK provider, one step at a time: no thread, and a clock that stands still."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -10,10 +10,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import Tracer
 
+from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
 from otel_letta.report import ProgressReport
-from otel_letta.tracking.open_spans import OpenSpan, OpenSpans
-from otel_letta.tracking.roles import SpanFacts
-from otel_letta.tracking.tasks import TaskTracker
+from otel_letta.tracking import Reading, Tracker
 
 __all__ = ["Alone", "Clock", "Live", "hostile_text"]
 
@@ -37,7 +36,7 @@ class _Driver(SpanProcessor):
     def __init__(self, resource: dict[str, Any] | None = None, **options: Any) -> None:
         self.reports: list[ProgressReport] = []
         self.clock = Clock()
-        self.tracker = TaskTracker(emit=self.reports.append, now=self.clock, **options)
+        self.tracker = Tracker(emit=self.reports.append, now=self.clock, **options)
         self.provider = TracerProvider(resource=Resource(resource or {}), shutdown_on_exit=False)
         self.provider.add_span_processor(self)
         self.tracer: Tracer = self.provider.get_tracer("tests")
@@ -65,29 +64,43 @@ class Live(_Driver):
         self.open = OpenSpans()
 
     def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
-        entry = self.open.add(span)
-        assert entry is not None
-        self.tracker.started(entry, SpanFacts.read(span))
+        parent = span.parent
+        record: Record = [span, None if parent is None else self.open.records.get(parent.span_id)]
+        self.open.records[span.context.span_id] = record
+        entry = self._entry(record)
+        entry.followed = self.tracker.started(Reading.of(span), *self.open.above(record), entry.inbound)
 
     def on_end(self, span: ReadableSpan) -> None:
-        entry = self.open.pop((span.context.trace_id, span.context.span_id))
-        assert entry is not None
-        self.tracker.ended(entry, SpanFacts.read(span), self.aborted(span))
+        record = self.open.records.pop(span.context.span_id)
+        entry = self._entry(record)
+        entry.over = True
+        entry.ended = span  # it can be read as long as the tracker does not know of the end
+        aborted = self.aborted(span)
+        entry.followed = self.tracker.ended(Reading.of(span), *self.open.above(record), entry.inbound, aborted)
+        entry.ended = None
 
     def look(self) -> None:
         """Read all open spans once, and notice lost ones."""
-        for entry in self._alive():
-            span = entry()
-            assert span is not None
-            self.tracker.observed(entry, SpanFacts.read(span))
-        for entry in self.open.take_lost():
-            self.tracker.lost(entry)
+        for record in self.open.all():
+            span = self._entry(record)()
+            if span is not None:
+                self.change(record, Reading.of(span))
+        for record in self.open.take_lost():
+            entry = self._entry(record)
+            entry.over = True
+            self.tracker.lost(entry.key, *self.open.above(record))
+
+    def change(self, record: Record, reading: Reading) -> None:
+        entry = self._entry(record)
+        entry.followed = self.tracker.changed(reading, *self.open.above(record), entry.inbound)
 
     def stop(self) -> None:
-        self.tracker.shutdown(self.open.snapshot())
+        self.tracker.shutdown()
 
-    def _alive(self) -> Iterator[OpenSpan]:
-        return (entry for entry in self.open.snapshot() if entry() is not None)
+    def _entry(self, record: Record) -> OpenSpan:
+        entry = self.open.look_at(record)
+        assert entry is not None
+        return entry
 
 
 class Alone(_Driver):
@@ -103,7 +116,7 @@ class Alone(_Driver):
     def export(self, *names: str) -> None:
         """Hand over the spans of these names, in the order given; without names all of them, as they ended."""
         for span in [next(s for s in self.batch if s.name == name) for name in names] or self.batch:
-            self.tracker.ended_alone(SpanFacts.read(span))
+            self.tracker.ended_alone(Reading.of(span))
 
 
 def hostile_text(text: str) -> str:

@@ -44,7 +44,7 @@ ours = [each for each in known if isinstance(each, LettaSpanProcessor)]
 print(json.dumps({{
     "processors": len(ours),
     "root is open": bool(ours) and ours[0].stats()["open_spans"] >= 1,
-    "claimed": bool(ours) and ours[0]._hooked.claimed(str(conversation.id)),
+    "claimed": bool(ours) and ours[0]._pipeline.claimed(str(conversation.id)),
     "global": wrapper is not None and trace.get_tracer_provider() is wrapper._tracer_provider,
 }}))
 conversation.close()

@@ -108,10 +108,10 @@ def test_a_callback_speaks_for_its_conversation_where_the_settings_are_the_same(
     elsewhere = LettaSpanProcessor(**{**settings, "delivery": "board"})
     try:
         with reporting(conversation, callback(**settings)):
-            assert processor._hooked is not None
-            assert elsewhere._hooked is not None
-            assert processor._hooked.claimed(str(conversation.id))
-            assert not elsewhere._hooked.claimed(str(conversation.id))
+            assert processor._pipeline is not None
+            assert elsewhere._pipeline is not None
+            assert processor._pipeline.claimed(str(conversation.id))
+            assert not elsewhere._pipeline.claimed(str(conversation.id))
     finally:
         processor.shutdown()
         elsewhere.shutdown()

@@ -138,7 +138,7 @@ def test_two_components_have_two_names(world: World) -> None:
     world.exporter()
     world.exporter()
     world.do("task")
-    assert len({point.attributes["otel.component.name"] for point in world.points(EXPORTED)}) == 2
+    assert until(lambda: len({point.attributes["otel.component.name"] for point in world.points(EXPORTED)}) == 2)
 
 
 def test_each_request_is_timed(world: World) -> None:
@@ -218,8 +218,9 @@ def test_a_live_processor_counts_the_task_spans_that_end_in_it(world: World) -> 
     processor = world.processor()
     world.do("task")
     world.do("no task", {})
-    assert world.count(PROCESSED, kind="LettaSpanProcessor") == 1
+    assert until(lambda: world.count(PROCESSED, kind="LettaSpanProcessor") == 1)
     processor.shutdown()
+    assert world.count(PROCESSED, kind="LettaSpanProcessor") == 1
     world.do("late")
     assert world.count(PROCESSED, "already_shutdown", kind="LettaSpanProcessor") == 1
     (point, *_) = world.points(PROCESSED)
@@ -266,9 +267,8 @@ def test_the_sdks_own_metrics_keep_their_instruments(world: World, caplog: pytes
     world.provider.add_span_processor(theirs)
     world.do("task")
     theirs.force_flush()
-    assert {point.attributes["otel.component.type"] for point in world.points(EXPORTED)} > {
-        "otel_letta.LettaSpanExporter"
-    }
+    ours = {"otel_letta.LettaSpanExporter"}
+    assert until(lambda: {point.attributes["otel.component.type"] for point in world.points(EXPORTED)} > ours)
     assert world.points("otel.sdk.processor.span.queue.size"), "theirs, which is registered once"
     assert not [record for record in caplog.records if "metrics" in record.name]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import logging
@@ -20,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags
 
 from otel_letta import ProgressReport, TaskStatus
-from otel_letta.tracking.roles import SpanFacts, declaration
+from otel_letta.tracking import Reading, reading
 from tests.support.otlp import read_spans
 from tests.support.tracked import SECOND, Alone, Live, hostile_text
 
@@ -127,6 +128,30 @@ def test_other_spans_are_none(make: type[Driver], attributes: dict[str, Any]) ->
     driver = make()
     assert run(driver, attributes) == []
     assert driver.tracker.spans_ignored == 1
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["otel_letta.opted_in", "otel_letta.opted", "opted_in", "opted"])
+def test_no_attribute_can_forge_a_settings_word(make: type[Driver], name: str) -> None:
+    assert run(make(), {name: "forged"}) == []
+    assert run(make(), {name: "forged", PROGRESS: 0.5}, name="job")[-1].name == "job"
+
+
+def test_a_span_that_a_setting_makes_a_task_of_is_one_under_the_name_given_there() -> None:
+    alone = Alone()
+    alone.tracer.start_span("GET /", attributes={"otel_letta.opted_in": "forged"}).end()
+    alone.tracker.ended_alone(Reading.of(alone.batch[0], "nightly"))
+    alone.tracker.tick()
+    assert [(end.name, end.status, end.wakes) for end in alone.ends] == [("nightly", TaskStatus.COMPLETED, False)]
+
+
+def test_tracking_is_pure() -> None:
+    tracking = Path(reading.__file__).parent
+    impure = {"asyncio", "multiprocessing", "os", "queue", "socket", "sys", "threading", "time", "weakref"}
+    for path in tracking.rglob("*.py"):
+        found = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        named = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+        assert impure.isdisjoint(named), path
 
 
 @BOTH
@@ -1008,7 +1033,7 @@ def test_children_that_end_first_are_told_as_soon_as_it_is_clear_what_they_are()
     family(alone)
     told = []
     for ended in alone.batch:
-        alone.tracker.ended_alone(SpanFacts.read(ended))
+        alone.tracker.ended_alone(Reading.of(ended))
         told.append((ended.name, [end.name for end in alone.ends]))
     assert dict(told)["own"] == ["own"]  # it has an id: at once
     assert dict(told)["chat"] == ["own"]  # it has a chat, and its parent might have the same
@@ -1075,8 +1100,8 @@ def test_what_waits_at_shutdown_is_told() -> None:
     with span(alone, "root"), span(alone, "task", attributes={PROGRESS: 0.5, CONTENT: "x"}):
         pass
     alone.export("task")
-    alone.tracker.shutdown([])
-    alone.tracker.shutdown([])
+    alone.tracker.shutdown()
+    alone.tracker.shutdown()
     assert alone.told() == [("task", "completed")]
     assert alone.tracker.tick() is None
 
@@ -1117,12 +1142,14 @@ def test_an_ended_span_below_a_live_task_is_its_step() -> None:
     with span(live, "parent", attributes=TASK) as parent:
         with live.tracer.start_as_current_span("child") as child:
             pass
-        (entry,) = live.open.snapshot()
+        (record,) = live.open.all()
+        entry = live.open.look_at(record)
+        assert entry is not None
         assert isinstance(child.get_span_context(), SpanContext)
-        facts = SpanFacts.read(alone.batch[0])
+        facts = Reading.of(alone.batch[0])
         facts.key = (facts.key[0], 99)  # a span that only the exporter saw
         facts.attributes = {PROGRESS: 0.5}
-        live.tracker.ended_alone(facts, entry)
+        live.tracker.ended_alone(facts, [entry])
         assert (live.last.name, live.last.progress) == ("parent", 0.5)
         assert parent.is_recording()
     assert live.told()[-1] == ("parent", "completed")
@@ -1132,7 +1159,7 @@ def test_the_end_of_a_task_that_is_open_elsewhere_is_left_to_it() -> None:
     live, alone = Live(), Alone()
     opened = live.tracer.start_span("open", attributes={ID: "t"})
     alone.tracer.start_span("other", attributes={ID: "t", PROGRESS: 0.5}).end()
-    live.tracker.ended_alone(SpanFacts.read(alone.batch[0]))
+    live.tracker.ended_alone(Reading.of(alone.batch[0]))
     assert (live.ends, live.last.progress) == ([], 0.5)
     opened.end()
     assert live.told()[-1] == ("open", "completed")
@@ -1145,7 +1172,7 @@ def test_a_span_that_was_told_live_is_not_told_again_from_an_exporter() -> None:
     with span(live, "parent", attributes=TASK), span(live, "child", attributes={PROGRESS: 0.5}):
         pass
     for ended in alone.batch:
-        live.tracker.ended_alone(SpanFacts.read(ended))
+        live.tracker.ended_alone(Reading.of(ended))
     assert len(live.ends) == 1
 
 
@@ -1153,12 +1180,12 @@ def test_parents_that_go_in_circles_are_no_trap() -> None:
     alone = Alone()
     with span(alone, "a", attributes={CHAT: "c"}), span(alone, "b"), span(alone, "c", attributes={CHAT: "c"}):
         pass
-    facts = {ended.name: SpanFacts.read(ended) for ended in alone.batch}
+    facts = {ended.name: Reading.of(ended) for ended in alone.batch}
     facts["a"].parent = facts["c"].key
     facts["b"].parent = facts["b"].key
     for each in itertools.chain(facts.values(), facts.values()):
         alone.tracker.ended_alone(each)
-    alone.tracker.shutdown([])
+    alone.tracker.shutdown()
     assert sorted(end.name for end in alone.ends) in (["a", "c"], ["a"], ["c"])
 
 
@@ -1168,10 +1195,10 @@ def test_waiting_spans_are_bounded() -> None:
         for _ in range(10_050):
             alone.tracer.start_span("task", attributes=TASK).end()
     for ended in alone.batch[:-1]:
-        alone.tracker.ended_alone(SpanFacts.read(ended))
+        alone.tracker.ended_alone(Reading.of(ended))
         alone.tracker.tick()
     assert len(alone.ends) == 50
-    alone.tracker.ended_alone(SpanFacts.read(alone.batch[-1]))
+    alone.tracker.ended_alone(Reading.of(alone.batch[-1]))
     assert len(alone.ends) == 10_050
 
 
@@ -1235,7 +1262,7 @@ def test_no_value_of_any_kind_gets_an_exception_out_of_tracking(
     opened._name = description  # type: ignore[attr-defined]
     opened.end()
     tell(alone)
-    assert len(live.ends) == len(alone.ends) == (declaration(SpanFacts.read(alone.batch[0])) is not None)
+    assert len(live.ends) == len(alone.ends) == (Reading.of(alone.batch[0]).declaration is not None)
     check(live.reports)
     check(alone.reports)
 
@@ -1262,8 +1289,8 @@ def test_programs_without_tasks_and_agents_tell_nothing(recorded: str) -> None:
     alone = Alone()
     spans = read_spans(DATA / f"{recorded}.otlp.jsonl")
     for recorded_span in spans:
-        alone.tracker.ended_alone(SpanFacts.read(recorded_span))
-    alone.tracker.shutdown([])
+        alone.tracker.ended_alone(Reading.of(recorded_span))
+    alone.tracker.shutdown()
     assert alone.reports == []
     assert alone.tracker.spans_ignored == len(spans) > 5
 
@@ -1271,8 +1298,8 @@ def test_programs_without_tasks_and_agents_tell_nothing(recorded: str) -> None:
 def test_a_recorded_agent_that_was_given_a_chat_tells_one_task_and_none_of_its_prompts() -> None:
     alone = Alone()
     for recorded_span in read_spans(DATA / "strands.native.success.otlp.jsonl", {CHAT: "chat-1"}):
-        alone.tracker.ended_alone(SpanFacts.read(recorded_span))
-    alone.tracker.shutdown([])
+        alone.tracker.ended_alone(Reading.of(recorded_span))
+    alone.tracker.shutdown()
     roots = {end.trace_id for end in alone.ends}
     assert len(alone.ends) == len(roots) == 1
     assert {(end.status, end.chat_id, end.wakes) for end in alone.ends} == {(TaskStatus.COMPLETED, "chat-1", True)}

@@ -27,8 +27,9 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from otel_letta.delivery.board import Board
 from otel_letta.delivery.envelope import render
 from otel_letta.report import ProgressReport, TaskStatus
-from otel_letta.tracking.conventions import CONTENT_FIELDS, Role, clean_reason, role_of
-from otel_letta.tracking.roles import SpanFacts
+from otel_letta.tracking import Reading
+from otel_letta.tracking.conventions import CONTENT_FIELDS, Role, role_of
+from otel_letta.tracking.conventions.reasons import clean_reason
 from tests.support.recorded import Played, batches, content_values, play, play_live, traces
 from tests.support.tracked import SECOND, Live, hostile_text
 
@@ -439,13 +440,13 @@ def contents(played: Played | Live) -> list[str]:
 )
 def test_roles_come_from_attributes(attributes: dict[str, Any], role: Role | None) -> None:
     for scope in ("openai", "langchain", "unheard of"):
-        assert role_of(SpanFacts.read(made("x", 1, attributes=attributes, scope=scope))) is role
+        assert role_of(Reading.of(made("x", 1, attributes=attributes, scope=scope))) is role
 
 
 def test_a_tool_call_as_its_mcp_server_sees_it_is_none() -> None:
     attributes = {**TOOL, "mcp.method.name": "tools/call"}
-    assert role_of(SpanFacts.read(made("tools/call t", 1, attributes=attributes, kind=SpanKind.SERVER))) is None
-    assert role_of(SpanFacts.read(made("tools/call t", 1, attributes=attributes, kind=SpanKind.CLIENT))) is Role.TOOL
+    assert role_of(Reading.of(made("tools/call t", 1, attributes=attributes, kind=SpanKind.SERVER))) is None
+    assert role_of(Reading.of(made("tools/call t", 1, attributes=attributes, kind=SpanKind.CLIENT))) is Role.TOOL
 
 
 @pytest.mark.parametrize("name", ["conversation.run", "conversation.arun"])
@@ -994,7 +995,7 @@ def test_a_declared_task_that_waits_for_a_parent_that_never_comes_is_not_told_as
     for _ in range(5):
         waited.pass_seconds(900)
     stopped = arrived(*spans)
-    stopped.tracker.shutdown([])
+    stopped.tracker.shutdown()
     for played in (ended, waited, stopped):
         assert [(end.name, end.wakes) for end in played.ends] == [("Mine", True)]
         assert played.reports[-1] is played.ends[0]
@@ -1167,7 +1168,7 @@ def test_spans_that_say_only_at_their_end_what_they_are_make_one_task_that_is_to
     assert {(report.name, report.chat_id) for report in live.reports} == {("reporter", "c-1")}
     assert len({report.task_id for report in live.reports}) == 1
     assert live.tracker.open_tasks == 0
-    assert live.tracker._agents._traces == {}
+    assert live.tracker.tree.traces == {}
 
 
 @pytest.mark.parametrize("scope", ["http", "mine"])
@@ -1227,7 +1228,7 @@ def test_if_the_outermost_such_span_is_none_in_the_end_the_next_one_with_a_role_
     assert contents(live)[:3] == ["Started 'prompt template'", *LATE_RUN[1:3]]
     assert [(end.name, end.content) for end in live.ends] == [("reporter", LATE_RUN[-1])]
     assert len({report.task_id for report in live.reports}) == 1
-    assert live.tracker._agents._traces == {}
+    assert live.tracker.tree.traces == {}
 
 
 def test_a_tool_in_such_a_span_that_is_none_in_the_end_leaves_no_task_open() -> None:
@@ -1236,7 +1237,7 @@ def test_a_tool_in_such_a_span_that_is_none_in_the_end_leaves_no_task_open() -> 
     with late(live, "outer", None), late(live, "inner", None), late(live, "x", "TOOL", **{"tool.name": "dig"}):
         pass
     assert [(end.status, end.wakes) for end in live.ends] == [(COMPLETED, False)]
-    assert live.tracker._agents._traces == {}
+    assert live.tracker.tree.traces == {}
 
 
 @pytest.mark.parametrize("kind", ["CHAIN", None])
@@ -1295,7 +1296,7 @@ def test_a_run_whose_outermost_such_span_never_ends_fails(end: str, failed: bool
     if end == "shut down":
         lost = "the program shut down while the task was still open"
     assert [report.content for report in live.ends] == [f"'reporter' failed: {'on strike' if failed else lost}"]
-    assert live.tracker._agents._traces == {}
+    assert live.tracker.tree.traces == {}
 
 
 def test_the_silence_of_such_a_run_is_told_and_it_is_not_given_up() -> None:
@@ -1409,7 +1410,7 @@ def test_a_task_of_very_many_spans_keeps_only_the_last_and_counts_all_of_its_too
     played.arrive([pending(1, None, 999_999, {**AGENT, "gen_ai.agent.name": "A"}, 0)])
     for n in range(2, 12_000):
         played.arrive([tool("t", n, 1, n, n + 1)])
-    trace = next(iter(played.tracker._agents._traces.values()))
+    trace = next(iter(played.tracker.tree.traces.values()))
     assert len(trace.nodes) <= 4_097
     played.arrive([agent("A", 1, None, 0, 12_001)])
     played.pass_seconds(3)
@@ -1420,7 +1421,7 @@ def test_tools_that_come_before_their_agent_are_all_counted_however_many() -> No
     played = Played()
     for n in range(2, 10_000):
         played.arrive([tool("t", n, 1, n, n + 1)])
-    assert len(next(iter(played.tracker._agents._traces.values())).nodes) <= 4_097
+    assert len(next(iter(played.tracker.tree.traces.values())).nodes) <= 4_097
     played.arrive([agent("A", 1, None, 0, 10_001)])
     played.pass_seconds(3)
     assert played.ends[0].content.endswith(", 9998 tools")
@@ -1431,10 +1432,10 @@ def test_forgetting_a_span_in_the_middle_leaves_what_is_below_it_in_the_task() -
     played.arrive([agent("A", 1, None, 0, 9)])
     step = made("step", 2, 1, 1, 2, CHAIN)
     played.arrive([step, tool("deep", 3, 2), *(tool("t", n, 1, 2, 3) for n in range(10, 4_200))])
-    assert all(node.key[1] != 2 for node in next(iter(played.tracker._agents._traces.values())).nodes.values())
+    assert all(node.key[1] != 2 for node in next(iter(played.tracker.tree.traces.values())).nodes.values())
     played.pass_seconds(3)
     assert played.ends[0].content == "Finished 'A' in 9.0 s, 4191 tools"
-    assert played.tracker._agents._size == 0
+    assert played.tracker.tree.size == 0
 
 
 @pytest.mark.parametrize("shape", ["plain line", "deep agents", "remote agents"])
@@ -1482,7 +1483,7 @@ def test_alarms_of_traces_that_are_over_do_not_pile_up_behind_one_that_stays() -
     for _ in range(3_000):
         live.tracer.start_span("B", context=Context(), attributes=AGENT).end()
         live.tracker.tick()
-    assert len(live.tracker._agents._alarms) < 1_100
+    assert live.tracker.tree.alarms < 1_100
     root.end()
 
 
@@ -1491,8 +1492,8 @@ def test_after_everything_is_over_nothing_is_kept_but_what_is_bounded() -> None:
     for n in range(1, 500):
         played.arrive([chat(3, 1, n, n + 1, trace_id=n), agent("A", 1, None, n, n + 2, trace_id=n)])
     played.pass_seconds(5)
-    agents = played.tracker._agents
-    assert (len(agents._traces), agents._size, len(agents._busy), len(agents._faint)) == (0, 0, 0, 0)
+    tree = played.tracker.tree
+    assert (len(tree.traces), tree.size, len(tree.busy), len(tree.faint)) == (0, 0, 0, 0)
     assert played.tracker.tick() is None
 
 
@@ -1502,7 +1503,7 @@ def test_an_end_at_an_impossible_time_is_an_end(end: int) -> None:
     live.tracer.start_span("A", attributes=AGENT).end(end)
     span = agent("A", 1)
     span._end_time = end
-    played.tracker.ended_alone(SpanFacts.read(span))
+    played.tracker.ended_alone(Reading.of(span))
     played.pass_seconds(3)
     for ends in (live.ends, played.ends):
         assert [one.status for one in ends] == [COMPLETED]
@@ -1511,11 +1512,11 @@ def test_an_end_at_an_impossible_time_is_an_end(end: int) -> None:
 def test_a_start_that_is_read_late_ends_nothing() -> None:
     live = Live()
     with live.tracer.start_as_current_span("A", attributes=AGENT) as root:
-        entry = live.open.get((root.get_span_context().trace_id, root.get_span_context().span_id))
-        assert entry is not None
-        read_after_its_end = SpanFacts.read(root)  # type: ignore[arg-type]
+        record = live.open.get((root.get_span_context().trace_id, root.get_span_context().span_id))
+        assert record is not None
+        read_after_its_end = Reading.of(root)  # type: ignore[arg-type]
         read_after_its_end.end = live.clock.now
-        live.tracker.started(entry, read_after_its_end)
+        live.tracker.started(read_after_its_end, *live.open.above(record))
         live.tracer.start_span("x", attributes={**TOOL, "gen_ai.tool.name": "dig"}).end()
         assert live.ends == []
     assert live.ends[0].content.endswith(", 1 tool")
@@ -1535,7 +1536,7 @@ def test_a_live_model_call_that_is_no_agents_is_none_for_an_exporter_either() ->
     with live.tracer.start_as_current_span("POST /"):
         span = live.tracer.start_span("chat m", attributes=named)
         span.end()
-    live.tracker.ended_alone(SpanFacts.read(span))  # type: ignore[arg-type]
+    live.tracker.ended_alone(Reading.of(span))  # type: ignore[arg-type]
     live.tracker.finish()
     assert live.reports == []
 
@@ -1609,5 +1610,4 @@ def test_any_spans_in_any_order_end_each_task_once_and_leave_nothing_open(spans:
         assert mine[-1].status.is_terminal
         assert all(0.0 <= report.progress <= 1.0 for report in mine)
         assert all(report.content and "\x00" not in report.content for report in mine)
-    agents = played.tracker._agents
-    assert (len(agents._traces), agents._size) == (0, 0)
+    assert (len(played.tracker.tree.traces), played.tracker.tree.size) == (0, 0)

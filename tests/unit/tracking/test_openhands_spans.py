@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, StatusCode, Tracer
 from otel_letta.integrations import openhands
 from otel_letta.otel.processor import LettaSpanProcessor
 from otel_letta.testing import InMemoryLetta
-from otel_letta.tracking.laminar import tool_name
+from otel_letta.tracking.conventions.laminar import tool_name
 from tests.support.recorded import play, play_live
 from tests.support.tracked import Alone, Live
 

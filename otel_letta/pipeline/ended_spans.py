@@ -1,0 +1,85 @@
+"""Ended spans whose start nobody here saw: what an exporter brings."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+from otel_letta.pipeline.hooks import attributes_in, declares_nothing
+from otel_letta.tracking.reading import Reading, SpanKey, key_of
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.inbox import Inbox
+    from otel_letta.pipeline.watcher import Watcher
+    from otel_letta.tracking import Tracker
+    from otel_letta.tracking.opt_in import OptIn
+
+_MOST_PASSED = 10_000
+"""Plain spans that are remembered while no task waits."""
+
+
+class EndedSpans:
+    """Hands ended spans to the tracker, and of those that say nothing only where they stand.
+
+    Args:
+        inbox: makes the calls of the tracker.
+        opt_in: makes tasks of spans that would be none.
+    """
+
+    def __init__(self, inbox: Inbox, opt_in: OptIn | None) -> None:
+        self._inbox = inbox
+        self._opt_in = opt_in
+
+    def restart(self, tracker: Tracker, watcher: Watcher) -> None:
+        """Begin anew, in a new process."""
+        self._tracker = tracker
+        self._watcher = watcher
+        self._waiting = False
+        """A span is on its way to the tracker, or waits there for what is above it."""
+        self._passed: deque[tuple[SpanKey, SpanKey | None, bool]] = deque(maxlen=_MOST_PASSED)
+        """Plain spans that ended while nothing waited, with what was above them."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> None:
+        """Take over ended spans, on an exporter's thread."""
+        for span in spans:
+            opted = None if self._opt_in is None else self._opt_in.name_of(span)
+            declares = opted is not None or not declares_nothing(attributes_in(span))
+            key = key_of(span)
+            if not declares and not (self._waiting and _may_be_a_failed_part(span)):
+                # A task may outlive the plain span that it was started in, and shall not wait for its end then.
+                parent = span.parent
+                above = None if parent is None else (parent.trace_id, parent.span_id)
+                passed = key, above, parent is not None and parent.is_remote
+                if self._waiting:
+                    self._inbox.put(self._tracker.passed, *passed)
+                else:
+                    self._passed.append(passed)
+            # The watcher of an open span will bring its end, and knows more about it.
+            elif self._watcher.open.get(key) is None and not self._watcher.is_foreign(span):
+                # From here on plain spans matter too: one may be what this one waits for to know its task.
+                self._waiting |= declares
+                self.put(span, opted)
+
+    def put(self, span: ReadableSpan, opted: str | None = None) -> None:
+        """Enqueue one span of interest."""
+        self._inbox.put(self._end_alone, span, opted)
+
+    def settle(self) -> None:
+        """Nothing waits any more."""
+        self._waiting = False
+
+    def _end_alone(self, span: ReadableSpan, opted: str | None) -> None:
+        while self._passed:
+            self._tracker.passed(*self._passed.popleft())
+        reading = Reading.of(span, opted)
+        above = self._watcher.read(reading.parent) if reading.parent is not None else ()
+        self._tracker.ended_alone(reading, above)
+
+
+def _may_be_a_failed_part(span: ReadableSpan) -> bool:
+    """A plain span that failed: if it is part of a tool call, that may say nothing of it."""
+    return span.status.status_code is StatusCode.ERROR and span.kind is SpanKind.INTERNAL

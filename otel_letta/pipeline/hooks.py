@@ -1,0 +1,112 @@
+"""The two hooks that every recorded span of the program passes, task or not: each line is measured.
+
+Private fields of the SDK's spans are read here and nowhere else, since a property costs as much as everything else that
+a hook does: ``_context`` and ``_parent``, which are tuples that begin with trace and span id, and ``_attributes._dict``
+(opentelemetry-sdk 1.x). A release without them makes the hooks slower, no more: what is missing is read by the public
+properties. ``tests/unit/pipeline/test_hooks.py`` holds that against the installed SDK.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span
+
+from otel_letta.pipeline.open_spans import Record, shorten
+from otel_letta.tracking.reading import NOTED, SpanKey, key_of
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.watcher import Watcher
+
+if sys.version_info >= (3, 11):
+    handled = sys.exception
+else:
+
+    def handled() -> BaseException | None:
+        """Return the exception that is being handled."""
+        return sys.exc_info()[1]
+
+
+declares_nothing = NOTED.isdisjoint
+"""True for attributes that are of no interest here. In one step, so that nobody writes meanwhile."""
+
+
+def make_hooks(
+    watcher: Watcher, complain: Callable[[str, Exception], None]
+) -> tuple[Callable[..., None], Callable[[ReadableSpan], None]]:
+    """Make ``on_start`` and ``on_end``, which never raise. Closures, since attributes of an object cost more.
+
+    Args:
+        watcher: does everything that few spans need.
+        complain: takes the hook's name and an error of ours.
+    """
+    records, twins = watcher.open.records, watcher.open.twins
+    get, enter, take = records.get, records.setdefault, records.pop
+
+    def on_start(span: Span, parent_context: Context | None = None) -> None:
+        parent: Any
+        key: Any
+        try:
+            try:
+                parent, key, attributes = span._parent, span._context, span._attributes._dict  # type: ignore[union-attr]
+                span_id = key[1]
+            except (AttributeError, TypeError):
+                parent, key, attributes = _public(span)
+                span_id = key[1]
+            if parent is None:
+                record: Record = [span, None]
+            else:
+                above = get(parent[1]) if not twins else watcher.open.get(parent[:2])
+                record = [span, above]
+                if above is not None and (up := above[1]) is not None and up[0] is None:
+                    shorten(above)
+            exception = handled()
+            if watcher.asks_all or (exception is not None and not isinstance(exception, Exception)):
+                watcher.prepare(record, span, parent_context, exception)
+            if enter(span_id, record) is not record and not watcher.open.add_twin(key[:2], record):
+                return
+            if (attributes and not declares_nothing(attributes)) or (len(record) > 2 and record[2].opted is not None):
+                watcher.note_start(record)
+            elif not watcher.watching:
+                watcher.begin()
+        except Exception as error:  # noqa: BLE001
+            complain("on_start", error)
+
+    def on_end(span: ReadableSpan) -> None:
+        key: Any
+        try:
+            try:
+                key, attributes = span._context, span._attributes._dict  # type: ignore[union-attr]
+                span_id = key[1]
+            except (AttributeError, TypeError):
+                _, key, attributes = _public(span)
+                span_id = key[1]
+            record = take(span_id, None) if not twins else watcher.take(key[:2])
+            if record is None or len(record) > 2:
+                watcher.note_end(record, span, attributes)
+            elif not attributes or declares_nothing(attributes):
+                record[0] = None
+            else:
+                watcher.note_unread_end(record, span)
+        except Exception as error:  # noqa: BLE001
+            complain("on_end", error)
+
+    return on_start, on_end
+
+
+def _public(span: ReadableSpan) -> tuple[SpanKey | None, SpanKey, Mapping[str, Any]]:
+    parent = span.parent
+    above = None if parent is None else (parent.trace_id, parent.span_id)
+    return above, key_of(span), attributes_in(span)
+
+
+def attributes_in(span: ReadableSpan) -> Mapping[str, Any]:
+    """Return the attributes of a span for a first look. For more than that copy them: another thread may write."""
+    try:
+        inner: Mapping[str, Any] = span._attributes._dict  # type: ignore[union-attr]
+    except AttributeError:
+        return span.attributes or {}
+    return inner

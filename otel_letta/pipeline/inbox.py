@@ -1,0 +1,206 @@
+"""A queue of calls and the one thread that makes them, asleep while there are none.
+
+The hooks of a traced program put calls in and return; nothing else of a pipeline runs on the program's threads. The
+thread shares the interpreter with the program, so it works in slices and rests in between, and stays awake for a moment
+after the last call: then a burst of spans need not wake it for each. Whoever flushes or shuts down makes the calls on
+its own thread and waits for no rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from otel_letta.runtime.suppress import on_own_thread, suppress_tracing
+
+_logger = logging.getLogger(__name__)
+
+_SLICE = 0.0005
+"""Seconds of making calls after which the thread rests."""
+_REST = 9.0
+"""Length of a rest, in times of the slice before it. It shrinks as calls pile up."""
+_CROWD = 4_000
+"""Calls that wait, from which on there is no rest."""
+_BACKLOG = 10_000
+"""Calls that wait, from which on a hook makes some of them itself: pure computation, for one slice at most."""
+_LINGER = 0.004
+"""Seconds for which the thread stays awake after the last call."""
+_THREAD_RETRY = 1.0
+"""Seconds until a hook tries again to start the thread."""
+
+
+class Inbox:
+    """Calls from any thread, made in order and one at a time. `put` never waits, and an error never leaves a call.
+
+    Args:
+        tend: called after the calls, by whoever made them; returns the time of `time.monotonic` when it wants to be
+            called again, infinity for after the next call.
+        complain: takes what a call or ``tend`` raised.
+        on_thread: called when the thread has started.
+    """
+
+    def __init__(
+        self, tend: Callable[[], float], complain: Callable[[str, Exception], None], on_thread: Callable[[], None]
+    ) -> None:
+        self._tend = tend
+        self._complain = complain
+        self._on_thread = on_thread
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with nothing in it, in a forked child."""
+        # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
+        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asleep = False
+        self._due = math.inf
+        self._closed = self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._thread_lock = threading.RLock()
+        self._no_thread_before = 0.0
+        self.lock = threading.Lock()
+        """Held by whoever makes the calls."""
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @property
+    def closed(self) -> bool:
+        """True once nothing is taken in any more."""
+        return self._closed
+
+    @property
+    def has_thread(self) -> bool:
+        """False while no thread was needed or none could be started: then flush and shutdown make the calls."""
+        return self._thread is not None
+
+    def put(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Enqueue a call; nothing happens once the inbox is closed."""
+        if self._closed:
+            return
+        self._calls.append((function, arguments))
+        if self._asleep:
+            self._wake()
+        elif self._thread is None:
+            self._start_thread()
+        # Not in a destructor that runs in the middle of our own work, with half of that work done.
+        if len(self._calls) > _BACKLOG and not on_own_thread():
+            self._run(0.0, _SLICE)
+
+    def run(self, timeout: float, *then: Callable[[], None]) -> bool:
+        """Make all calls now, on this thread, and then those given; False if the lock was not free in time.
+
+        Args:
+            timeout: seconds.
+        """
+        return self._run(timeout, math.inf, *then)
+
+    def close(self) -> None:
+        """Take nothing in any more. What is in already can still be `run`."""
+        self._closed = True
+
+    def stop(self) -> None:
+        """End the thread, after the call that it is making."""
+        self._stopped = True
+        self._wake()
+
+    def _run(self, timeout: float, seconds: float, *then: Callable[[], None]) -> bool:
+        if not self.lock.acquire(timeout=timeout):
+            return False
+        try:
+            with suppress_tracing():
+                self._make_calls(seconds, *then)
+        finally:
+            self.lock.release()
+        return True
+
+    def _make_calls(self, seconds: float, *then: Callable[[], None]) -> None:
+        until = time.perf_counter() + seconds
+        for _ in range(len(self._calls)):
+            try:
+                function, arguments = self._calls.popleft()
+            except IndexError:  # a hook that ran in the middle of this has helped
+                break
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001 - one bad span must not take the others with it
+                self._complain("reading spans", error)
+            if time.perf_counter() > until:
+                break
+        for call in then:
+            self._guarded(call)
+        self._due = math.inf  # in case it raises: it is called again after the next call
+        self._guarded(self._call_tend)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001
+            self._complain("reading spans", error)
+
+    def _call_tend(self) -> None:
+        self._due = self._tend()
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _start_thread(self) -> None:
+        with self._thread_lock:
+            if self._thread is not None or self._closed or time.monotonic() < self._no_thread_before:
+                return
+            thread = threading.Thread(target=self._work, name="otel_letta", daemon=True)
+            self._thread = thread
+            try:
+                thread.start()
+            except RuntimeError:
+                # At interpreter shutdown Python 3.12 starts no thread any more. Or the machine is out of threads, and
+                # will have some again.
+                self._thread = None
+                self._no_thread_before = time.monotonic() + _THREAD_RETRY
+                _logger.debug("no thread can be started: reports go out at flush or shutdown")
+                return
+            self._on_thread()
+
+    def _wake(self) -> None:
+        self._asleep = False
+        self._bell.put(None)
+
+    def _work(self) -> None:
+        with suppress_tracing():
+            while not self._stopped:
+                self._sleep()
+                self._work_until_idle()
+
+    def _sleep(self) -> None:
+        """Wait until there are calls, or something is due."""
+        while not self._bell.empty():
+            self._bell.get_nowait()  # rung when already awake
+        self._asleep = True
+        if not self._calls and not self._stopped:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=self._pause())
+        self._asleep = False
+
+    def _pause(self) -> float | None:
+        """Return the seconds until something is due; None, and so no wake-ups at all, if nothing is."""
+        return None if self._due == math.inf else max(self._due - time.monotonic(), 0.0)
+
+    def _work_until_idle(self) -> None:
+        while not self._stopped:
+            began = time.perf_counter()
+            with self.lock:
+                self._make_calls(_SLICE)
+            if self._calls:
+                free = max(1.0 - len(self._calls) / _CROWD, 0.0)
+                time.sleep((time.perf_counter() - began) * _REST * free)
+            else:
+                time.sleep(_LINGER)
+                if not self._calls:
+                    return

@@ -1,0 +1,80 @@
+"""OpenTelemetry's GenAI conventions (Development)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from otel_letta import semconv
+from otel_letta.text import as_text
+from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role, Unclaimed
+from otel_letta.tracking.conventions.openllmetry import role_of_kind
+
+if TYPE_CHECKING:
+    from otel_letta.tracking.reading import Reading
+
+__all__ = ["GEN_AI", "GEN_AI_BARE"]
+
+_OPERATIONS: Mapping[str, Role] = {
+    "invoke_workflow": Role.AGENT,
+    "invoke_agent": Role.AGENT,
+    "execute_tool": Role.TOOL,
+    "chat": Role.LLM,
+    "text_completion": Role.LLM,
+    "generate_content": Role.LLM,
+    "execute_task": Role.STEP,
+}
+
+
+def _role(reading: Reading) -> Role | Unclaimed | None:
+    operation = as_text(reading.attributes.get(semconv.GEN_AI_OPERATION))
+    if operation is None:
+        return UNCLAIMED
+    if operation == "invoke_agent":
+        # OpenLLMetry calls each part of some frameworks an agent, and knows better in its own attribute.
+        kind = as_text(reading.attributes.get(semconv.TRACELOOP_KIND))
+        if kind in ("task", "tool"):
+            return role_of_kind(kind)
+    return _OPERATIONS.get(operation)
+
+
+GEN_AI = Convention(
+    name="gen_ai",
+    marks=frozenset({semconv.GEN_AI_OPERATION}),
+    role=_role,
+    names={
+        Role.AGENT: (semconv.GEN_AI_WORKFLOW_NAME, semconv.GEN_AI_AGENT_NAME),
+        Role.STEP: (semconv.GEN_AI_WORKFLOW_NAME,),
+        Role.TOOL: (semconv.GEN_AI_TOOL_NAME,),
+    },
+    chats=(semconv.GEN_AI_CONVERSATION,),
+    answers=frozenset(
+        {"gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "gen_ai.output.messages", "output_tokens"}
+    ),
+    answer_prefixes=("gen_ai.response.", "gen_ai.completion."),
+    failed={"gen_ai.tool.status": "error", "tool.status": "error"},
+    plans=("gen_ai.tool.call.result", "gen_ai.tool.call.arguments"),
+    content={
+        (Role.TOOL, "arguments"): ("gen_ai.tool.call.arguments",),
+        (Role.TOOL, "results"): ("gen_ai.tool.call.result",),
+        (Role.AGENT, "prompt"): ("gen_ai.input.messages",),
+        (Role.STEP, "prompt"): ("gen_ai.input.messages",),
+        (Role.AGENT, "answer"): ("gen_ai.output.messages",),
+        (Role.STEP, "answer"): ("gen_ai.output.messages",),
+    },
+    event_prefixes=("gen_ai.",),
+)
+
+
+def _bare_role(reading: Reading) -> Role | Unclaimed | None:
+    if semconv.GEN_AI_MODEL in reading.attributes:
+        return Role.LLM
+    return Role.TOOL if semconv.GEN_AI_TOOL_NAME in reading.attributes else UNCLAIMED
+
+
+GEN_AI_BARE = Convention(
+    name="gen_ai without an operation",
+    marks=frozenset({semconv.GEN_AI_MODEL, semconv.GEN_AI_TOOL_NAME}),
+    role=_bare_role,
+)
+"""The last to be asked: spans of older versions, which every other convention knows better."""

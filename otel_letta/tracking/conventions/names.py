@@ -1,0 +1,110 @@
+"""Names of spans: what people call them, and nothing that somebody wrote to an agent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_letta import semconv
+from otel_letta.text import as_text, clean_error, clean_line, pattern
+from otel_letta.tracking.conventions import CONVENTIONS, MARKS, Role, names_of
+from otel_letta.tracking.conventions.reasons import ADDRESS
+from otel_letta.tracking.values import JSON_CAP, NAME_CAP
+
+if TYPE_CHECKING:
+    from otel_letta.tracking.reading import Reading
+
+__all__ = ["agent_hint", "early_name", "name_for_logs", "name_of"]
+
+_PROSE_WORDS = 7
+"""A name of so many words is a sentence: some frameworks put the prompt there."""
+_SPAN_NAME_WORDS = 5
+"""The same for the name of a span that has no attribute for its name."""
+_SPACELESS = pattern("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_SPACELESS_LETTERS = 20
+"""In scripts without spaces between words (Chinese, Japanese, Thai …) so many letters are a sentence."""
+_PUNCTUATION = pattern(r"[?!。？！]|;\s")
+
+_NAMES = {role: names_of(role) for role in Role}
+_AGENT_FIRST = (semconv.GEN_AI_AGENT_NAME, *_NAMES[Role.AGENT])
+"""A workflow's span may name an agent of it, and an agent's the workflow around it."""
+_REPEATED = frozenset().union(*_NAMES.values(), *(convention.repeated_names for convention in CONVENTIONS))
+_PREFIX = pattern(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent|tools/call)\s+")
+_SUFFIX = pattern(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool))$")
+
+
+def name_of(reading: Reading, role: Role) -> str:
+    """Return what people call a span with a role; empty where it has no name that is surely one."""
+    if role is Role.LLM:
+        return ""
+    attributes = reading.attributes
+    names = _NAMES[role]
+    if role is Role.AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
+        names = _AGENT_FIRST
+    name = _first_name(attributes, names) or _span_name(reading.name, attributes)
+    return name.split("__", 2)[-1] if role is Role.TOOL and name.startswith("mcp__") else name
+
+
+def agent_hint(reading: Reading) -> str:
+    """Return the agent that a tool's or a model's span says it belongs to."""
+    return _first_name(reading.attributes, (semconv.GEN_AI_AGENT_NAME,))
+
+
+def early_name(reading: Reading, near: Mapping[str, Any]) -> str:
+    """Return the name of an open span whose attributes are still to come.
+
+    Args:
+        near: attributes of a span below it, which may hold the text that the name is part of.
+    """
+    return _span_name(reading.name, {**near, **reading.attributes})
+
+
+def name_for_logs(reading: Reading) -> str:
+    """Return what a log line may call a span."""
+    if MARKS.isdisjoint(reading.attributes):
+        return clean_line(reading.name, NAME_CAP)
+    return _span_name(reading.name, reading.attributes) or "(of an agent)"
+
+
+def _first_name(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    for name in names:
+        text = as_text(attributes[name]) if name in attributes else None
+        if text:
+            shown = _without_values(clean_line(text, NAME_CAP))
+            if shown and not _is_prose(shown, attributes):
+                return shown
+    return ""
+
+
+def _span_name(full: str, attributes: Mapping[str, Any]) -> str:
+    name = _bare_span_name(full)
+    if _is_prose(name, attributes, _SPAN_NAME_WORDS):
+        return ""
+    return _without_values(clean_line(name, NAME_CAP))
+
+
+@functools.lru_cache(maxsize=256)
+def _bare_span_name(full: str) -> str:
+    return _SUFFIX.sub("", _PREFIX.sub("", clean_line(full, 4 * NAME_CAP)))
+
+
+def _without_values(name: str) -> str:
+    """Return a name without what addresses in it hold: queries, passwords, people."""
+    if "@" in name or "?" in name or "://" in name:
+        name = ADDRESS.sub("…", clean_error(name, NAME_CAP))
+        return name if any(character.isalnum() for character in name) else ""
+    return name
+
+
+def _is_prose(name: str, attributes: Mapping[str, Any], most: int = _PROSE_WORDS) -> bool:
+    """Return True for a name that is rather a text: it is long, or part of what stands in the span's inputs."""
+    words = len(name.split())
+    letters = 0 if name.isascii() else len(_SPACELESS.findall(name))
+    if words >= most or letters >= _SPACELESS_LETTERS or (_PUNCTUATION.search(name) and "/" not in name):
+        return True
+    return (words > 2 or letters > 4) and any(
+        name.rstrip("…") in (as_text(value) or "")[:JSON_CAP]
+        for key, value in attributes.items()
+        if key not in _REPEATED
+    )

@@ -1,0 +1,167 @@
+"""Endings of inferred tasks: judged when their root has ended, or given up when nothing more will come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from otel_letta.report import TaskStatus
+from otel_letta.text import clean_line
+from otel_letta.tracking import wording
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.ledger import Ledger, seconds_between
+from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.tasks import InferredTask
+from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
+from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
+
+__all__ = ["Endings", "counted"]
+
+
+class Endings:
+    """Ends inferred tasks, and remembers when.
+
+    Args:
+        apply: applies the rules to a span whose place is known now.
+    """
+
+    def __init__(
+        self, tree: Tree, ledger: Ledger, now: Callable[[], int], apply: Callable[[Trace, Node], object]
+    ) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._now = now
+        self._apply = apply
+        self.over_since: Recent[int, int] = Recent(REMEMBERED)
+        """The end of the last task of a trace."""
+        self.outside: Recent[int, int] = Recent(1_000)
+        """The start of the last tool call beside a run, by trace."""
+
+    def judge_if_complete(self, trace: Trace, task: InferredTask) -> None:
+        """Judge a task of this process at once if nothing more can come: its root has ended and nothing below is
+        open."""
+        root = task.root
+        if root is None or root.end is None or not root.live or task.ended:
+            return
+        if not any(node.end is None for node in family(root)):
+            self.judge(trace, task)
+
+    def judge(self, trace: Trace, task: InferredTask) -> None:
+        """Judge a task whose root has ended."""
+        root = task.root
+        if root is None or task.ended:
+            return
+        below = family(root)[1:]
+        for orphan in trace.orphans_of(task):
+            if task.awaits is not None or root.start <= orphan.start <= (root.end or 0):
+                below += family(orphan)
+        verdict = judge(root, below, self.outside.get(trace.id) or 0)
+        self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
+
+    def promote(self, trace: Trace, now: int | None) -> None:
+        """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
+        self._make_roots(
+            trace, [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
+        )
+
+    def _make_roots(self, trace: Trace, tops: Collection[Node]) -> None:
+        for node in sorted(tops, key=lambda node: node.start):
+            trace.unwait(node)
+            node.missing = None
+            self._apply(trace, node)
+
+    def give_up_all(self, trace: Trace, reason: str) -> None:
+        """End all tasks of a trace of which nothing more will come."""
+        ended = [node for node in trace.orphans if node.end is not None]
+        last = max(ended, key=lambda node: node.end or 0, default=None)
+        if last is not None and last.role is Role.AGENT:
+            # Whatever is around these was not over, or nobody traces it. They are, each for itself.
+            self._make_roots(trace, [node for node in ended if node.role is Role.AGENT])
+        for task in list(trace.tasks):
+            if task.deadline is not None:
+                self.judge(trace, task)
+        for task in list(trace.tasks):
+            self.give_up(trace, task, reason)
+        self._tree.drop(trace)
+
+    def give_up(self, trace: Trace, task: InferredTask, reason: str) -> None:
+        """End a task of which no more will come, and whose root did not come, or did not end."""
+        if task.root is not None:
+            below = family(task.root)[1:]
+            verdict, at, nodes = judge_unended(task.root, below), self._now(), [task.root, *below]
+        else:
+            tops = trace.orphans_of(task)
+            nodes = [node for top in tops for node in family(top)]
+            task.name = task.name or next((node.name for node in tops if node.role is Role.AGENT), "")
+            verdict = judge_orphans(tops, [node for node in nodes if node.missing is None])
+            at = max((node.end or 0 for node in nodes), default=0) or self._now()
+        if verdict is None:
+            self.fail(trace, task, reason)
+        else:
+            self.conclude(trace, task, verdict, at, nodes)
+
+    def conclude(self, trace: Trace, task: InferredTask, verdict: Verdict, at: int, nodes: Sequence[Node]) -> None:
+        """End a task by a verdict. ``nodes``: its spans."""
+        name, reason, status = self._ledger.name_of(task), verdict.reason, verdict.status
+        # Counted again: what was reported before the root came may have been another task's, or one call twice.
+        task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
+        if task.status is not None and task.status.is_terminal:
+            status = task.status
+        if status is TaskStatus.COMPLETED:
+            task.progress = 1.0
+            took = seconds_between(task.started, at)
+            content = wording.agent_finished(name, took, task.tools, task.problems)
+            if verdict.spoke:
+                content += f"; {wording.ended_with_message()}"
+        elif verdict.stopped:
+            content, reason = wording.agent_stopped(name), Reason("", "stopped: it ended without an answer")
+        else:
+            content = wording.agent_failed(name, str(reason))
+        if task.root_content is not None:
+            content = task.root_content
+        elif task.prompt:
+            content += f"; asked: {task.prompt}"
+        error = clean_line(reason.full, 200) or None if status is TaskStatus.FAILED else None
+        self._end(trace, task, status, content, at, error, nodes)
+
+    def fail(self, trace: Trace, task: InferredTask, reason: str) -> None:
+        """End a task that nobody can judge. It failed, unless it has said itself how it ended."""
+        nodes = [] if task.root is None else family(task.root)
+        if task.awaits is not None or (trace.tasks and task is trace.tasks[-1]):
+            # What has no place yet counts as its work.
+            nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        content = wording.agent_failed(self._ledger.name_of(task), reason)
+        if task.status is not None and task.status.is_terminal:
+            self._end(trace, task, task.status, task.root_content or content, self._now(), None, nodes)
+        else:
+            self._end(trace, task, TaskStatus.FAILED, content, self._now(), reason, nodes)
+
+    def _end(
+        self,
+        trace: Trace,
+        task: InferredTask,
+        status: TaskStatus,
+        content: str,
+        at: int,
+        error: str | None,
+        nodes: Sequence[Node],
+    ) -> None:
+        task.deadline = None
+        self._ledger.report_inferred(task, status, content, at, error=error)
+        self._ledger.remember(task)
+        task.ended = True
+        if task in trace.tasks:
+            trace.tasks.remove(task)
+        if task.root is None and task.awaits is not None:
+            self._tree.end(task.awaits, Fate.GIVEN_UP)  # its root may come, and be too late
+        self.over_since.put(trace.id, max(at, self.over_since.get(trace.id) or 0))
+        for node in nodes:
+            trace.unwait(node)
+            self._tree.remove(trace, node, Fate.OVER)
+
+
+def counted(nodes: Sequence[Node]) -> tuple[int, int]:
+    """Count tool calls, and failures of tools and models."""
+    told = [node for node in nodes if node.told and not node.twin and not node.finishes]
+    told = [node for node in told if node.role in (Role.TOOL, Role.LLM)]
+    return sum(node.role is Role.TOOL for node in told), sum(node.failed for node in told)

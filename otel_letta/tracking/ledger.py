@@ -1,0 +1,316 @@
+"""The ledger: tasks that are under way, and the only place where progress reports are made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from otel_letta import semconv
+from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.text import as_text, clean_block, clean_line
+from otel_letta.tracking import wording
+from otel_letta.tracking.conventions.names import name_for_logs
+from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.reading import Reading
+from otel_letta.tracking.tasks import InferredTask, Task
+from otel_letta.tracking.tree import REMEMBERED, Recent
+from otel_letta.tracking.values import id_of
+
+__all__ = ["NO_IDS", "Inbound", "Ledger", "seconds_between", "standing"]
+
+_logger = logging.getLogger(__name__)
+
+_LAST_CONTENT_CAP = 120
+_NAMELESS = "agent"
+
+
+class Inbound(NamedTuple):
+    """Chat and message id in the context that a span started in."""
+
+    chat_id: str | None = None
+    message_id: str | None = None
+
+    @classmethod
+    def of(cls, raw: tuple[object, object]) -> Inbound:
+        return cls(id_of(raw[0]), id_of(raw[1]))
+
+
+NO_IDS = Inbound()
+
+
+class Ledger:
+    """Keeps tasks that are under way, and reports about them.
+
+    Args:
+        emit: takes each report, in order.
+        now: the wall clock, Unix nanoseconds.
+        host: this machine's name.
+        allowed_agents: values of ``letta.agent.id`` that are followed.
+        default_agent: the configured agent; naming it is the same as naming none.
+        content_cap: most characters of content and of the result that a report keeps.
+        wake_after: seconds from which on an inferred task is worth waking an agent for its success.
+        claimed: True for an OpenHands conversation, by its id, that somebody else reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        emit: Callable[[ProgressReport], None],
+        now: Callable[[], int],
+        host: str | None = None,
+        allowed_agents: Collection[str] = (),
+        default_agent: str | None = None,
+        content_cap: int = 2_000,
+        wake_after: float = 60.0,
+        claimed: Callable[[str], bool] = lambda session: False,
+    ) -> None:
+        self._emit = emit
+        self._now = now
+        self._host = host
+        self._allowed_agents = frozenset(allowed_agents)
+        self._default_agent = default_agent
+        self._content_cap = content_cap
+        self._wake_after = wake_after
+        self._claimed = claimed
+        self.tasks: dict[tuple[str | None, str], Task] = {}
+        """Declared tasks under way, by agent and id."""
+        self._past: Recent[tuple[str | None, str], tuple[int, int]] = Recent(REMEMBERED)
+        """Run and sequence of tasks that are over: another one with the same id counts on from there."""
+        self._warned: Recent[tuple[object, str], None] = Recent(1_000)
+
+    # -- a task's life -----------------------------------------------------------------------------------------------
+
+    def open(
+        self, reading: Reading, said: Declaration, agent: str | None, around: Task | None, inbound: Inbound
+    ) -> Task:
+        """Open a declared task. ``around``: the task that it runs in."""
+        task = Task(said.task_id or "", agent, reading.key, reading.start)
+        task.inferred = said.inferred
+        # Later ones fill in what earlier ones leave open.
+        if around is not None:
+            task.chat_id, task.message_id = around.chat_id, around.message_id
+        own_chat = said.chat_id or task.chat_id
+        chat, message = inbound
+        if chat is None or own_chat in (None, chat):  # a message of another chat is not the one that asked
+            task.chat_id, task.message_id = task.chat_id or chat, task.message_id or message
+        if around is None:
+            if chat is None:
+                task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
+            task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
+        task.service = _service(reading)
+        self._enter(task, said.task_id or task.automatic_id)
+        return task
+
+    def address(self, task: InferredTask, reading: Reading, said: Declaration | None, inbound: Inbound) -> None:
+        """Fill in the recipient of an inferred task."""
+        task.agent_id = self.agent_of(reading, said or Declaration(), None)
+        task.inbound_chat, message = inbound
+        task.default_chat = reading.default(semconv.CHAT_ID)
+        task.message_id = message or (reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None)
+        task.service = _service(reading)
+
+    def find(self, agent: str | None, task_id: str | None) -> Task | None:
+        """Return the task under way with an id; None for none."""
+        return self.tasks.get((agent, task_id)) if task_id is not None else None
+
+    def rename(self, task: Task, task_id: str) -> None:
+        """Let a task go by an id that was set after its start."""
+        del self.tasks[(task.agent_id, task.id)]
+        self._enter(task, task_id)
+
+    def succeed(self, task: Task, inferred: InferredTask, *, keep_id: bool) -> None:
+        """Let a declared task take the place of an inferred one: only now somebody gives it a name."""
+        task.key, task.started = inferred.key, min(task.started, inferred.started)
+        if keep_id:
+            del self.tasks[(task.agent_id, task.id)]
+            task.id = inferred.id
+            self.tasks[(task.agent_id, task.id)] = task
+        task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
+        task.failed_steps += inferred.problems
+
+    def _enter(self, task: Task, task_id: str) -> None:
+        task.id = task_id
+        past = self._past.get((task.agent_id, task_id))
+        if past is not None:
+            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+        self.tasks[(task.agent_id, task_id)] = task
+
+    def drop(self, task: Task) -> None:
+        """Forget a task without a report."""
+        self.tasks.pop((task.agent_id, task.id), None)
+        # The memory of ended spans keeps the object; its texts can be long.
+        task.ended = True
+        task.content = task.root_content = task.result = None
+
+    def remember(self, task: Task) -> None:
+        """Remember a task that ended: the next one with its id is another run of it."""
+        self._past.put((task.agent_id, task.id), (task.run, task.sequence))
+
+    # -- reports of declared tasks -----------------------------------------------------------------------------------
+
+    def progress(self, task: Task, *, fresh: bool = False) -> None:
+        """Report where a declared task stands. ``fresh``: it has just started."""
+        # A step may outlive its task; a task's end is the last report of it.
+        if task.ended:
+            return
+        content = task.content
+        if not content and fresh and not task.progress:
+            content = wording.started()
+        self.report(task, TaskStatus.IN_PROGRESS, content or standing(task), self._now())
+
+    def close(self, task: Task, status: TaskStatus, at: int | None, error: str | None) -> None:
+        """Report the end of a declared task. What a step said last says nothing about that."""
+        content, at = task.root_content, at or self._now()
+        if status is TaskStatus.COMPLETED:
+            task.progress = 1.0
+            content = content or wording.completed(seconds_between(task.started, at), task.failed_steps)
+        content = content or wording.failed(error or "", _last_content(task))
+        self.report(task, status, content, at, error=error)
+        self.drop(task)
+        self.remember(task)
+
+    def fail(self, task: Task, reason: str, at: int | None = None) -> None:
+        """Report that a task failed that did not get to say so itself: the content has to say why."""
+        task.root_content = wording.failed(reason, _last_content(task))
+        self.close(task, TaskStatus.FAILED, at, reason)
+
+    def abandon(self, task: Task, reason: str) -> None:
+        """Report that nobody will end a task. It failed, unless it has said itself how it ended."""
+        if task.status is not None and task.status.is_terminal:
+            self.close(task, task.status, None, None)
+        else:
+            self.fail(task, reason)
+
+    # -- reports of inferred tasks -----------------------------------------------------------------------------------
+
+    def name_of(self, task: InferredTask) -> str:
+        return task.declared_name or task.name or clean_line(task.service or "", 80) or _NAMELESS
+
+    def ask_for_claim(self, task: InferredTask) -> None:
+        """Notice that somebody else reports the task. For good: half a story is worse than none."""
+        if not task.claimed and task.session is not None:
+            task.claimed = self._claimed(task.session)
+
+    def report_inferred(
+        self, task: InferredTask, status: TaskStatus, content: str, at: int, *, error: str | None = None
+    ) -> None:
+        """Report about an inferred task. One that somebody else reports is followed in silence; if it was reported
+        before that, its end wakes nobody."""
+        self.ask_for_claim(task)
+        if task.claimed:
+            if not status.is_terminal or not task.sequence:
+                return
+            task.mirrored, task.result, content = True, None, wording.told_elsewhere(self.name_of(task))
+        rank, _, chat = task.chat or (0, 0, None)
+        if task.inbound_chat is not None and (chat is None or rank > 0):
+            chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer
+        task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
+        self.report(task, status, content, at, error=error, name=self.name_of(task))
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        task: Task,
+        status: TaskStatus,
+        content: str,
+        at: int,
+        *,
+        error: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Make a report and emit it.
+
+        Args:
+            at: the time that it speaks of, Unix nanoseconds.
+            error: why the task failed.
+            name: the task's name for this report, if it is not ``task.name``.
+        """
+        task.sequence += 1
+        # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
+        task.reported_at = max(at, task.reported_at)
+        duration = seconds_between(task.started, at) if task.started else None
+        worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
+        self._emit(
+            ProgressReport(
+                chat_id=task.chat_id,
+                message_id=task.message_id,
+                content=clean_block(content, self._content_cap),
+                progress=task.progress,
+                status=status,
+                task_id=task.id,
+                name=task.name if name is None else name,
+                agent_id=task.agent_id,
+                result=None if task.result is None else clean_block(task.result, self._content_cap),
+                error=error,
+                sequence=task.sequence,
+                run=task.run,
+                timestamp=_utc(task.reported_at),
+                started=_utc(task.started) if task.started else None,
+                duration=duration,
+                wakes=worth_it and not task.mirrored,
+                trace_id=None if task.key is None else f"{task.key[0]:032x}",
+                span_id=None if task.key is None else f"{task.key[1]:016x}",
+                service=task.service,
+                host=self._host,
+            )
+        )
+
+    # -- recipients and warnings -------------------------------------------------------------------------------------
+
+    def agent_of(self, reading: Reading, said: Declaration, around: Task | None) -> str | None:
+        """Return the agent that a task is reported to; None for the configured one."""
+        wanted = said.agent_id
+        if wanted is None:
+            if around is not None:
+                return around.agent_id
+            wanted = reading.default(semconv.AGENT_ID)
+        if wanted is None or wanted == self._default_agent:
+            return None
+        if wanted in self._allowed_agents:
+            return wanted
+        self._warn_once(
+            (wanted, semconv.AGENT_ID),
+            "span %r wants to report to agent %r, which OTEL_LETTA_AGENT_ALLOW_LIST does not name: "
+            "reporting to the configured agent",
+            reading,
+            wanted,
+        )
+        return None
+
+    def warn(self, reading: Reading, said: Declaration) -> None:
+        """Log what a span said that cannot be used, once."""
+        for name, reason in said.ignored:
+            # The bare word is on many a span that means something else by it ("status": "200").
+            about = (reason if name == semconv.BARE_STATUS else reading.key, name)
+            self._warn_once(about, "span %r: attribute %s is ignored: %s", reading, name, reason)
+
+    def _warn_once(self, about: tuple[object, str], message: str, reading: Reading, *arguments: object) -> None:
+        if about not in self._warned:
+            self._warned.put(about, None)
+            _logger.warning(message, name_for_logs(reading), *arguments)
+
+
+def standing(task: Task) -> str:
+    """Return the sentence that says how far a task is whose author left none."""
+    return wording.in_progress(task.progress if task.has_progress else None)
+
+
+def seconds_between(start: int, end: int) -> float:
+    """Return the seconds between two times in Unix nanoseconds; 0 if the first is unknown or the later one."""
+    return max(end - start, 0) / 1e9 if start else 0.0
+
+
+def _utc(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)
+
+
+def _service(reading: Reading) -> str | None:
+    service = as_text(reading.resource.get(semconv.SERVICE_NAME)) or ""
+    return None if service.startswith("unknown_service") else clean_line(service, 200) or None
+
+
+def _last_content(task: Task) -> str | None:
+    return clean_line(task.content, _LAST_CONTENT_CAP) if task.content else None

@@ -1,0 +1,213 @@
+"""The entries of the tree: spans with a role, declarations in doubt, open spans that are followed, and traces."""
+
+from __future__ import annotations
+
+import enum
+
+from otel_letta.report import TaskStatus
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tasks import InferredTask, Task
+
+__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Trace", "family"]
+
+MOST_SPANS_OF_A_TRACE = 4_096
+_MOST_HOPS = 10_000
+"""Made-up parents can go in circles."""
+
+
+class Fate(enum.Enum):
+    """The end that a span came to."""
+
+    DECLARED = "part of a declared task that was followed from its start"
+    DOUBT = "it declared something, seen only when it had ended: a task, or a step, or not known yet"
+    TASK = "it was declared as a task, and agents below it are its steps"
+    STEP = "it declared something about the agent's task that it ran in"
+    OVER = "part of an agent's task that is over"
+    GIVEN_UP = "it was open and had no role when the agent's task that waited for it was over"
+    DISMISSED = "it had a role and was part of no task"
+    OUTSIDE = "a tool call beside the run that it was made in"
+
+
+class Followed:
+    """An open span that has a role, or is part of a declared task."""
+
+    task: Task | None = None
+    owner = False
+    """True if the task is the span's own, False if the span is a step of it."""
+    has_role = False
+    content: str | None = None
+    """The content that the span gave last."""
+    event_time = 0
+    """The time of the last progress event that was read."""
+
+
+class Node:
+    """A span with a role."""
+
+    end: int | None = None
+    name = ""
+    hint = ""
+    failed = False
+    reason = Reason()
+    answered = False
+    is_run = False
+    finishes = False
+    chat: tuple[int, str] | None = None
+    above: Node | None = None
+    """The nearest span above that has a role."""
+    children: dict[Node, None] | None = None
+    """Those that it is the nearest one above of; None for none, as most have."""
+    shortcut: Node | None = None
+    """A span further up, None for one at the top."""
+    missing: SpanKey | None = None
+    """The span above that has to arrive before the next one with a role is known."""
+    under: SpanKey | None = None
+    """The topmost of the open spans above that had no role yet when this one was first read."""
+    patience = 0
+    """The time until which that is waited for, if it is in another process and may never arrive here."""
+    foreign = False
+    """Work that another process did when it was called."""
+    twin = False
+    """A second instrumentation reports the same tool call."""
+    kept: tuple[AgentFacts | None, Declaration | None] | None = None
+    """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
+    announced = False
+    """Its start was reported."""
+    told = False
+    """Its end was reported, or needs no report."""
+    task: InferredTask | None = None
+    """The task that it is the root of."""
+    depth = 0
+    """The number of spans with a role above it, from the top that it was judged under."""
+
+    def __init__(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool, role: Role) -> None:
+        self.key = key
+        self.parent = parent
+        self.remote = remote
+        """The parent is in another process."""
+        self.start = start
+        self.live = live
+        """It is open in this process, which will notice its end."""
+        self.role = role
+
+    @property
+    def top(self) -> Node:
+        """The last span with a role on the way up, as far as that is known."""
+        node = self
+        for _ in range(_MOST_HOPS):
+            above = node.shortcut
+            if above is None:
+                break
+            if above.shortcut is not None:
+                node.shortcut = above.shortcut
+            node = above
+        return node
+
+    @property
+    def agents_above(self) -> int:
+        number, above = 0, self.above
+        for _ in range(_MOST_HOPS):
+            if above is None:
+                break
+            number += above.role is Role.AGENT
+            above = above.above
+        return number
+
+    @property
+    def is_spent(self) -> bool:
+        """True for an ended step that was reported and carries nothing that is still to be placed."""
+        if self.end is None or not self.told:
+            return False
+        return self.above is not None or (self.missing is not None and not self.children)
+
+
+def family(top: Node) -> list[Node]:
+    """Return a span and all that hang below it; counts their depths on the way."""
+    top.depth = 0
+    found = [top]
+    for node in found:
+        for child in node.children or ():
+            child.depth = node.depth + 1
+            found.append(child)
+    return found
+
+
+class Doubt:
+    """An ended span that declares something and whose parent is still to come: a task of its own, or a step?"""
+
+    awaits: SpanKey | None = None
+    told: TaskStatus | None = None
+    """The status of its end, if that was reported already: it has an id of its own, and waits only lest its parent has
+    the same."""
+    below: TaskStatus | None = None
+    """The status that a step of it was reported with that has the same id."""
+
+    def __init__(self, reading: Reading, said: Declaration, deadline: int) -> None:
+        self.key = reading.key
+        self.reading = reading.without_content()
+        self.said = said
+        self.deadline = deadline
+        self.steps: list[Doubt] = []
+
+    @property
+    def parts(self) -> list[Doubt]:
+        return [self, *self.steps]
+
+
+class Trace:
+    """All that is known of a trace that has spans with a role."""
+
+    sample: Reading | None = None
+    """A span of it without its content, for the resource that the trace comes from."""
+    active_at = 0
+    """The time of its last news."""
+    silent = False
+    """The lack of news was reported."""
+    alarm: int | None = None
+
+    def __init__(self, trace_id: int) -> None:
+        self.id = trace_id
+        self.nodes: dict[SpanKey, Node] = {}
+        self.waiting: dict[SpanKey, dict[Node, None]] = {}
+        """By the missing span above them."""
+        self.away: set[Node] = set()
+        """Those that wait for a span of another process."""
+        self.tasks: list[InferredTask] = []
+
+    @property
+    def rootless(self) -> InferredTask | None:
+        return next((task for task in self.tasks if task.root is None and task.awaits is None), None)
+
+    @property
+    def orphans(self) -> list[Node]:
+        """Spans whose next one above has not arrived."""
+        return [node for group in self.waiting.values() for node in group]
+
+    def orphans_of(self, task: InferredTask) -> list[Node]:
+        """Return those that count as a task's work."""
+        return [node for node in self.orphans if node.under == task.awaits]
+
+    def task_of(self, node: Node) -> InferredTask | None:
+        """Return the task that a span is part of, as far as that is known."""
+        top = node.top
+        if top.task is not None:
+            return top.task
+        if top.missing is None or not self.tasks:
+            return None
+        if top.under is not None:
+            return next((task for task in self.tasks if task.awaits == top.under), None)
+        # One that has ended waits for its verdict: work that starts meanwhile belongs to the next.
+        return next((task for task in reversed(self.tasks) if not task.had_ended(top.start)), None)
+
+    def unwait(self, node: Node) -> None:
+        """Let a span wait no longer."""
+        self.away.discard(node)
+        group = self.waiting.get(node.missing) if node.missing is not None else None
+        if group is not None and node.missing is not None:
+            group.pop(node, None)
+            if not group:
+                del self.waiting[node.missing]

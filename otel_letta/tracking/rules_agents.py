@@ -1,0 +1,233 @@
+"""Rules for inferred tasks: agents whose spans follow a convention of agent tracing.
+
+A span with a role and no other above it is the root of a task, if it is an agent or a step of one. Whatever has a role
+and hangs below no known root counts as the work of one task of its trace, until the root shows better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from otel_letta.report import TaskStatus
+from otel_letta.tracking import wording
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.endings import Endings
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between, standing
+from otel_letta.tracking.nodes import Fate, Node, Trace
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tasks import InferredTask
+from otel_letta.tracking.tree import Tree
+
+__all__ = ["AgentRules", "merge_declaration"]
+
+_ROOT_ROLES = (Role.AGENT, Role.STEP)
+
+
+class AgentRules:
+    """Finds the task of each span with a role, and reports what the span says about it.
+
+    Args:
+        grace: nanoseconds from a root's end to the verdict.
+    """
+
+    def __init__(self, tree: Tree, ledger: Ledger, now: Callable[[], int], grace: int) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._now = now
+        self._grace = grace
+        self.endings = Endings(tree, ledger, now, self.apply)
+
+    def apply(
+        self,
+        trace: Trace,
+        node: Node,
+        reading: Reading | None = None,
+        facts: AgentFacts | None = None,
+        said: Declaration | None = None,
+        inbound: Inbound = NO_IDS,
+    ) -> bool:
+        """Report what is new about a span that changed, or has found its place; False if it is part of no task."""
+        if node.key not in trace.nodes:
+            return True
+        task, fresh = self._task_of(trace, node)
+        if task is None or task.ended:
+            return False
+        if node is task.root:
+            if node.kept is not None:
+                facts, said = facts or node.kept[0], said or node.kept[1]
+                node.kept = None
+        elif node.missing is not None and node.role in _ROOT_ROLES and (said is not None or (facts and facts.extras)):
+            node.kept = facts, said
+        source = reading or trace.sample
+        if fresh and source is not None:
+            self._ledger.address(task, source, said, inbound)
+        self._merge(task, node, facts)
+        self._ledger.ask_for_claim(task)
+        news = said is not None and merge_declaration(task, said, own=node is task.root)
+        if not task.begun:
+            task.begun = True
+            self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))
+        if news:
+            self.report(task, task.content or standing(task))
+        if node.end is None:
+            self._start_of_tool(task, node, facts)
+            return True
+        if not node.told and node is not task.root:
+            self._end_of_step(task, node, facts)
+        if task.root is not None and task.root.end is not None and task.deadline is None:
+            task.deadline = self._now() + self._grace
+            self._tree.remind(trace, task.deadline)
+        if node in trace.away:
+            self._tree.remind(trace, node.patience)
+        self.endings.judge_if_complete(trace, task)
+        return True
+
+    def _task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
+        """Return the task that a span is part of, and whether that is new; None for a span that is part of none."""
+        task = trace.task_of(node)
+        if task is not None:
+            return task, False
+        top = node.top
+        if top.missing is not None:
+            if self._comes_too_late(top):
+                trace.unwait(top)
+                self._tree.remove(trace, node, Fate.OVER)
+                return None, False
+            if not _is_agents_work(node):
+                return None, False
+            task = self._task_without_root(top, top.missing)
+        elif top.role not in _ROOT_ROLES:
+            if node.end is not None and self._tree.remove(trace, node, Fate.DISMISSED):
+                self._tree.links.setdefault(node.key, (node.parent, node.remote))
+            return None, False
+        else:
+            awaiting = (t for t in trace.tasks if t.root is None and t.awaits in (top.key, top.under or top.key))
+            task = next(awaiting, None) or trace.rootless
+            fresh = task is None
+            if task is None:
+                task = InferredTask(top.key, top.start)
+            task.root, top.task = top, task
+            task.started = top.start
+            if not fresh:
+                return task, False
+        trace.tasks.append(task)
+        return task, True
+
+    def _task_without_root(self, top: Node, missing: SpanKey) -> InferredTask:
+        task = InferredTask(top.under or missing, top.start)
+        if top.under is not None:
+            task.awaits = top.under
+            task.name, task.started = self._tree.candidates.get(top.under) or ("", top.start)
+        return task
+
+    def _comes_too_late(self, top: Node) -> bool:
+        """Return True for work of a task that is over, or of a declared one."""
+        tree, missing = self._tree, top.missing
+        if missing is not None and (tree.is_over(missing) or tree.fate(missing) is Fate.TASK):
+            return True
+        if top.under is not None:
+            return tree.is_over(top.under)
+        over_since = self.endings.over_since.get(top.key[0])
+        return over_since is not None and top.start <= over_since
+
+    def _merge(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
+        """Take over the facts of a span about its task."""
+        is_root = node is task.root
+        if task.root is None and node.start:
+            task.started = min(task.started, node.start)
+        if node.chat is not None and not node.foreign and (task.chat is None or node.chat[0] <= task.chat[0]):
+            task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
+        if is_root and node.name:
+            task.name = node.name
+        elif not task.name:
+            task.name = node.hint
+        if facts is None:
+            return
+        if not node.foreign:
+            task.session = task.session or facts.session
+            task.message_id = facts.message_id or task.message_id
+        if facts.plan is not None:
+            task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
+            task.has_progress = True
+        if is_root:
+            task.prompt = facts.extras.get("prompt", task.prompt)
+        if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
+            task.result = facts.extras["answer"]
+
+    def _start_of_tool(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
+        if node.role is Role.TOOL and not node.announced and not node.finishes:
+            node.announced = True
+            self._report_step(task, wording.using_tool(node.name or "without a name") + _quoted(facts, "arguments"))
+
+    def _end_of_step(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
+        if node.role is Role.AGENT:
+            self._end_of_sub_agent(task, node)
+            return
+        node.told = True
+        if node.role is Role.STEP or node.twin or node.finishes:
+            return
+        task.problems += node.failed
+        if node.role is Role.TOOL:
+            task.tools += 1
+            reason = str(node.reason) if node.failed else None
+            took = seconds_between(node.start, node.end or 0)
+            text = wording.tool_used(node.name or "without a name", took, reason)
+            self._report_step(task, text + _quoted(facts, "arguments") + _quoted(facts, "results"))
+
+    def _end_of_sub_agent(self, task: InferredTask, node: Node) -> None:
+        if node.above is None:
+            return  # it may be the root yet
+        node.told = True
+        above: Node | None = node.above
+        while above is not None and above.role is not Role.AGENT:
+            above = above.above
+        root_name = task.root.name if task.root is not None else ""
+        if node.name and node.name not in (above.name if above is not None else "", root_name):
+            self._report_step(task, wording.sub_agent(node.name, str(node.reason) if node.failed else None))
+
+    def _report_step(self, task: InferredTask, text: str) -> None:
+        if not task.has_progress and task.tools:
+            text = f"{text.rstrip('.')}; {wording.tools_used(task.tools)}"
+        self.report(task, text)
+
+    def report(self, task: InferredTask, text: str) -> None:
+        self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
+
+
+def _is_agents_work(node: Node) -> bool:
+    """Return True for a span that shows an agent although its root is yet to come. A call to a model alone does not:
+    programs make those without any agent."""
+    return node.role is not Role.LLM or bool(node.hint) or node.chat is not None
+
+
+def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:
+    """Take over what attributes of ours say about an agent's task; True if it is news about where it stands.
+
+    Somebody addressed the task, so its end is wanted, however short it was.
+
+    Args:
+        own: the task's root says it, not a step.
+    """
+    task.inferred = task.inferred and said.inferred
+    news = said.content is not None and said.content != task.content
+    if said.content is not None:
+        task.content = said.content
+    if said.progress is not None:
+        news |= said.progress > task.progress or not task.has_progress
+        task.progress, task.has_progress = max(task.progress, said.progress), True
+    task.message_id = said.message_id or task.message_id
+    if said.result is not None and (own or not task.has_own_result):
+        task.result, task.has_own_result = said.result, own
+    if own:
+        task.declared_name = said.name or task.declared_name
+        task.root_content = said.content if said.content is not None else task.root_content
+        task.status = said.status if said.status is not None else task.status
+    return news
+
+
+def _quoted(facts: AgentFacts | None, field: str) -> str:
+    """Return content that the settings ask for, behind its field's name."""
+    text = facts.extras.get(field) if facts is not None else None
+    return f"; {field}: {text}" if text else ""

@@ -1,0 +1,414 @@
+"""Rules for declared tasks: spans that carry attributes of ours.
+
+A span that declares something is a task of its own, or a step of the task above it, or speaks for the agent's task that
+it runs in. A live span knows what is above it. One that is seen only when it has ended waits until that is known.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+from otel_letta import semconv
+from otel_letta.report import TaskStatus
+from otel_letta.text import clean_line
+from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTracker
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.declared import Declaration, event_declaration
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between
+from otel_letta.tracking.nodes import Doubt, Fate, Followed
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tree import REMEMBERED, Tree
+from otel_letta.tracking.verdicts import judge_declared
+
+__all__ = ["DeclaredRules"]
+
+
+class Place(enum.Enum):
+    """The relation of an ended declaration to one above it."""
+
+    STEP = "a step of it"
+    OWN = "a task of its own"
+    ABOVE = "known only when the task of the one above is"
+
+
+class DeclaredRules:
+    """Turns declarations into tasks, and steps of tasks.
+
+    Args:
+        patience: seconds that an ended child with a chat of its own waits for its parent, which may have the same
+            one, before it counts as a task.
+        step_patience: the same for a child without any id. It is a step if any span above it is a task, and only the
+            end of those can show that: an hour of doubt is better than steps that are reported as tasks.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        agents: AgentTracker,
+        now: Callable[[], int],
+        *,
+        patience: float = 30.0,
+        step_patience: float = 3_600.0,
+    ) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._agents = agents
+        self._now = now
+        self._patience = int(patience * 1e9)
+        self._step_patience = int(step_patience * 1e9)
+
+    # -- open spans --------------------------------------------------------------------------------------------------
+
+    def observe(
+        self, reading: Reading, around: Task | None, agent: SpanKey | None, inbound: Inbound, *, report: bool
+    ) -> bool:
+        """Take over the statements of an open span, or one that ends now; True if they are news about its task.
+
+        Args:
+            around: the nearest declared task above it.
+            agent: the nearest span with a role above it, if no declared task is nearer.
+            report: report that news.
+        """
+        said, fresh = reading.declaration, False
+        span = self._tree.open.get(reading.key)
+        if span is None or span.task is None:
+            if said is None:
+                return False
+            if agent is not None and said.task_id is None and self._agents.declare_below(agent, said):
+                return False
+            span = self._tree.follow(reading.key)
+            fresh = self._join(span, reading, said, around, inbound)
+        task = span.task
+        assert task is not None
+        if task.ended:
+            return False
+        changed = self._merge_events(span, task, reading) or fresh
+        if said is not None:
+            self._ledger.warn(reading, said)
+            content = said.content if said.content != span.content else None
+            span.content = said.content
+            changed |= merge(task, said, content, own=span.owner)
+            if span.owner:
+                changed |= self._describe(task, said, reading)
+        if changed and report:
+            self._ledger.progress(task, fresh=fresh)
+        return changed
+
+    def _merge_events(self, span: Followed, task: Task, reading: Reading) -> bool:
+        changed, seen = False, span.event_time
+        for time, attributes in reading.events:
+            if time > seen:
+                span.event_time = max(span.event_time, time)
+                said = event_declaration(attributes)
+                self._ledger.warn(reading, said)
+                changed |= merge(task, said, said.content, own=span.owner)
+        return changed
+
+    def _join(self, span: Followed, reading: Reading, said: Declaration, around: Task | None, inbound: Inbound) -> bool:
+        """Find the task of a span that declares one; True if that makes a new task."""
+        if around is not None and not stands_alone(said, around) and not (around.ended and said.task_id is not None):
+            span.task, span.owner = around, around.id == said.task_id
+            around.owners += span.owner
+            return False
+        agent = self._ledger.agent_of(reading, said, around)
+        task = self._ledger.find(agent, said.task_id)
+        fresh = task is None
+        if task is None:
+            task = self._ledger.open(reading, said, agent, around, inbound)
+        task.owners += 1
+        span.task, span.owner = task, True
+        return fresh
+
+    def _describe(self, task: Task, said: Declaration, reading: Reading) -> bool:
+        """Take over what only the task's own spans may say: its name, ids and status."""
+        before = (task.name, task.chat_id, task.message_id)
+        task.name = said.name or (task.name if task.key != reading.key and task.name else clean_line(reading.name, 200))
+        task.chat_id = said.chat_id or task.chat_id
+        task.message_id = said.message_id or task.message_id
+        if said.status is not None:
+            task.status = said.status
+        if (
+            said.task_id is not None
+            and task.id == task.automatic_id
+            and self._ledger.find(task.agent_id, said.task_id) is None
+        ):
+            self._ledger.rename(task, said.task_id)  # it was set after the start
+            return True
+        return before != (task.name, task.chat_id, task.message_id)
+
+    def end(self, reading: Reading, aborted: str | None, *, news: bool) -> bool:
+        """End an open span that is part of a declared task; False for one that is not. ``news``: it said something."""
+        span = self._tree.open.get(reading.key)
+        task = span.task if span is not None else None
+        if span is None or task is None:
+            return False
+        self._tree.end(reading.key, Fate.DECLARED, task)
+        if span.owner:
+            task.owners -= 1
+            if task.owners == 0:
+                self._finish(task, reading, aborted)
+                return True
+        if reading.failed or aborted is not None:
+            task.failed_steps += 1
+        if news:
+            self._ledger.progress(task)
+        return True
+
+    def lose(self, key: SpanKey) -> None:
+        """Give up an open span that nobody can end any more."""
+        span = self._tree.open.get(key)
+        task = span.task if span is not None else None
+        if span is None or task is None:
+            return
+        self._tree.end(key, Fate.DECLARED, task)
+        if span.owner:
+            task.owners -= 1
+            if task.owners == 0:
+                self._ledger.abandon(task, wording.NEVER_ENDED)
+
+    def shut_down(self) -> None:
+        """Fail all tasks that are open: the program ends."""
+        for key, span in self._tree.open.items():
+            if span.task is not None:
+                self._tree.end(key, Fate.DECLARED, span.task)
+        for task in list(self._ledger.tasks.values()):
+            self._ledger.abandon(task, wording.SHUT_DOWN)
+
+    # -- an agent's work inside a declared task ----------------------------------------------------------------------
+
+    def observe_agents_step(
+        self, task: Task, reading: Reading, facts: AgentFacts, said: Declaration | None, aborted: str | None
+    ) -> None:
+        """Take over a span with a role that runs in a declared task: agents' work there is made of steps."""
+        span = self._tree.follow(reading.key)
+        if span.task is None:
+            span.task = task  # everything below belongs there too
+        if task.ended:
+            return
+        news = False
+        if said is not None:
+            news = merge(task, said, said.content if said.content != span.content else None, own=False)
+        span.content = said.content if said is not None else None
+        if reading.end is not None and not self._tree.has_declared(reading.key):
+            self._tree.end(reading.key, Fate.DECLARED, task)
+            news |= _merge_agents_step(task, reading, facts, aborted)
+        if news:
+            self._ledger.progress(task)
+
+    # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
+
+    def observe_ended(self, reading: Reading, said: Declaration, waiting: list[Doubt], around: Task | None) -> None:
+        """Place an ended span that declares something.
+
+        Args:
+            waiting: declarations that waited for it.
+            around: the declared task that it runs in, if that is open here.
+        """
+        self._tree.end(reading.key, Fate.DOUBT)
+        self._ledger.warn(reading, said)
+        self._merge_own_events(reading, said)
+        doubt = Doubt(reading, said, self._now() + (self._step_patience if said.is_anonymous else self._patience))
+        others = []
+        for child in waiting:
+            place = place_below(child, doubt)
+            if place is Place.STEP:
+                doubt.steps += child.parts
+                doubt.below = child.told or child.below or doubt.below
+            elif place is Place.ABOVE:
+                others.append(child)
+            elif child.told is None:
+                self._tell(child)
+        if around is None:
+            self._tree.remind(doubt, doubt.deadline)
+            self.place(doubt, reading.parent)
+        elif stands_alone(said, around):
+            self._tell(doubt, around)
+        else:
+            self._take_in(doubt, around)
+        for child in others:
+            self.place(child, reading.key)
+
+    def _merge_own_events(self, reading: Reading, said: Declaration) -> None:
+        content = None
+        for _, attributes in reading.events:
+            event = event_declaration(attributes)
+            self._ledger.warn(reading, event)
+            if event.progress is not None:
+                said.progress = max(said.progress or 0.0, event.progress)
+            content = event.content if event.content is not None else content
+        said.content = said.content if said.content is not None else content
+
+    def place(self, doubt: Doubt, above: SpanKey | None) -> None:
+        """Decide whether an ended declaration is a task or a step: ask the spans above it, from the one given on, as
+        far as they have ended."""
+        for _ in range(REMEMBERED):  # a bound, since made-up parents can go in circles
+            if above is None:
+                break
+            waiting = self._tree.doubts.get(above)
+            if waiting is not None and waiting is not doubt:
+                place = place_below(doubt, waiting)
+                if place is Place.STEP:
+                    if doubt.told is None and waiting.told is None:
+                        waiting.steps += doubt.parts
+                    return
+                if place is Place.OWN:
+                    break
+            task = self._tree.ended_task(above)
+            if task is not None:
+                if not stands_alone(doubt.said, task):
+                    self._take_in(doubt, task)
+                    return
+                break
+            if self._speaks_for_agent(doubt, above):
+                return
+            arrived, parent = self._tree.parent_of(above)
+            if not arrived:
+                self._wait(doubt, above)
+                return
+            above = parent
+        if doubt.told is None:
+            self._tell(doubt)
+
+    def _speaks_for_agent(self, doubt: Doubt, above: SpanKey) -> bool:
+        if doubt.said.task_id is not None or doubt.told is not None:
+            return False
+        if not self._agents.declare_below(above, doubt.said):
+            return False
+        for part in doubt.parts:
+            self._tree.end(part.key, Fate.STEP)
+            self._agents.passed(part.key, part.reading.above)
+        return True
+
+    def _wait(self, doubt: Doubt, above: SpanKey) -> None:
+        if doubt.said.task_id is not None and doubt.told is None:
+            # A task with an id of its own is reported at once: its parent may go on for hours.
+            self._tell(doubt)
+        self._tree.wait(doubt, above)
+        self._agents.expect(doubt.key, doubt.deadline)
+
+    def release(self, doubt: Doubt) -> None:
+        """Wait no longer for the parent of a declaration: it is a task."""
+        self._tree.take_doubt(doubt)
+        if doubt.told is None:
+            self._tell(doubt)
+
+    def release_all(self, *, anonymous: bool) -> None:
+        """Wait no longer for any; without ``anonymous`` only those that name a chat."""
+        for doubt in list(self._tree.doubts.values()):
+            if anonymous or doubt.said.chat_id is not None:
+                self.release(doubt)
+
+    def _take_in(self, doubt: Doubt, task: Task) -> None:
+        """Make an ended span a step of a task that is open, or over."""
+        if task.ended or doubt.told is not None:
+            return
+        news = False
+        for step in (*doubt.steps, doubt):
+            task.failed_steps += step.reading.failed
+            news |= merge(task, step.said, step.said.content, own=False)
+        if news:
+            self._ledger.progress(task)
+
+    def _tell(self, doubt: Doubt, around: Task | None = None) -> None:
+        """Report the end of a task that was seen only when it was over."""
+        reading, said = doubt.reading, doubt.said
+        agent = self._ledger.agent_of(reading, said, around)
+        task = self._ledger.find(agent, said.task_id)
+        if task is not None:
+            # A live processor tracks the same task through another span: that one will end it.
+            self._tree.assign(doubt.key, task)
+            self._take_in(doubt, task)
+            doubt.told = TaskStatus.IN_PROGRESS
+            return
+        task = self._ledger.open(reading, said, agent, around, NO_IDS)
+        for part in doubt.parts:
+            inferred = self._agents.absorb(part.key)
+            if inferred is not None:
+                self._ledger.succeed(task, inferred, keep_id=said.task_id is None)
+        for step in doubt.steps:
+            merge(task, step.said, step.said.content, own=False)
+            task.failed_steps += step.reading.failed
+        merge(task, said, said.content, own=True)
+        self._describe(task, said, reading)
+        self._tree.assign(doubt.key, task)
+        status, _ = judge_declared(task.status, reading, None)
+        doubt.told = status
+        if doubt.below is status:
+            # The same task ended with the same verdict in a span below this one: its end was reported.
+            self._ledger.drop(task)
+        else:
+            self._finish(task, reading, None)
+
+    def _finish(self, task: Task, reading: Reading, aborted: str | None) -> None:
+        status, error = judge_declared(task.status, reading, aborted)
+        if status is TaskStatus.FAILED and error is not None and error is aborted:
+            self._ledger.fail(task, error, reading.end)
+        else:
+            self._ledger.close(task, status, reading.end, error)
+
+
+def stands_alone(said: Declaration, around: Task) -> bool:
+    """Return True for a task inside a task that is one of its own: only with an id or a chat of its own."""
+    return (said.task_id is not None and said.task_id != around.id) or (
+        said.chat_id is not None and said.chat_id != around.chat_id
+    )
+
+
+def place_below(below: Doubt, above: Doubt) -> Place:
+    """Return the relation of an ended declaration to one above it, whose own place is still in doubt."""
+    mine, its = below.said, above.said
+    if mine.task_id is not None:
+        return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
+    if mine.chat_id is None:
+        return Place.STEP
+    if its.is_anonymous:
+        return Place.ABOVE
+    chat = its.chat_id or above.reading.default(semconv.CHAT_ID)
+    return Place.STEP if mine.chat_id == chat else Place.OWN
+
+
+def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
+    """Take over a statement about a task; True if it is news.
+
+    Args:
+        content: the content, if it is one that the span did not give before.
+        own: the task's own span says it, not a step.
+    """
+    changed = False
+    if said.progress is not None:
+        changed = not task.has_progress or said.progress > task.progress
+        task.has_progress = True
+        task.progress = max(task.progress, said.progress)  # it never goes backwards
+    if content is not None:
+        changed |= content != task.content
+        task.content = content
+        if own:
+            task.root_content = content
+    # A step's result counts as its task's only until the task gives one itself.
+    if said.result is not None and (own or not task.has_own_result):
+        changed |= said.result != task.result
+        task.result, task.has_own_result = said.result, own
+    return changed
+
+
+def _merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: str | None) -> bool:
+    """Take over the end of a tool, a model call or a sub-agent; True if it is news."""
+    failed = facts.failed or aborted is not None
+    reason = (str(facts.reason) or aborted or "") if failed else None
+    if facts.role in (Role.TOOL, Role.LLM):
+        task.failed_steps += failed
+    if facts.plan is not None:
+        task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
+        task.has_progress = True
+    if facts.role is Role.TOOL and facts.name:
+        task.content = wording.tool_used(facts.name, seconds_between(reading.start, reading.end or 0), reason)
+    elif facts.role is Role.AGENT and facts.name:
+        task.content = wording.sub_agent(facts.name, reason)
+    else:
+        return False
+    return True

@@ -1,0 +1,387 @@
+"""The doorway of tracking: spans in, reports out.
+
+    reading -> tree (where does it stand?) -> rules (what does that mean?) -> ledger (tasks under way) -> report
+
+Two kinds of callers bring spans. A live watcher calls `started`, `changed`, `ended` (and `ended_plain`, `lost`) for the
+spans of this process, each with the chain of spans above it (`Ancestor`). An exporter calls `ended_alone` and `passed`
+for ended spans, children before their parents. Both end in the same reports. The watcher's contract:
+
+- ``above`` are the spans above that are or were open here, nearest first, ended ones included; ``outside`` is the
+  parent of the last of them (of the span itself, if there are none) where that is known.
+- What may have become a task above a span is brought first, by `changed`: the nearest ancestor last.
+- `started`, `changed` and `ended` return True for a span that is followed: one that is part of a declared task, or has
+  a role in an agent's work. Its further changes and its end must be brought, whatever it carries then. An open span
+  that is not followed is brought again when its attributes changed, and may end unnoticed, unless its `await_end`
+  was called: then `ended_plain` has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+from opentelemetry.trace import SpanKind
+
+from otel_letta import semconv
+from otel_letta.report import ProgressReport
+from otel_letta.text import as_text
+from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTracker
+from otel_letta.tracking.conventions.logfire import pending_of
+from otel_letta.tracking.conventions.reasons import reason_of
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.nodes import Trace
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.rules_declared import DeclaredRules
+from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tree import Tree
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AgentOptions", "Ancestor", "Tracker"]
+
+
+class Ancestor(Protocol):
+    """A span above another one, as its watcher knows it."""
+
+    @property
+    def key(self) -> SpanKey: ...
+
+    @property
+    def scope(self) -> str | None:
+        """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
+
+    def read(self) -> Reading | None:
+        """Read it as it is now; None if it cannot be read any more."""
+
+    def await_end(self) -> bool:
+        """Have its end brought to `Tracker.ended_plain` even if it stays plain; False if it has ended already."""
+
+
+class AgentOptions(TypedDict, total=False):
+    """Settings of `AgentTracker` that a `Tracker` hands on."""
+
+    grace: float
+    idle_timeout: float
+    chat_attributes: Sequence[str]
+    content: Collection[str]
+
+
+class Tracker:
+    """Turns spans into reports. Not thread-safe: whoever owns it calls it from one thread at a time.
+
+    Args:
+        emit: takes each report, in order.
+        now: the wall clock, Unix nanoseconds.
+        host: this machine's name, for spans whose resource does not say.
+        allowed_agents: values of ``letta.agent.id`` that are followed.
+        default_agent: the configured agent; naming it is the same as naming none.
+        content_cap: most characters of content and of the result that a report keeps.
+        patience, step_patience: see `DeclaredRules`.
+        wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
+        claimed: True for an OpenHands conversation, by its id, that somebody else reports.
+        most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
+        agent_options: see `AgentTracker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        emit: Callable[[ProgressReport], None],
+        now: Callable[[], int],
+        host: str | None = None,
+        allowed_agents: Collection[str] = (),
+        default_agent: str | None = None,
+        content_cap: int = 2_000,
+        patience: float = 30.0,
+        step_patience: float = 3_600.0,
+        wake_after: float = 60.0,
+        claimed: Callable[[str], bool] = lambda session: False,
+        most_tasks: int = 10_000,
+        **agent_options: Unpack[AgentOptions],
+    ) -> None:
+        self._now = now
+        self.tree = Tree(now, int(agent_options.get("grace", 2.0) * 1e9), most_tasks)
+        self._ledger = Ledger(
+            emit=emit,
+            now=now,
+            host=host,
+            allowed_agents=allowed_agents,
+            default_agent=default_agent,
+            content_cap=content_cap,
+            wake_after=wake_after,
+            claimed=claimed,
+        )
+        self._agents = AgentTracker(self.tree, self._ledger, now, **agent_options)
+        self._declared = DeclaredRules(
+            self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
+        )
+        self._resource: object = None
+        self._is_letta_server = False
+        self.spans_ignored = 0
+        """Ended spans without a task, counted for statistics."""
+
+    @property
+    def open_tasks(self) -> int:
+        return len(self._ledger.tasks) + self._agents.open_tasks
+
+    @property
+    def evicted(self) -> int:
+        """The number of times that something was given up because too much is open."""
+        return self._agents.evicted
+
+    def follows(self, key: SpanKey) -> bool:
+        """Return True for an open span that is part of a declared task, or has a role."""
+        return key in self.tree.open
+
+    # -- live: spans with a start ------------------------------------------------------------------------------------
+
+    def started(
+        self,
+        reading: Reading,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None = None,
+        inbound: tuple[object, object] = NO_IDS,
+    ) -> bool:
+        """Take in a span that started. ``inbound``: chat and message id in the context that it started in."""
+        return self._observe(reading, above, outside, inbound, late=False)
+
+    def changed(
+        self,
+        reading: Reading,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None = None,
+        inbound: tuple[object, object] = NO_IDS,
+    ) -> bool:
+        """Take in a started span that was read again: it may have become a task."""
+        return self._observe(reading, above, outside, inbound, late=reading.end is not None)
+
+    def _observe(
+        self,
+        reading: Reading,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None,
+        inbound: tuple[object, object],
+        *,
+        late: bool,
+    ) -> bool:
+        reading.end = None  # it may have ended since; `ended` is called for that, after all that comes before
+        ids = Inbound.of(inbound)
+        if not self._observe_agent(reading, above, outside, ids, late=late):
+            self._declared.observe(reading, self._task_around(above), self._nearest(above)[1], ids, report=True)
+        return reading.key in self.tree.open
+
+    def ended(
+        self,
+        reading: Reading,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None = None,
+        inbound: tuple[object, object] = NO_IDS,
+        aborted: str | None = None,
+    ) -> bool:
+        """Take in an open span that ended. ``aborted``: why, if an exception stopped it that OpenTelemetry does not
+        record."""
+        self._give_an_end(reading)
+        key, ids = reading.key, Inbound.of(inbound)
+        ours = self.tree.has_declared(key) or self._observe_agent(reading, above, outside, ids, aborted, late=True)
+        if not ours:
+            self._pass_awaited(key, above, outside)
+            around, (_, agent) = self._task_around(above), self._nearest(above)
+            news = self._declared.observe(reading, around, agent, ids, report=False)
+            ours = self._declared.end(reading, aborted, news=news)
+            self.spans_ignored += not ours
+        self.tree.close(key)
+        return ours
+
+    def ended_plain(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
+        """Take in the end of an awaited span that got no role."""
+        self._pass_awaited(key, above, outside)
+        self.tree.close(key)
+
+    def lost(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
+        """Take in that an open span was garbage-collected: nobody can end it any more."""
+        span, scope = self.tree.open.get(key), self.tree.awaited.get(key)
+        if span is not None and span.has_role:
+            self._agents.lost(key)
+        elif scope is not None:
+            parent, under = self._next_above(above, outside, scope)
+            self._agents.lost_plain(key, parent, awaits=under is not None)
+        self._declared.lose(key)
+        self.tree.close(key)
+
+    def _observe_agent(
+        self,
+        reading: Reading,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None,
+        inbound: Inbound,
+        aborted: str | None = None,
+        *,
+        late: bool = False,
+    ) -> bool:
+        """Take in a live span that has a role in an agent's work; False for one that has none.
+
+        Args:
+            late: the span has ended; if it has shown no role until now, its instrumentation gives roles at the end,
+                so open spans of the same instrumentation may get theirs yet.
+        """
+        if self._is_lettas_own(reading):
+            return True
+        key, role, said = reading.key, reading.role, reading.declaration
+        span = self.tree.open.get(key)
+        has_role = span is not None and span.has_role
+        if role is None or (span is not None and span.task is not None and not has_role):
+            return False
+        if said is not None:
+            if said.task_id is not None and not has_role:
+                return False
+            self._ledger.warn(reading, said)
+        self.tree.follow(key).has_role = True
+        facts = self._agents.read(reading, role)
+        task, _ = self._nearest(above)
+        if task is not None and key not in self.tree.awaited:
+            self._declared.observe_agents_step(task, reading, facts, said, aborted)
+            return True
+        parent, under = self._next_above(above, outside, reading.scope if late and not has_role else None)
+        ours = self._agents.observe(
+            reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
+        )
+        self.spans_ignored += reading.end is not None and not ours
+        return True
+
+    def _nearest(self, above: Sequence[Ancestor]) -> tuple[Task | None, SpanKey | None]:
+        """Return the declared task of the nearest span above that has one or a role, or else that span."""
+        for ancestor in above:
+            task, has_role = self.tree.standing(ancestor.key)
+            if task is not None or has_role:
+                return task, ancestor.key if task is None else None
+        return None, None
+
+    def _task_around(self, above: Sequence[Ancestor]) -> Task | None:
+        """Return the nearest declared task above."""
+        tasks = (self.tree.standing(ancestor.key)[0] for ancestor in above)
+        return next((task for task in tasks if task is not None), None)
+
+    def _next_above(
+        self, above: Sequence[Ancestor], outside: SpanKey | None, scope: str | None
+    ) -> tuple[SpanKey | None, Reading | None]:
+        """Return the next span above a live one that has a role, or may get one yet.
+
+        Args:
+            scope: open spans of this instrumentation scope may; None for none.
+
+        Returns:
+            Its key, and the topmost span that may get a role, if the key is of such a one.
+        """
+        candidates = []
+        for ancestor in above:
+            task, has_role = self.tree.standing(ancestor.key)
+            if has_role:
+                return ancestor.key, None
+            if task is not None:
+                outside = None
+                break
+            if scope is not None and ancestor.scope == scope:
+                candidates.append(ancestor)
+        candidates = [ancestor for ancestor in candidates if ancestor.await_end()]
+        for ancestor in candidates:
+            self.tree.awaited[ancestor.key] = scope or ""
+        return (candidates[0].key, candidates[-1].read()) if candidates else (outside, None)
+
+    def _pass_awaited(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None) -> None:
+        scope = self.tree.awaited.get(key)
+        if scope is not None:
+            parent, under = self._next_above(above, outside, scope)
+            self._agents.passed(key, parent, awaits=under is not None)
+
+    # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
+
+    def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
+        """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
+        key = reading.key
+        if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
+            return
+        self._give_an_end(reading)
+        said, role, parent = reading.declaration, reading.role, reading.above
+        waiting = self.tree.take_doubts(key)
+        if said is not None and (role is None or said.task_id is not None):
+            self.tree.links.put(key, (parent, reading.remote is not None))
+            self._declared.observe_ended(reading, said, waiting, self._task_around(above))
+            return
+        if role is None:
+            for child in waiting:
+                self._declared.place(child, reading.parent)
+            self.spans_ignored += 1
+            if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
+                self._agents.part_failed(parent, reason_of(reading))
+            self._agents.passed(key, parent, reading.remote is not None)
+            return
+        self.tree.links.put(key, (parent, reading.remote is not None))
+        if said is not None:
+            self._ledger.warn(reading, said)
+        facts = self._agents.read(reading, role)
+        if not self._agents.observe(reading, facts, said, parent=parent, remote=reading.remote is not None):
+            self.spans_ignored += 1
+        for child in waiting:
+            self._declared.place(child, key)
+
+    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False) -> None:
+        """Take in an ended span that says nothing by itself: those below it hang below its parent.
+
+        Args:
+            remote: the parent is in another process.
+        """
+        if self.tree.has_declared(key):
+            return
+        for child in self.tree.take_doubts(key):
+            self._declared.place(child, None if remote else parent)
+        self._agents.passed(key, parent, remote)
+
+    def _is_pending(self, reading: Reading) -> bool:
+        pending = pending_of(reading)
+        if pending is None:
+            return False
+        self._agents.pending(reading, pending.key, pending.parent)
+        return True
+
+    def _is_lettas_own(self, reading: Reading) -> bool:
+        """Return True for a span of the Letta server itself: reporting those to the agent would make more of them, for
+        ever."""
+        if reading.resource is not self._resource:  # one process has one, and asking it costs as much as all the rest
+            self._resource = reading.resource
+            self._is_letta_server = as_text(reading.resource.get(semconv.SERVICE_NAME)) == semconv.LETTA_SERVER_SERVICE
+        return self._is_letta_server or reading.scope == semconv.LETTA_SERVER_SCOPE
+
+    def _give_an_end(self, reading: Reading) -> None:
+        """Let a span whose end has no time, or an impossible one, end now."""
+        if reading.end is None:
+            reading.end = max(self._now(), reading.start, 1)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> int | None:
+        """Do what is due. Returns when to come again (Unix ns), None for never."""
+        for waiting in self.tree.due(self._now()):
+            if isinstance(waiting, Trace):
+                self._agents.due(waiting)
+            else:
+                self._declared.release(waiting)
+        return self.tree.next_alarm
+
+    def release(self, *, anonymous: bool = True) -> None:
+        """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
+        that have ended are judged."""
+        self._agents.judge_ended()
+        self._declared.release_all(anonymous=anonymous)
+
+    def shutdown(self) -> None:
+        """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
+        self._declared.shut_down()
+        self.release()  # first, since agents may be steps of what waits
+        self._agents.end_all(wording.SHUT_DOWN)
+
+    def finish(self) -> None:
+        """End everything, because no more spans will come: as if all times of waiting had passed."""
+        self.release()
+        self._agents.end_all()
