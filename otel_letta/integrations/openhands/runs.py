@@ -10,8 +10,10 @@ from datetime import datetime, timezone
 from otel_letta.integrations.openhands.claims import Claims, plain_id
 from otel_letta.integrations.openhands.events import FINISH, ID_CAP, PLAN, Event, EventKind, Origin
 from otel_letta.report import ProgressReport, TaskStatus
-from otel_letta.text import clean_block, clean_error, clean_line
+from otel_letta.text import clean_error, clean_line
 from otel_letta.tracking import wording
+from otel_letta.tracking.ledger import Ledger
+from otel_letta.tracking.tasks import Task
 
 _SUMMARY_CAP = 120
 _ERROR_CAP = 200
@@ -25,24 +27,18 @@ _MOST_PROGRESS = 0.99
 """Of a plan before the end: only an end is 100 %."""
 
 
-class _Run:
-    """A task that is under way."""
+class _Run(Task):
+    """A run that is under way."""
 
-    def __init__(self, task_id: str, started: int) -> None:
-        self.id = task_id
-        self.started = started
-        self.sequence = 0
-        self.progress = 0.0
-        self.content: str | None = None
-        self.answer: str | None = None
-        """The result, if it ends now."""
-        self.answer_is_message = False
-        """The agent gave it as a message, not by the finish tool."""
-        self.failed_steps = 0
-        self.halted = False
-        """Paused, or waiting for somebody's confirmation."""
-        self.suspicion: tuple[int, str] | None = None
-        """When it looked failed, and why; events that are still on their way may explain or refute that."""
+    service = "openhands"
+    answer: str | None = None
+    """The result, if it ends now."""
+    answer_is_message = False
+    """The agent gave it as a message, not by the finish tool."""
+    halted = False
+    """Paused, or waiting for somebody's confirmation."""
+    suspicion: tuple[int, str] | None = None
+    """When it looked failed, and why; events that are still on their way may explain or refute that."""
 
 
 class _Conversation:
@@ -85,10 +81,10 @@ class Runs:
         self._content_cap = content_cap
         self._most = most
         self._claims = Claims()
-        self._emit: Callable[[ProgressReport], None] = lambda report: None
-        self._begin()
+        self._begin(lambda report: None)
 
-    def _begin(self) -> None:
+    def _begin(self, emit: Callable[[ProgressReport], None]) -> None:
+        self._ledger = Ledger(emit=emit, now=self._now, host=self._host, content_cap=self._content_cap)
         self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
         self._known_events: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._suspects: dict[str, _Run] = {}
@@ -100,8 +96,7 @@ class Runs:
 
     def start(self, emit: Callable[[ProgressReport], None]) -> None:
         """Begin with nothing open. Claims stay: a forked child goes on with its parent's callbacks."""
-        self._emit = emit
-        self._begin()
+        self._begin(emit)
 
     def tick(self, now_ns: int) -> int | None:
         """End runs that looked failed for long enough. Returns when to come again (Unix ns), None for never."""
@@ -293,7 +288,7 @@ class Runs:
         else:
             conversation.runs += 1
             number = str(conversation.runs)
-        run = conversation.run = _Run(f"{conversation.id}/{number}", self._at)
+        run = conversation.run = _Run(f"{conversation.id}/{number}", None, None, self._at)
         conversation.explained = True
         self.open_tasks += 1
         self._progress(conversation, None)
@@ -336,29 +331,12 @@ class Runs:
     def _report(
         self, conversation: _Conversation, run: _Run, status: TaskStatus, content: str, *, error: str | None = None
     ) -> None:
-        """Make a report and emit it: the one place where that happens."""
-        run.sequence += 1
-        self.open_tasks -= status.is_terminal
         origin = conversation.origin
-        self._emit(
-            ProgressReport(
-                chat_id=origin.chat_id,
-                message_id=origin.message_id,
-                content=clean_line(content, self._content_cap),
-                progress=run.progress,
-                status=status,
-                task_id=run.id,
-                name=origin.name or "OpenHands",
-                result=clean_block(run.answer, self._content_cap) if status.is_terminal and run.answer else None,
-                error=error,
-                sequence=run.sequence,
-                timestamp=_utc(self._at),
-                started=_utc(run.started),
-                duration=self._duration(run),
-                service="openhands",
-                host=self._host,
-            )
-        )
+        run.chat_id, run.message_id, run.name = origin.chat_id, origin.message_id, origin.name or "OpenHands"
+        if status.is_terminal:
+            self.open_tasks -= 1
+            run.result = run.answer or None
+        self._ledger.report(run, status, clean_line(content, self._content_cap), self._at, error=error)
 
     def _duration(self, run: _Run) -> float:
         return max(self._at - run.started, 0) / 1e9
