@@ -12,8 +12,9 @@ from otel_letta.integrations.openhands.events import FINISH, ID_CAP, PLAN, Event
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import clean_error, clean_line
 from otel_letta.tracking import wording
-from otel_letta.tracking.ledger import Ledger
+from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tree import Recent
 
 _SUMMARY_CAP = 120
 _ERROR_CAP = 200
@@ -23,8 +24,6 @@ _REMEMBERED_EVENTS = 20_000
 _PATIENCE = 40 * 10**9
 """Nanoseconds that a run that seems to have failed waits for the event with the reason, or for its late finish:
 OpenHands sends it at once, but an agent-server may keep it back for 30 s, the default of its webhooks."""
-_MOST_PROGRESS = 0.99
-"""Of a plan before the end: only an end is 100 %."""
 
 
 class _Run(Task):
@@ -86,7 +85,7 @@ class Runs:
     def _begin(self, emit: Callable[[ProgressReport], None]) -> None:
         self._ledger = Ledger(emit=emit, now=self._now, host=self._host, content_cap=self._content_cap)
         self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
-        self._known_events: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._known_events: Recent[tuple[str, str], None] = Recent(_REMEMBERED_EVENTS)
         self._suspects: dict[str, _Run] = {}
         self._at = 0
         """Time of the event that is judged, Unix nanoseconds."""
@@ -121,7 +120,7 @@ class Runs:
         for conversation in self._conversations.values():
             run = conversation.run
             reason = run.suspicion[1] if run is not None and run.suspicion is not None else ""
-            self._fail(conversation, reason or "the program shut down while the task was still open")
+            self._fail(conversation, reason or wording.SHUT_DOWN)
 
     def claim(self, conversation_id: str) -> None:
         """Report a conversation by its events alone from now on. Any thread may call this."""
@@ -162,9 +161,7 @@ class Runs:
         key = (conversation_id, event_id)
         if key in self._known_events:
             return False
-        self._known_events[key] = None
-        if len(self._known_events) > _REMEMBERED_EVENTS:
-            self._known_events.popitem(last=False)
+        self._known_events.put(key, None)
         return True
 
     # -- rules, one for each kind of event -----------------------------------------------------------------------------
@@ -190,7 +187,7 @@ class Runs:
         if event.tool == FINISH and run.answer is not None and not conversation.end_is_given:
             self._complete(conversation)
         elif event.done is not None:
-            run.progress = max(run.progress, min(event.done / event.total, _MOST_PROGRESS))
+            run.progress = max(run.progress, min(event.done / event.total, wording.ALMOST_DONE))
             self._progress(conversation, f"{event.done} of {event.total} steps of the plan done")
 
     def _finish(self, conversation: _Conversation, event: Event) -> None:
@@ -318,7 +315,7 @@ class Runs:
         if run is None:
             return
         run.progress = 1.0
-        content = wording.completed(self._duration(run), run.failed_steps)
+        content = wording.completed(seconds_between(run.started, self._at), run.failed_steps)
         if run.answer_is_message:
             content = "Ended with a message: it may be a question"
         self._report(conversation, run, TaskStatus.COMPLETED, content)
@@ -337,9 +334,6 @@ class Runs:
             self.open_tasks -= 1
             run.result = run.answer or None
         self._ledger.report(run, status, clean_line(content, self._content_cap), self._at, error=error)
-
-    def _duration(self, run: _Run) -> float:
-        return max(self._at - run.started, 0) / 1e9
 
 
 _RULES: dict[EventKind, Callable[[Runs, _Conversation, Event], None]] = {
