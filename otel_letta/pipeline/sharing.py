@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import logging
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -120,6 +119,8 @@ def _import_early() -> None:
     A fork in the middle of that leaves its locks locked in the child for ever, where every later use of it hangs. It
     was seen with imports, OpenSSL's initialisation and the search for the temporary directory (which has our locks).
     """
+    import tempfile
+
     tempfile.gettempdir()
     for name in ("httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
         with contextlib.suppress(ImportError):

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.baggage import get_baggage
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode
 
@@ -102,6 +101,8 @@ class Watcher:
         opted = None if self._opt_in is None else self._opt_in.name_of(span)
         inbound: tuple[object, object] = None, None
         if self._reads_baggage:
+            from opentelemetry.baggage import get_baggage  # few programs read baggage, and its import takes its time
+
             # Of every span: it may become a task later, when its context is somewhere else.
             inbound = get_baggage(semconv.CHAT_ID, parent_context), get_baggage(semconv.MESSAGE_ID, parent_context)
         if opted is None and inbound == (None, None) and (exception is None or isinstance(exception, Exception)):
@@ -191,8 +192,7 @@ class Watcher:
         self.watching = True
 
     def _start(self, record: Record) -> None:
-        entry = self.open.look_at(record)
-        span = None if entry is None else entry()
+        entry, span = self._look_at(record)
         # Of a span that has ended meanwhile, the call of its end says everything.
         if entry is not None and span is not None and not entry.over and not entry.followed:
             self._read_ancestors(record)
@@ -271,9 +271,13 @@ class Watcher:
         entry.over = True
         self._tracker.lost(entry.key, *self.open.above(record))
 
-    def _read(self, record: Record) -> None:
+    def _look_at(self, record: Record) -> tuple[OpenSpan | None, ReadableSpan | None]:
+        span = record[0]  # first: it may have no other reference any more
         entry = self.open.look_at(record)
-        span = None if entry is None else entry()
+        return entry, entry() if entry is not None and span is None else span
+
+    def _read(self, record: Record) -> None:
+        entry, span = self._look_at(record)
         if entry is None or span is None or span.end_time is not None or entry.ignored:
             return
         if not entry.followed:
