@@ -10,8 +10,11 @@ from datetime import datetime, timezone
 from otel_letta.integrations.openhands.claims import Claims, plain_id
 from otel_letta.integrations.openhands.events import FINISH, ID_CAP, PLAN, Event, EventKind, Origin
 from otel_letta.report import ProgressReport, TaskStatus
-from otel_letta.text import clean_block, clean_error, clean_line
+from otel_letta.text import clean_error, clean_line
 from otel_letta.tracking import wording
+from otel_letta.tracking.ledger import Ledger, seconds_between
+from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tree import Recent
 
 _SUMMARY_CAP = 120
 _ERROR_CAP = 200
@@ -21,28 +24,20 @@ _REMEMBERED_EVENTS = 20_000
 _PATIENCE = 40 * 10**9
 """Nanoseconds that a run that seems to have failed waits for the event with the reason, or for its late finish:
 OpenHands sends it at once, but an agent-server may keep it back for 30 s, the default of its webhooks."""
-_MOST_PROGRESS = 0.99
-"""Of a plan before the end: only an end is 100 %."""
 
 
-class _Run:
-    """A task that is under way."""
+class _Run(Task):
+    """A run that is under way."""
 
-    def __init__(self, task_id: str, started: int) -> None:
-        self.id = task_id
-        self.started = started
-        self.sequence = 0
-        self.progress = 0.0
-        self.content: str | None = None
-        self.answer: str | None = None
-        """The result, if it ends now."""
-        self.answer_is_message = False
-        """The agent gave it as a message, not by the finish tool."""
-        self.failed_steps = 0
-        self.halted = False
-        """Paused, or waiting for somebody's confirmation."""
-        self.suspicion: tuple[int, str] | None = None
-        """When it looked failed, and why; events that are still on their way may explain or refute that."""
+    service = "openhands"
+    answer: str | None = None
+    """The result, if it ends now."""
+    answer_is_message = False
+    """The agent gave it as a message, not by the finish tool."""
+    halted = False
+    """Paused, or waiting for somebody's confirmation."""
+    suspicion: tuple[int, str] | None = None
+    """When it looked failed, and why; events that are still on their way may explain or refute that."""
 
 
 class _Conversation:
@@ -85,12 +80,12 @@ class Runs:
         self._content_cap = content_cap
         self._most = most
         self._claims = Claims()
-        self._emit: Callable[[ProgressReport], None] = lambda report: None
-        self._begin()
+        self._begin(lambda report: None)
 
-    def _begin(self) -> None:
+    def _begin(self, emit: Callable[[ProgressReport], None]) -> None:
+        self._ledger = Ledger(emit=emit, now=self._now, host=self._host, content_cap=self._content_cap)
         self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
-        self._known_events: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._known_events: Recent[tuple[str, str], None] = Recent(_REMEMBERED_EVENTS)
         self._suspects: dict[str, _Run] = {}
         self._at = 0
         """Time of the event that is judged, Unix nanoseconds."""
@@ -100,8 +95,7 @@ class Runs:
 
     def start(self, emit: Callable[[ProgressReport], None]) -> None:
         """Begin with nothing open. Claims stay: a forked child goes on with its parent's callbacks."""
-        self._emit = emit
-        self._begin()
+        self._begin(emit)
 
     def tick(self, now_ns: int) -> int | None:
         """End runs that looked failed for long enough. Returns when to come again (Unix ns), None for never."""
@@ -126,7 +120,7 @@ class Runs:
         for conversation in self._conversations.values():
             run = conversation.run
             reason = run.suspicion[1] if run is not None and run.suspicion is not None else ""
-            self._fail(conversation, reason or "the program shut down while the task was still open")
+            self._fail(conversation, reason or wording.SHUT_DOWN)
 
     def claim(self, conversation_id: str) -> None:
         """Report a conversation by its events alone from now on. Any thread may call this."""
@@ -167,9 +161,7 @@ class Runs:
         key = (conversation_id, event_id)
         if key in self._known_events:
             return False
-        self._known_events[key] = None
-        if len(self._known_events) > _REMEMBERED_EVENTS:
-            self._known_events.popitem(last=False)
+        self._known_events.put(key, None)
         return True
 
     # -- rules, one for each kind of event -----------------------------------------------------------------------------
@@ -195,7 +187,7 @@ class Runs:
         if event.tool == FINISH and run.answer is not None and not conversation.end_is_given:
             self._complete(conversation)
         elif event.done is not None:
-            run.progress = max(run.progress, min(event.done / event.total, _MOST_PROGRESS))
+            run.progress = max(run.progress, min(event.done / event.total, wording.ALMOST_DONE))
             self._progress(conversation, f"{event.done} of {event.total} steps of the plan done")
 
     def _finish(self, conversation: _Conversation, event: Event) -> None:
@@ -293,7 +285,7 @@ class Runs:
         else:
             conversation.runs += 1
             number = str(conversation.runs)
-        run = conversation.run = _Run(f"{conversation.id}/{number}", self._at)
+        run = conversation.run = _Run(f"{conversation.id}/{number}", None, None, self._at)
         conversation.explained = True
         self.open_tasks += 1
         self._progress(conversation, None)
@@ -323,7 +315,7 @@ class Runs:
         if run is None:
             return
         run.progress = 1.0
-        content = wording.completed(self._duration(run), run.failed_steps)
+        content = wording.completed(seconds_between(run.started, self._at), run.failed_steps)
         if run.answer_is_message:
             content = "Ended with a message: it may be a question"
         self._report(conversation, run, TaskStatus.COMPLETED, content)
@@ -336,32 +328,12 @@ class Runs:
     def _report(
         self, conversation: _Conversation, run: _Run, status: TaskStatus, content: str, *, error: str | None = None
     ) -> None:
-        """Make a report and emit it: the one place where that happens."""
-        run.sequence += 1
-        self.open_tasks -= status.is_terminal
         origin = conversation.origin
-        self._emit(
-            ProgressReport(
-                chat_id=origin.chat_id,
-                message_id=origin.message_id,
-                content=clean_line(content, self._content_cap),
-                progress=run.progress,
-                status=status,
-                task_id=run.id,
-                name=origin.name or "OpenHands",
-                result=clean_block(run.answer, self._content_cap) if status.is_terminal and run.answer else None,
-                error=error,
-                sequence=run.sequence,
-                timestamp=_utc(self._at),
-                started=_utc(run.started),
-                duration=self._duration(run),
-                service="openhands",
-                host=self._host,
-            )
-        )
-
-    def _duration(self, run: _Run) -> float:
-        return max(self._at - run.started, 0) / 1e9
+        run.chat_id, run.message_id, run.name = origin.chat_id, origin.message_id, origin.name or "OpenHands"
+        if status.is_terminal:
+            self.open_tasks -= 1
+            run.result = run.answer or None
+        self._ledger.report(run, status, clean_line(content, self._content_cap), self._at, error=error)
 
 
 _RULES: dict[EventKind, Callable[[Runs, _Conversation, Event], None]] = {
