@@ -43,7 +43,7 @@ def demo(*arguments: str) -> Result:
 
 
 class Terminal:
-    """`otel-letta demo` in a terminal of its own. Such a test takes two seconds or three: a program with all imports."""
+    """`otel-letta demo` in a terminal of its own. Such a test takes some seconds: a program, all imports."""
 
     def __init__(self, *arguments: str, columns: int, rows: int, **environ: str) -> None:
         self._master, slave = pty.openpty()
