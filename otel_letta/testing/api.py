@@ -67,11 +67,9 @@ class Call:
             raise invalid("int_parsing", ("query", "limit"), "Input should be a valid integer")
         return max(int(text), 0)
 
-    def json(self, *, optional: bool = False) -> dict[str, Any]:
-        """Decode the body, which must be a JSON object; ``optional`` lets it be missing altogether."""
+    def json(self) -> dict[str, Any]:
+        """Decode the body, which must be a JSON object."""
         if not self.raw:
-            if optional:
-                return {}
             raise invalid("missing", ("body",), "Field required")
         try:
             # From the bytes, not from the recorded request: a test may have changed that one.
