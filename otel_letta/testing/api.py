@@ -55,7 +55,7 @@ class Call:
     """Path parameters, unquoted."""
 
     def identifier(self, name: str) -> str:
-        """The path parameter, refused with 422 unless it looks like an id that Letta could have given out."""
+        """Return the path parameter; refuse with 422 what is no id that Letta could have given out."""
         return well_formed(name, self.parameters[name], "path")
 
     def flag(self, name: str) -> bool:
@@ -67,11 +67,9 @@ class Call:
             raise invalid("int_parsing", ("query", "limit"), "Input should be a valid integer")
         return max(int(text), 0)
 
-    def json(self, *, optional: bool = False) -> dict[str, Any]:
-        """The body, which must be a JSON object; ``optional`` lets it be missing altogether."""
+    def json(self) -> dict[str, Any]:
+        """Decode the body, which must be a JSON object."""
         if not self.raw:
-            if optional:
-                return {}
             raise invalid("missing", ("body",), "Field required")
         try:
             # From the bytes, not from the recorded request: a test may have changed that one.
@@ -105,7 +103,7 @@ class Route:
         self._pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, unquoted; None when it is another path."""
+        """Return the path's parameters, unquoted; None when it is another path."""
         found = self._pattern.fullmatch(path)
         return {name: unquote(value) for name, value in found.groupdict().items()} if found else None
 
@@ -120,7 +118,7 @@ class Api:
         self._faults = faults
 
     def answer(self, request: Request, raw: bytes, credentials: Mapping[str, str]) -> Answer:
-        """From a request to its answer: record it, look for a scripted mishap, else do what Letta would."""
+        """Record the request and answer it: with a scripted mishap if there is one, else as Letta would."""
         with self._world.changed:
             self._world.requests.append(request)
             self._world.changed.notify_all()
@@ -193,7 +191,7 @@ class Api:
         return self._page(call, rows)
 
     def _page(self, call: Call, history: list[Message]) -> Answer:
-        """One page. Measured: ``desc``, the default, takes the newest page but lists it oldest first.
+        """Return one page. Measured: ``desc``, the default, takes the newest page but lists it oldest first.
 
         ``after`` and ``before`` mean later and earlier in time under either order, so a client that follows the
         last row of a default page finds nothing more.
@@ -226,7 +224,7 @@ class Api:
         return self._turn_answer(conversation.agent, conversation.context, messages, body, streaming)
 
     def _incoming(self, body: dict[str, Any], conversation_id: str | None) -> list[Message]:
-        """The request's messages, or the refusal that Letta has for them before any LLM is asked."""
+        """Read the request's messages, or raise the refusal that Letta has for them before any LLM is asked."""
         if (body.get("input") is None) == (body.get("messages") is None):
             raise invalid("value_error", ("body",), "Value error, exactly one of input or messages must be given")
         if body.get("messages") is None:
@@ -269,7 +267,7 @@ class Api:
         return error_stream(error) if streaming else json_answer(error, status)
 
     def _take_turn(self, agent: Agent, context: Context, messages: list[Message], run: Run) -> Message | str:
-        """One LLM turn: the reply, or how the model failed.
+        """Take one LLM turn; return the reply, or how the model failed.
 
         As measured, a turn works on the context as it was when it began and writes that back with its own messages
         at its end. Of two turns at once, the one that ends last therefore erases the other from the context, while

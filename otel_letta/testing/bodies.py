@@ -52,7 +52,7 @@ def invalid(kind: str, loc: tuple[str | int, ...], msg: str, *, examples: list[s
 
 
 def items_of(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A list of objects in the body; missing or null is empty."""
+    """Read a list of objects from the body; missing or null is empty."""
     items = body.get(name)
     if items is None:
         return []
@@ -105,7 +105,7 @@ def turn_answer(messages: list[dict[str, Any]], reason: str, streaming: bool) ->
 
 
 def error_stream(error: dict[str, Any]) -> Answer:
-    """Measured: once an answer streams, its failure is HTTP 200 with an error event inside."""
+    """Stream a failure. Measured: once an answer streams, its failure is HTTP 200 with an error event inside."""
     details = error.get("error", {"type": "llm_error", "message": error.get("detail")})
     return _event_stream(f"event: error\ndata: {json.dumps({'message_type': 'error_message', **details})}\n\n")
 
@@ -125,7 +125,7 @@ _BLOCK_TYPES: dict[str, type] = {
 
 
 def _block_fields(body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a block that the body sets. As measured: null is an empty value, NUL vanishes, no limit holds."""
+    """Read the fields that the body sets. As measured: null is an empty value, NUL vanishes, no limit holds."""
     fields = {name: body[name] for name in _BLOCK_TYPES if body.get(name) is not None}
     for name, value in fields.items():
         if type(value) is not _BLOCK_TYPES[name]:

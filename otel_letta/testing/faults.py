@@ -23,7 +23,7 @@ HOLD_LIMIT = 60.0
 
 
 def scripted_answer(status: int, body: Any, headers: Mapping[str, str] | None) -> Answer:
-    """The answer that a test asked for: JSON for anything but text and bytes, a plausible detail for None."""
+    """Make the answer that a test asked for: JSON for anything but text and bytes, a plausible detail for None."""
     if body is None:
         known = status in set(HTTPStatus)
         body = {"detail": HTTPStatus(status).phrase if known else "scripted failure"}
@@ -80,7 +80,7 @@ class Faults:
         self.model = self.model_left = None
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The first fault that matches this request; it counts as used."""
+        """Return the first fault that matches this request; it counts as used."""
         fault = next((fault for fault in self.scripted if fault.matches(method, path)), None)
         if fault is not None and fault.left is not None:
             fault.left -= 1

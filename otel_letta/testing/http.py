@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing that a client sent is written anywhere."""
+        """Write nothing that a client sent anywhere."""
 
     def _serve(self) -> None:
         raw = self._read_body()
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = do_HEAD = do_OPTIONS = _serve  # noqa: N815
 
     def _read_body(self) -> bytes | None:
-        """The whole body, or None when there is none to trust: the client broke off, or does not say its length."""
+        """Read the whole body; None when there is none to trust: the client broke off, or gave no length."""
         if self.request_version == "HTTP/0.9":  # how http.server reads a request line that was cut short
             self.close_connection = True
             return None

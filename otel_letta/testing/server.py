@@ -148,7 +148,7 @@ class InMemoryLetta:
             self._world.turn_seconds = seconds
 
     def create_agent(self, name: str = "agent", *, agent_id: str | None = None) -> str:
-        """A new agent with an empty memory. Returns its id, ``agent-<uuid4>``, which may be chosen."""
+        """Create an agent with an empty memory. Returns its id, ``agent-<uuid4>``, which may be chosen."""
         if agent_id is not None and not re.fullmatch(f"agent-{UUID4}", agent_id):
             raise ValueError(f"not an id that Letta gives to agents (agent-<uuid4>): {agent_id!r}")
         with self._world.changed:
@@ -157,7 +157,7 @@ class InMemoryLetta:
             return self._world.new_agent(name, agent_id).id
 
     def create_conversation(self, agent_id: str, summary: str | None = None) -> str:
-        """A new conversation with the agent. Returns its id, ``conv-<uuid4>``."""
+        """Create a conversation with the agent. Returns its id, ``conv-<uuid4>``."""
         with self._world.changed:
             return self._world.new_conversation(self._world.known_agent(agent_id), summary).id
 
@@ -236,7 +236,7 @@ class InMemoryLetta:
 
         The whole request is refused, before any LLM turn, so the good messages in it do not land either. The
         predicate runs while the server stands still: it must return at once. ``body`` as in `fail_next`; None
-        is what Letta says to content that it cannot use.
+        is what Letta answers to content that it cannot use.
         """
         if body is None:
             body = {"detail": "Message content is empty or invalid"}
@@ -275,17 +275,17 @@ class InMemoryLetta:
             return self._world.turns
 
     def in_flight(self, agent_id: str) -> int:
-        """Turns of the agent that are being computed now, its conversations' included."""
+        """Count the turns of the agent that are being computed now, its conversations' included."""
         with self._world.changed:
             return self._world.known_agent(agent_id).in_flight
 
     def in_flight_max(self, agent_id: str) -> int:
-        """The most turns that the agent ever had in flight at once, its conversations' included."""
+        """Count the most turns that the agent ever had in flight at once, its conversations' included."""
         with self._world.changed:
             return self._world.known_agent(agent_id).in_flight_max
 
     def messages(self, agent_id: str) -> list[ReceivedMessage]:
-        """What clients sent and the server stored, in the order of storing, conversations included.
+        """Return what clients sent and the server stored, in the order of storing, conversations included.
 
         The agent's replies are not among them. A message here may be missing from the `context`.
         """
@@ -297,7 +297,7 @@ class InMemoryLetta:
             ]
 
     def context(self, agent_id: str, conversation_id: str | None = None) -> list[str]:
-        """What the agent's next prompt would hold before new messages: one text a message, oldest first.
+        """Return what the agent's next prompt would hold before new messages: one text a message, oldest first.
 
         The first is the system prompt, with the memory blocks in it; replies (``ack 1``) are included.
         """
@@ -311,18 +311,18 @@ class InMemoryLetta:
             return agent.prompt(conversation.context.messages)
 
     def prompts(self, agent_id: str) -> list[list[str]]:
-        """What each turn of the agent was shown, in the order in which turns began, shaped like `context`."""
+        """Return what each turn of the agent was shown, in the order in which turns began, shaped like `context`."""
         with self._world.changed:
             return [list(prompt) for prompt in self._world.known_agent(agent_id).prompts]
 
     def board(self, agent_id: str, label: str = "task_progress") -> str | None:
-        """The value of the agent's memory block with this label, None when it has no such block."""
+        """Return the value of the agent's memory block with this label, None when it has no such block."""
         with self._world.changed:
             block = self._world.known_agent(agent_id).block(label)
             return block.value if block is not None else None
 
     def reports(self, agent_id: str) -> list[dict[str, Any]]:
-        """The progress reports in the agent's stored messages, in order.
+        """Return the progress reports in the agent's stored messages, in order.
 
         Each is the attributes of one ``<task-progress>`` element by their names (all texts), plus ``"content"``
         and ``"result"`` (None when there is none), unescaped. Raises `xml.etree.ElementTree.ParseError` for an
@@ -332,7 +332,7 @@ class InMemoryLetta:
         return [_report(found.group()) for content in contents for found in _REPORT.finditer(content)]
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> bool:
-        """Wait until the predicate holds, for ``timeout`` seconds at most; says whether it does.
+        """Wait until the predicate holds, for ``timeout`` seconds at most; returns whether it does.
 
         It is asked again after each change on the server, so it should be about what the server knows. It runs
         while the server stands still: it must return at once.

@@ -80,7 +80,7 @@ class Message:
         return "".join(part["text"] for part in self.content)
 
     def row(self) -> dict[str, Any]:
-        """The message as listings and answers show it."""
+        """Show the message as listings and answers have it."""
         return {
             "id": self.id,
             "date": self.date,
@@ -120,7 +120,7 @@ class Block:
         }
 
     def prompt(self) -> str:
-        """The block inside the system prompt: its value goes in raw, nothing is escaped there."""
+        """Show the block inside the system prompt: its value goes in raw, nothing is escaped there."""
         return (
             f"<{self.label}>\n<description>{self.description or ''}</description>\n"
             f"<metadata>chars_current={len(self.value)} chars_limit={self.limit}</metadata>\n"
@@ -196,7 +196,7 @@ class Agent:
         return next((block for block in self.blocks if block.label == label), None)
 
     def prompt(self, messages: Iterable[Message]) -> list[str]:
-        """What the LLM is shown: the system prompt with the blocks as they are now, then the other messages."""
+        """List what the LLM is shown: the system prompt with the blocks as they are now, then the other messages."""
         system = "\n\n".join([_SYSTEM_PROMPT, *(block.prompt() for block in self.blocks)])
         _, *others = messages
         return [system, *(message.text for message in others)]
@@ -254,7 +254,7 @@ class World:
         return run
 
     def known_agent(self, agent_id: str) -> Agent:
-        """For the observation API: a wrong id there is a mistake in the test, not a 404."""
+        """Find an agent for the observation API: a wrong id there is a mistake in the test, not a 404."""
         try:
             return self.agents[agent_id]
         except KeyError:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
+    """Takes ten seconds or more: the import is measured in some dozen programs."""
     file = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--only", "import", "--json", str(file)],

@@ -29,7 +29,8 @@ class _FullApi(Api):
         if agent_id is None:
             raise invalid("missing", ("query", "agent_id"), "Field required")
         agent = self._agent_by_id(well_formed("agent_id", agent_id, "query"))
-        summary = call.json(optional=True).get("summary")  # an id in the body is ignored: ids are Letta's to give
+        # The body may be missing; an id in it is ignored, as ids are Letta's to give.
+        summary = call.json().get("summary") if call.raw else None
         return json_answer(self._world.new_conversation(agent, summary).row())
 
     def list_conversations(self, call: Call) -> Answer:

@@ -1,4 +1,4 @@
-"""How the demo looks: a live picture of two sides in a terminal, plain lines everywhere else."""
+"""The demo's appearance: a live picture of two sides in a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def _messages(entries: tuple[Entry, ...], width: int, rows: int) -> RenderableTy
 
 
 def _wrapped(text: str, width: int, indent: str, style: str) -> list[Text]:
-    """Lines of whole words; what follows the first is indented."""
+    """Break into lines of whole words; those after the first are indented."""
     console = Console(width=width)
     first, *others = Text(text).wrap(console, width) or [Text("")]
     lines = [first]

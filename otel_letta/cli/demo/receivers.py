@@ -44,7 +44,7 @@ class Receiver(ABC):
         """Sum up what has arrived; ``stats`` are the processor's."""
 
     def example(self) -> str | None:
-        """A message as the agent reads it, word for word."""
+        """Return a message as the agent reads it, word for word; None if there is none."""
         return None
 
 

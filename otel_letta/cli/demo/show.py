@@ -21,7 +21,7 @@ from otel_letta.otel.processor import LettaSpanProcessor
 
 _FRAME = 0.1
 _AFTER_CTRL_C = 5.0
-"""Seconds in which the agent may still be told that its tasks were interrupted."""
+"""Seconds in which the agent may still get the reports that its tasks were interrupted."""
 _FLUSH_MILLIS = 8_000
 _FAREWELL_MILLIS = 500
 
@@ -56,7 +56,7 @@ class Show:
                 while not over and time.monotonic() < until:
                     over = self._over.wait(_FRAME)
                     if ctrl_c.pressed and not self._work.stop.is_set():
-                        # The tasks end as failed; the agent is told that too, and it is shown.
+                        # The tasks end as failed; the agent gets that too, and it is shown.
                         until = time.monotonic() + _AFTER_CTRL_C
                         self._work.stop.set()
                     picture.frame(self._moment())

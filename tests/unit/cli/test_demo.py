@@ -43,7 +43,7 @@ def demo(*arguments: str) -> Result:
 
 
 class Terminal:
-    """`otel-letta demo` in a terminal of its own."""
+    """`otel-letta demo` in a terminal of its own. Such a test takes some seconds: a program, all imports."""
 
     def __init__(self, *arguments: str, columns: int, rows: int, **environ: str) -> None:
         self._master, slave = pty.openpty()
@@ -272,6 +272,7 @@ def shown(at_line: Callable[[int], None]) -> int:
 def test_ctrl_c_at_any_line_of_the_show_ends_it_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ctrl_c: None
 ) -> None:
+    """Takes some seconds: one show for each line."""
     monkeypatch.setattr(show, "_FRAME", 0.01)
     lines: dict[int, None] = {}
     assert shown(lambda line: lines.setdefault(line)) == 0

@@ -59,12 +59,11 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with InMemoryLetta() as letta:
-        world = World(letta)
-        yield world
-        world.logs.shutdown()
-        world.traces.shutdown()
+def world(letta: InMemoryLetta) -> Iterator[World]:
+    world = World(letta)
+    yield world
+    world.logs.shutdown()
+    world.traces.shutdown()
 
 
 def test_an_event_makes_its_plain_span_a_task_and_is_told_at_once(world: World) -> None:
