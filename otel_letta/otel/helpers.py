@@ -28,7 +28,7 @@ from opentelemetry.util.types import AttributeValue
 
 from otel_letta import semconv
 from otel_letta.runtime import wake
-from otel_letta.tracking.aborts import abort_reason
+from otel_letta.runtime.aborts import abort_reason
 
 __all__ = ["TaskSpan", "report_progress", "task", "track"]
 

@@ -13,8 +13,8 @@ from opentelemetry.trace import StatusCode
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
+from otel_letta.runtime.aborts import abort_reason
 from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
-from otel_letta.tracking.aborts import abort_reason
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
 if TYPE_CHECKING:

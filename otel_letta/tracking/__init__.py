@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ancestor", "Reading", "SpanKey", "Tracker"]
 
-# On demand, since helpers that need no SDK use `otel_letta.tracking.aborts`.
+# On demand, since helpers that need no SDK use `otel_letta.runtime.aborts`.
 __getattr__, __dir__ = names_on_demand(
     __name__, {"reading": ("Reading", "SpanKey"), "tracker": ("Ancestor", "Tracker")}
 )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from otel_letta.integrations.openhands.callbacks import Callback, callback
 from otel_letta.integrations.openhands.events import Event, EventKind, read_event
 from otel_letta.letta.transport import Transport
+from otel_letta.runtime.aborts import abort_reason
 from otel_letta.text import as_text
-from otel_letta.tracking.aborts import abort_reason
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
