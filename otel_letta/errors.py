@@ -145,7 +145,7 @@ class LettaServerError(LettaError):
 
 
 class LettaUnsupportedError(LettaError):
-    """The server works, but has no memory blocks: there can be no board."""
+    """The server works, but lacks what is asked of it: memory blocks for a board, or its OpenAI-compatible API."""
 
     summary = "This Letta server has no memory blocks"
 

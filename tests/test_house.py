@@ -48,8 +48,6 @@ LONGER = {
     "cli.demo",
     "integrations.openhands.callbacks",
     "integrations.openhands.runs",
-    "letta.app_server.transport",
-    "letta.http",
     "pipeline.pipeline",
     "settings.settings",
     "testing.server",

@@ -34,8 +34,9 @@ from otel_letta.errors import (
     LettaTimeoutError,
     LettaUnsupportedError,
 )
+from otel_letta.letta.answers import rows
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
-from otel_letta.letta.http import redactor, rows
+from otel_letta.letta.redaction import redactor
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block
 from otel_letta.reporter import LettaReporter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import replace
 
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.mailbox import Capacity, Parcel
@@ -53,7 +52,7 @@ class Courier:
         with self.lock:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
-                lane = replace(lane, conversation_id=None)
+                lane = Lane(lane.server, lane.agent_id)
             before = self._last_lane.pop(report.key, lane)
             if before != lane and before in self._lanes:
                 # The chat was named late: what waits for the other conversation would arrive after the end.

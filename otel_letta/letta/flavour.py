@@ -1,4 +1,4 @@
-"""Which of Letta's servers an address belongs to: asked once for each address and process.
+"""The flavour of the Letta server at an address: asked once for each address and process.
 
 What the comments call measured was measured on a REST server 0.16.8 and on an App Server 0.34.12 (local backend).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from enum import Enum
@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 
 from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
-from otel_letta.letta.http import HttpClient, redactor, refusal
+from otel_letta.letta.answers import mapping, parsed, refusal
+from otel_letta.letta.http import HttpClient
+from otel_letta.letta.redaction import Redact, redactor
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 from otel_letta.text import clean_line
-
-__all__ = ["Flavour", "ServerInfo", "forget", "recognise"]
 
 _logger = logging.getLogger(__name__)
 
@@ -45,25 +45,25 @@ class Flavour(str, Enum):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServerInfo:
-    """What is known about a server. All but ``flavour`` may be unknown: behind a token that is missing or wrong."""
+    """The facts about a server. All but ``flavour`` may be unknown: behind a token that is missing or wrong."""
 
     flavour: Flavour
     version: str = ""
-    """As the server writes it, cleaned; empty if it does not say."""
+    """As the server writes it, cleaned; empty if unknown."""
     protocol: int | None = None
     """Version of the App Server's WebSocket protocol."""
     backend: str = ""
-    """Where an App Server keeps its agents: ``local``, or a word for Letta Cloud."""
+    """The place where an App Server keeps its agents: ``local``, or a name for Letta Cloud."""
     capabilities: frozenset[str] = frozenset()
-    """What an App Server says it can do: ``memory_management``, ``conversation_management``…"""
+    """The abilities that an App Server names: ``memory_management``, ``conversation_management``…"""
     openai_api: bool | None = None
     """Whether an App Server offers its OpenAI-compatible API; None if unknown."""
 
 
 def recognise(settings: Settings, *, until: Deadline | None = None) -> ServerInfo:
-    """Ask the server what it is; what it said is remembered for this process.
+    """Ask the server what it is, and remember its answer for this process.
 
     Blocks for as long as a few requests may take: ``connect_timeout`` and the shorter of ``read_timeout`` and 10 s
     each, cut short at ``until``. The token is sent to a server that asked for one, and to no other.
@@ -118,7 +118,7 @@ fork.in_child(_forget_in_child)
 
 
 def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings, until: Deadline | None) -> None:
-    """Ask, remember what the server itself said, and wake the threads that wait for it."""
+    """Ask, remember the server's own answer, and wake the threads that wait for it."""
     try:
         info, certain = _ask(settings, until)
     except BaseException as error:
@@ -136,33 +136,33 @@ def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings, until: D
 
 
 def _ask(settings: Settings, until: Deadline | None) -> tuple[ServerInfo, bool]:
-    """What the server is, and whether it said so itself; else it is what best fits its silence."""
+    """Return what the server is, and whether it said so itself; else it is what best fits its silence."""
     bounded = dataclasses.replace(settings, read_timeout=min(settings.read_timeout, _PATIENCE))
     ask = _Asker(bounded, until)
     try:
-        info, certain = _told_apart(ask, bounded)
+        info, certain = _distinguish(ask, bounded)
     finally:
         ask.close()
     _logger.debug("%s is taken for %s %s", settings.base_url, info.flavour, info.version)
     return info, certain
 
 
-def _told_apart(ask: _Asker, settings: Settings) -> tuple[ServerInfo, bool]:
-    said = redactor(settings)
+def _distinguish(ask: _Asker, settings: Settings) -> tuple[ServerInfo, bool]:
+    redact = redactor(settings)
     health: _Answer | None = None
     if settings.base_url.startswith(("http://", "https://")):
         # First, since most addresses are a REST server's, and needs no token there (measured). An App Server: 404.
         health = ask("/v1/health/")
         version = health.body.get("version")
         if health.status == 200 and isinstance(version, str):
-            return ServerInfo(Flavour.REST, clean_line(said(version), _VERSION_CAP)), True
+            return ServerInfo(Flavour.REST, clean_line(redact(version), _VERSION_CAP)), True
         health.raise_if_in_trouble()
     info = ask("/app-server-info")
     if info.status == 200 and info.body.get("type") == "app_server_info_response":
-        return _app_server(info.body, _openai_api(ask), said), True
+        return _app_server(info.body, _openai_api(ask), redact), True
     info.raise_if_in_trouble()
     if info.asks_for_token:
-        if health is None or info.speaks_of_websockets:
+        if health is None or info.mentions_websockets:
             return ServerInfo(Flavour.APP_SERVER), False
         return ServerInfo(Flavour.REST), False  # or a proxy in front of anything, that lets nobody through
     if health is None:
@@ -182,16 +182,18 @@ def _told_apart(ask: _Asker, settings: Settings) -> tuple[ServerInfo, bool]:
     )
 
 
-def _app_server(body: dict[str, Any], openai_api: bool | None, said: Callable[[str], str]) -> ServerInfo:
+def _app_server(body: dict[str, Any], openai_api: bool | None, redact: Redact) -> ServerInfo:
     version, protocol, backend = (body.get(name) for name in ("letta_code_version", "protocol_version", "backend"))
     able = body.get("capabilities")
     return ServerInfo(
         Flavour.APP_SERVER,
-        version=clean_line(said(version), _VERSION_CAP) if isinstance(version, str) else "",
+        version=clean_line(redact(version), _VERSION_CAP) if isinstance(version, str) else "",
         protocol=protocol if isinstance(protocol, int) and not isinstance(protocol, bool) else None,
-        backend=clean_line(said(backend), _VERSION_CAP) if isinstance(backend, str) else "",
+        backend=clean_line(redact(backend), _VERSION_CAP) if isinstance(backend, str) else "",
         capabilities=frozenset(
-            clean_line(said(name), _VERSION_CAP) for name, has in able.items() if has is True and isinstance(name, str)
+            clean_line(redact(name), _VERSION_CAP)
+            for name, has in able.items()
+            if has is True and isinstance(name, str)
         )
         if isinstance(able, dict)
         else frozenset(),
@@ -208,7 +210,7 @@ def _openai_api(ask: _Asker) -> bool | None:
     return True if status == 200 else False if status == 404 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Answer:
     response: httpx.Response
     body: dict[str, Any]
@@ -224,18 +226,18 @@ class _Answer:
         return self.status in (401, 403)
 
     @property
-    def speaks_of_websockets(self) -> bool:
-        """The App Server's way to say that a token is missing or wrong (measured)."""
+    def mentions_websockets(self) -> bool:
+        """Whether the error is an App Server's for a token that is missing or wrong (measured)."""
         return "websocket" in str(self.body.get("error"))[:1_000]
 
     def raise_if_in_trouble(self) -> None:
-        # Not what it is, but how it is: the same address may answer better soon.
+        # This shows a state of the server, not its kind: the same address may answer better soon.
         if self.status >= 500 or self.status in (408, 425, 429) or 300 <= self.status < 400:
             raise refusal(self.response, redactor(self.settings))
 
 
 class _Asker:
-    """GETs without the token, and once more with it where that is refused."""
+    """A client that sends each GET without the token, and once more with it where that is refused."""
 
     def __init__(self, settings: Settings, until: Deadline | None) -> None:
         self._settings = settings
@@ -258,11 +260,7 @@ class _Asker:
         except LettaConnectionError as error:
             error.may_have_landed = False  # no report was sent
             raise
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            body = None
-        return _Answer(response, body if isinstance(body, dict) else {}, self._settings)
+        return _Answer(response, mapping(parsed(response)), self._settings)
 
     def close(self) -> None:
         self._http.close()

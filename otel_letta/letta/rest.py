@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import httpx
+
 from otel_letta.errors import (
     LettaAgentNotFoundError,
     LettaConflictError,
@@ -20,12 +22,13 @@ from otel_letta.errors import (
     LettaServerError,
     LettaUnsupportedError,
 )
-from otel_letta.letta.http import HttpClient, redactor, refusal, rows, segment, server_time
+from otel_letta.letta.answers import parsed, refusal, rows, server_time
+from otel_letta.letta.configured import Configured
+from otel_letta.letta.http import HttpClient, segment
+from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.settings import Settings, http_url
-
-__all__ = ["RestTransport"]
+from otel_letta.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
@@ -33,33 +36,34 @@ _NEWEST = 100
 """How many of the newest messages are searched for one of ours. A turn of many steps adds two or more each."""
 
 
-class RestTransport:
-    """Speaks to one Letta REST server. See `Transport` for what each call means."""
+class RestTransport(Configured):
+    """A Letta REST server. See `Transport` for what each call means."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)  # its ending is of no use here: a turn goes on without us
         self._http = HttpClient(settings, _logger)
-        self.ending = Deadline()  # of no use here: a turn goes on without us
 
     queues_messages = False
 
-    # -- lanes ---------------------------------------------------------------------------------------------------
+    def _is_conversation(self, chat_id: str) -> bool:
+        return REST_CONVERSATION.match(chat_id) is not None
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """A ``chat_id`` that has the form of a conversation's id names the conversation, any other is only told."""
-        conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
-        return Lane(self._server, agent_id or self._settings.agent_id, conversation)
+    def _settings_changed(self) -> None:
+        self._http.use(self._settings)
+
+    def close(self, *, until: Deadline | None = None) -> None:
+        self._http.close()
 
     # -- messages ------------------------------------------------------------------------------------------------
 
     def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
-        """Post and wait for the turn.
+        """Post the messages and wait for the turn.
 
         Returns:
-            Letta's answer: ``messages`` (what the agent said and did, each with ``id``, ``message_type``,
+            Letta's answer: ``messages`` (the agent's words and actions, each with ``id``, ``message_type``,
             ``content``, ``run_id``, ``step_id``…), ``stop_reason`` and ``usage`` (tokens and ``step_count``).
         """
+        self._check_server(lane)
         if lane.conversation_id and APP_SERVER_CONVERSATION.match(lane.conversation_id):
             raise LettaConversationNotFoundError(hint="the chat id names a conversation of an App Server")
         body: dict[str, Any] = {
@@ -69,20 +73,16 @@ class RestTransport:
             body["max_steps"] = self._settings.max_steps
         if lane.conversation_id:
             body["streaming"] = False  # the conversations route streams by default, the agents route does not
-            path = f"/v1/conversations/{segment(lane.conversation_id)}/messages"
-        else:
-            path = f"/v1/agents/{segment(lane.agent_id)}/messages"
-        return _mapping(self._call("POST", path, until=until, body=body))
+        return _mapping(self._call("POST", f"{_place(lane)}/messages", until=until, body=body))
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
-        answer, now = self._call_dated(
-            "GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"}
-        )
+        response = self._respond("GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"})
+        now = server_time(response)
         runs = []
-        for row in rows(answer):
+        for row in rows(_content(response)):
             # A conversation's non-streaming message leaves its run ``created`` for ever, with no conversation in it;
-            # only its type tells it from a turn of the agent's default conversation (measured).
+            # only its type distinguishes it from a turn of the agent's default conversation (measured).
             metadata = row.get("metadata")
             if isinstance(metadata, dict) and metadata.get("run_type") == "send_conversation_message":
                 continue
@@ -93,23 +93,17 @@ class RestTransport:
 
     def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
         # The default order gives the newest page. There is no filter by otid on the server (measured).
-        path = (
-            f"/v1/conversations/{segment(lane.conversation_id)}/messages"
-            if lane.conversation_id
-            else f"/v1/agents/{segment(lane.agent_id)}/messages"
-        )
         wanted = set(otids)
-        newest = rows(self._call("GET", path, until=until, params={"limit": str(_NEWEST), "order": "desc"}))
+        newest = rows(
+            self._call("GET", f"{_place(lane)}/messages", until=until, params={"limit": str(_NEWEST), "order": "desc"})
+        )
         found = ((row.get("otid"), row.get("id")) for row in newest)
         return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
 
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
-        if lane.conversation_id:
-            answer = _mapping(self._call("GET", f"/v1/conversations/{segment(lane.conversation_id)}", until=until))
-            known = answer.get("in_context_message_ids")
-        else:
-            known = _mapping(self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)).get("message_ids")
-        # A server that does not say is taken at its word that the message was stored.
+        answer = _mapping(self._call("GET", _place(lane), until=until))
+        known = answer.get("in_context_message_ids" if lane.conversation_id else "message_ids")
+        # Of a server that does not list its context it is assumed that what it stored is there.
         return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
@@ -131,7 +125,7 @@ class RestTransport:
             if error.status not in (404, 405, 501):
                 raise
             self.probe(
-                Lane(self._server, agent_id), until=until
+                self.lane(agent_id, None), until=until
             )  # raises where it is the agent or the address that is wrong
             raise LettaUnsupportedError(status=error.status) from error
         return [_block(row) for row in rows(answer) if isinstance(row.get("id"), str)]
@@ -188,62 +182,31 @@ class RestTransport:
                 f"The memory block {block.label!r} was deleted", status=error.status, hint="it is made again"
             ) from None
 
-    # -- life ----------------------------------------------------------------------------------------------------
-
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
-        if fresh.identity() == self._settings.identity():
-            return
-        _logger.info("Letta settings changed: using the new ones")
-        self._settings = fresh
-        self._http.use(fresh)
-
-    def close(self, *, until: Deadline | None = None) -> None:
-        self._http.close()
-
     # -- one request ---------------------------------------------------------------------------------------------
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        until: Deadline | None,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> Any:
-        return self._call_dated(method, path, until=until, body=body, params=params)[0]
+    def _call(self, method: str, path: str, *, until: Deadline | None, **parts: Any) -> Any:
+        """Return the parsed answer; raise the `LettaError` that fits a refusal."""
+        return _content(self._respond(method, path, until=until, **parts))
 
-    def _call_dated(
-        self,
-        method: str,
-        path: str,
-        *,
-        until: Deadline | None,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> tuple[Any, datetime]:
-        """The parsed answer and the server's own time; raises the `LettaError` that fits."""
-        response = self._http.request(method, path, body=body, params=params, until=until)
+    def _respond(self, method: str, path: str, *, until: Deadline | None, **parts: Any) -> httpx.Response:
+        response = self._http.request(method, path, until=until, **parts)
         if not response.is_success:
             raise refusal(response, redactor(self._settings))
-        try:
-            return response.json(), server_time(response)
-        except (ValueError, RecursionError):
-            failure = LettaServerError(
-                "What answers is not a Letta REST API",
-                status=response.status_code,
-                hint="check LETTA_BASE_URL",
-                parks=True,
-            )
-        raise failure  # out here, so that it is not chained to one that quotes the answer
+        return response
+
+
+def _place(lane: Lane) -> str:
+    """Return the path of the lane's conversation, or of its agent."""
+    if lane.conversation_id:
+        return f"/v1/conversations/{segment(lane.conversation_id)}"
+    return f"/v1/agents/{segment(lane.agent_id)}"
 
 
 def _moment(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
     # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
-    text = _FRACTION.sub(lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
+    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -251,12 +214,22 @@ def _moment(value: object) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
-_FRACTION = re.compile(r"\.(\d+)")
+def _content(response: httpx.Response) -> Any:
+    answer = parsed(response, response)
+    if answer is response:
+        raise _not_a_rest_api(response.status_code)
+    return answer
+
+
+def _not_a_rest_api(status: int | None = None) -> LettaServerError:
+    return LettaServerError(
+        "What answers is not a Letta REST API", status=status, hint="check LETTA_BASE_URL", parks=True
+    )
 
 
 def _mapping(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
-        raise LettaServerError("What answers is not a Letta REST API", hint="check LETTA_BASE_URL", parks=True)
+        raise _not_a_rest_api()
     return answer
 
 

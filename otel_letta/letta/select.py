@@ -1,4 +1,4 @@
-"""One `Transport` for an address of any flavour: the server is asked what it is when it is first needed."""
+"""One `Transport` for an address of any flavour, which asks the server what it is when that is first needed."""
 
 from __future__ import annotations
 
@@ -7,50 +7,63 @@ import importlib.util
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
+from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import Flavour, ServerInfo, forget, recognise
 from otel_letta.letta.rest import RestTransport
-from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Block, Lane, Message, Run, Transport
+from otel_letta.letta.transport import APP_SERVER_CONVERSATION, REST_CONVERSATION, Transport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.settings import ServerKind, Settings, http_url
-
-__all__ = ["SelectingTransport"]
+from otel_letta.settings import ServerKind, Settings
 
 _logger = logging.getLogger(__name__)
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
-class SelectingTransport:
-    """Hands every call to the transport that fits the server. Making one asks nobody anything.
+
+class _Delegate(Transport, Protocol):
+    """A transport to one flavour of server."""
+
+    def use(self, settings: Settings) -> None:
+        """See `Configured.use`."""
+
+
+def _forwarded(
+    method: Callable[Concatenate[Transport, _P], _T],
+) -> Callable[Concatenate[SelectingTransport, _P], _T]:
+    """Make the method of the same name and signature that hands its call to the transport that fits the server."""
+    name = method.__name__
+
+    def call(self: SelectingTransport, /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        with self._fitting(cast("Deadline | None", keywords.get("until"))) as transport:
+            answer: _T = getattr(transport, name)(*arguments, **keywords)
+        return answer
+
+    return call
+
+
+class SelectingTransport(Configured):
+    """A transport that hands every call to the one that fits the server. Making one asks nobody anything.
 
     ``OTEL_LETTA_SERVER`` decides where it is set. Else the server is asked (`recognise`) at the first call that
     needs it, at the next one if that failed, and again when its answers do not fit what it was taken for.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)
         self._lock = threading.Lock()
         self._info: ServerInfo | None = _fixed(settings)
-        self._delegate: Transport | None = None
+        self._delegate: _Delegate | None = None
         self._doubtful = False
-        self.ending = Deadline()
         _instances.add(self)
 
-    # -- lanes ---------------------------------------------------------------------------------------------------
-
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """A ``chat_id`` that has the form of this server's conversation ids names one; of any server's, before it
-        is known which this is."""
-        return Lane(
-            self._server, agent_id or self._settings.agent_id, chat_id if self._is_conversation(chat_id) else None
-        )
-
-    def _is_conversation(self, chat_id: str | None) -> bool:
-        if not chat_id or self._settings.server is ServerKind.APP_SERVER_HTTP:
+    def _is_conversation(self, chat_id: str) -> bool:
+        # Before it is known which server this is, the ids of any.
+        if self._settings.server is ServerKind.APP_SERVER_HTTP:
             return False  # that API can address no conversation but its own
         info = self._info
         # An App Server whose agents live in Letta Cloud may use the Cloud's ids.
@@ -60,79 +73,36 @@ class SelectingTransport:
             (rest and REST_CONVERSATION.match(chat_id)) or (app_server and APP_SERVER_CONVERSATION.match(chat_id))
         )
 
-    # -- delegated -----------------------------------------------------------------------------------------------
-
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
-        with self._fitting(until) as transport:
-            return transport.send(lane, messages, until=until)
-
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
-        with self._fitting(until) as transport:
-            return transport.active_runs(lane, until=until)
-
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        with self._fitting(until) as transport:
-            return transport.landed(lane, otids, until=until)
-
-    def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
-        with self._fitting(until) as transport:
-            return transport.in_context(lane, message_ids, until=until)
-
-    def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
-        with self._fitting(until) as transport:
-            transport.probe(lane, until=until)
-
-    def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
-        with self._fitting(until) as transport:
-            return transport.describe(agent_id, until=until)
-
-    def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
-        with self._fitting(until) as transport:
-            return transport.agents(limit, until=until)
-
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
-        with self._fitting(until) as transport:
-            return transport.blocks(agent_id, until=until)
-
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        with self._fitting(until) as transport:
-            return transport.create_block(agent_id, label, value, limit, description, metadata, until=until)
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        with self._fitting(until) as transport:
-            transport.write_block(block, value, metadata, until=until)
+    send = _forwarded(Transport.send)
+    active_runs = _forwarded(Transport.active_runs)
+    landed = _forwarded(Transport.landed)
+    in_context = _forwarded(Transport.in_context)
+    probe = _forwarded(Transport.probe)
+    describe = _forwarded(Transport.describe)
+    agents = _forwarded(Transport.agents)
+    blocks = _forwarded(Transport.blocks)
+    create_block = _forwarded(Transport.create_block)
+    write_block = _forwarded(Transport.write_block)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
+    def use(self, settings: Settings) -> None:
+        stale: _Delegate | None = None
         with self._lock:
-            before, self._settings = self._settings, fresh
-            moved = (fresh.base_url, fresh.server) != (before.base_url, before.server)
-            if moved or (fresh.identity() != before.identity() and self._is_guess()):
-                self._info, self._doubtful = _fixed(fresh), False
+            before, self._settings = self._settings, settings
+            moved = (settings.base_url, settings.server) != (before.base_url, before.server)
+            if moved or (settings.identity() != before.identity() and self._is_guess()):
+                self._info, self._doubtful = _fixed(settings), False
                 stale, self._delegate = self._delegate, None
-            else:
-                stale = None
             delegate = self._delegate
         if stale is not None:
             _logger.info("Letta settings changed: using the new ones")
             stale.close()
         if delegate is not None:
-            delegate.reload()
+            delegate.use(settings)
 
     def _is_guess(self) -> bool:
-        """True if the server did not say what it is, for want of the right token: with a new one it may."""
+        """Return True if the server did not say what it is, for want of the right token: with a new one it may."""
         info = self._info
         asked = self._settings.server is ServerKind.AUTO and not self._settings.is_cloud
         return asked and info is not None and not info.version
@@ -162,7 +132,7 @@ class SelectingTransport:
                 self._doubtful = True
             raise
 
-    def _chosen(self, until: Deadline | None) -> Transport:
+    def _chosen(self, until: Deadline | None) -> _Delegate:
         with self._lock:
             settings, info, delegate, doubtful = self._settings, self._info, self._delegate, self._doubtful
         if delegate is not None and not doubtful:
@@ -171,7 +141,7 @@ class SelectingTransport:
             forget(settings.base_url)
         if info is None or doubtful:
             info = recognise(settings, until=until)
-        stale: Transport | None = None
+        stale: _Delegate | None = None
         with self._lock:
             if self._settings is not settings:
                 pass  # somebody read new ones meanwhile: the next call asks for them
@@ -182,7 +152,7 @@ class SelectingTransport:
                 self._doubtful = False
             chosen = self._delegate
         if stale is not None:
-            _logger.warning("%s is another kind of server now: %s", self._server, info.flavour)
+            _logger.warning("%s is another kind of server now: %s", settings.base_url, info.flavour)
             stale.close()
         return chosen if chosen is not None else self._chosen(until)
 
@@ -199,13 +169,13 @@ fork.in_child_each(_instances, _after_fork_in_child)
 
 
 def _fixed(settings: Settings) -> ServerInfo | None:
-    """What the setting says; None if the server is to be asked."""
+    """Return what the setting names; None if the server is to be asked."""
     if settings.server is ServerKind.AUTO:
         return None
     return ServerInfo(Flavour.REST if settings.server is ServerKind.REST else Flavour.APP_SERVER)
 
 
-def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> Transport:
+def _transport_for(settings: Settings, info: ServerInfo, ending: Deadline) -> _Delegate:
     if info.flavour is not Flavour.APP_SERVER:
         return RestTransport(settings)
     if settings.server is ServerKind.APP_SERVER_HTTP:

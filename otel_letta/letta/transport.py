@@ -8,9 +8,9 @@ All raise nothing but `otel_letta.errors.LettaError`. A transport is safe to use
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from otel_letta.runtime.deadline import Deadline
 
@@ -20,9 +20,8 @@ APP_SERVER_CONVERSATION = re.compile(r"local-conv-[0-9]{1,18}\Z")
 """The form of one on an App Server that keeps its agents itself (``--backend local``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """Where messages go one after another: one server, one agent, one conversation (None: the agent's default)."""
+class Lane(NamedTuple):
+    """One server, agent and conversation (None: the agent's default): messages to it go one after another."""
 
     server: str
     agent_id: str
@@ -33,35 +32,32 @@ class Lane:
         return f"{where}, conversation {self.conversation_id}" if self.conversation_id else where
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One user message. ``otid`` is the client's own id for it, stored by the server and listed with the message."""
 
     content: str
     otid: str
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A turn that the server calls active. ``age`` in seconds by the server's own creation time, None if unknown."""
 
     id: str
     age: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A memory block of an agent."""
 
     id: str
     label: str
     value: str
     limit: int
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
 class Server(Protocol):
-    """What everybody needs of a Letta server."""
+    """The part of a Letta server that all of its users need."""
 
     ending: Deadline
     """When the program ends, or this part of it. Without a limit until somebody brings it forward: what is being sent
@@ -81,7 +77,7 @@ class Server(Protocol):
 
 
 class Messages(Server, Protocol):
-    """What carries reports as messages to an agent, which take a turn of it."""
+    """The messages of agents. Each request costs the agent a turn."""
 
     @property
     def queues_messages(self) -> bool:
@@ -104,13 +100,13 @@ class Messages(Server, Protocol):
 
 
 class Board(Server, Protocol):
-    """What shows live tasks in an agent's memory, without a turn."""
+    """The memory blocks of agents. Writing one costs no turn."""
 
     def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
         """Return the memory blocks attached to the agent.
 
         Raises:
-            LettaUnsupportedError: neither this server nor a later try has any.
+            LettaUnsupportedError: there are none, and another try would find none either.
         """
 
     def create_block(
@@ -131,7 +127,7 @@ class Board(Server, Protocol):
 
 
 class Directory(Protocol):
-    """What people may ask about a server's agents."""
+    """The agents of a server, for people."""
 
     def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
         """Return the agent's ``id``, ``name`` and ``model``, each a str or left out; raise as `Messages.probe` does."""
@@ -141,4 +137,4 @@ class Directory(Protocol):
 
 
 class Transport(Messages, Board, Directory, Protocol):
-    """All that a Letta server can do for us."""
+    """A Letta server of any flavour."""

@@ -13,7 +13,7 @@ from websockets.client import ClientProtocol
 from websockets.sync.server import ServerConnection
 
 from otel_letta import LettaError, LettaReporter
-from otel_letta.letta.app_server import transport as app_server
+from otel_letta.letta.app_server import following, sending
 from otel_letta.letta.app_server.transport import AppServerTransport
 from otel_letta.letta.transport import Message
 from otel_letta.settings import Settings
@@ -28,9 +28,9 @@ everywhere = pytest.mark.parametrize("password", TOKENS)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_server, "_STEP", 0.01)
-    monkeypatch.setattr(app_server, "_GLANCE", 0.02)
-    monkeypatch.setattr(app_server, "_SHARED_RUN_PATIENCE", 0.0)
+    monkeypatch.setattr(following, "_STEP", 0.01)
+    monkeypatch.setattr(following, "_SILENCE", 0.02)
+    monkeypatch.setattr(sending, "_SHARED_RUN_PATIENCE", 0.0)
 
 
 def see(sink: Sink, error: BaseException) -> None:
@@ -74,7 +74,7 @@ def use(server: ScriptedAppServer, sink: Sink, **options: Any) -> list[LettaErro
             see(sink, error)
             failures.append(error)
     sink.see_object(letta)
-    for session in letta._open:
+    for session in letta._sessions._open:
         sink.see_object(session)
     return failures
 
@@ -92,7 +92,7 @@ def test_when_a_session_is_open(sink: Sink, server: ScriptedAppServer) -> None:
     letta = transport(server, sink)
     with letta._session() as session:
         sink.see_object(session)
-        sink.see("sockets", repr(session._socket) + repr(letta._open))
+        sink.see("sockets", repr(session._socket) + repr(letta._sessions._open))
 
 
 @everywhere

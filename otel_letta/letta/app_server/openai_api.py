@@ -2,7 +2,8 @@
 
 A client that goes away in the middle of a turn leaves a healthy conversation behind, unlike on the WebSocket. In
 return reports go to a conversation of their own (an existing one cannot be named), each request is a turn of its own,
-and there is neither a board nor a look at what the agent has. What the comments call measured was measured on 0.34.12.
+and there is neither a board nor a list of the agent's messages. What the comments call measured was measured on
+0.34.12.
 """
 
 from __future__ import annotations
@@ -12,35 +13,34 @@ import socket
 import threading
 import uuid
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
 from otel_letta.errors import (
     LettaAgentNotFoundError,
-    LettaAuthenticationError,
     LettaError,
     LettaModelError,
     LettaRequestError,
     LettaServerError,
     LettaUnsupportedError,
 )
+from otel_letta.letta.answers import mapping, parsed, refusal, rows, wrong_token
+from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import ServerInfo
-from otel_letta.letta.http import HttpClient, redactor, refusal, rows
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.http import HttpClient
+from otel_letta.letta.recent import Recent
+from otel_letta.letta.redaction import redactor
+from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.settings import Settings, http_url
+from otel_letta.settings import Settings
 from otel_letta.text import clean_error
-
-__all__ = ["AppServerHttpTransport"]
 
 _logger = logging.getLogger(__name__)
 
 _NAMESPACE = uuid.UUID("6f0c8a4e-9a0f-4a55-8c5e-2f6f6f1f9b0a")
-_MOST_REMEMBERED = 1_000
 
 _Otids = tuple[str, ...]
 
@@ -54,8 +54,8 @@ def _after_fork_in_child(transport: AppServerHttpTransport) -> None:
 fork.in_child_each(_instances, _after_fork_in_child)
 
 
-class AppServerHttpTransport:
-    """Speaks to one App Server that was started with ``--openai-api``. See `Transport` for what each call means."""
+class AppServerHttpTransport(Configured):
+    """An App Server that was started with ``--openai-api``. See `Transport` for what each call means."""
 
     queues_messages = True
 
@@ -66,21 +66,25 @@ class AppServerHttpTransport:
                 hint="start it with --openai-api, or set OTEL_LETTA_SERVER=app-server for its WebSocket",
                 parks=True,
             )
-        self._settings = settings
-        self._server = http_url(settings.base_url)
+        super().__init__(settings)  # its ending is of no use here: a turn goes on without us
         self._http = HttpClient(settings, _logger)
-        self.ending = Deadline()  # of no use here: a turn goes on without us
         self._lock = threading.Lock()
-        self._unsettled: OrderedDict[_Otids, str] = OrderedDict()
+        self._unsettled: Recent[_Otids, str] = Recent()
         """Requests without an answer, as they were sent: the same key joins the turn that may still be running."""
-        self._taken: OrderedDict[str, None] = OrderedDict()
+        self._taken: Recent[str, None] = Recent()
         """Messages whose turn failed. The server had stored them before."""
         _instances.add(self)
 
-    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
-        """One for each agent: its gate also sees to it that the first request with a new key goes alone, since two
-        at once would make two conversations (measured)."""
-        return Lane(self._server, agent_id or self._settings.agent_id)
+    def _is_conversation(self, chat_id: str) -> bool:
+        # One lane for each agent: its gate also sees to it that the first request with a new key goes alone, since
+        # two at once would make two conversations (measured).
+        return False
+
+    def _settings_changed(self) -> None:
+        self._http.use(self._settings)
+
+    def close(self, *, until: Deadline | None = None) -> None:
+        self._http.close()
 
     def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
         """Post the messages as one text, and wait for the turn.
@@ -89,6 +93,7 @@ class AppServerHttpTransport:
             The server's answer in OpenAI's form: ``id``, ``choices`` (with the agent's words in ``message``),
             ``usage``, ``model``.
         """
+        self._check_server(lane)
         contents = {message.otid: message.content for message in messages}
         answer: dict[str, Any] = {}
         with self._lock:
@@ -113,13 +118,13 @@ class AppServerHttpTransport:
             response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers, until=until)
             if not response.is_success:
                 raise self._refusal(response, otids)
-            answer = _object(response)
-            if answer is None:
+            answer = mapping(parsed(response))
+            if not answer:
                 raise LettaServerError("The answer is not that of an App Server", may_have_landed=True)
         except LettaError as error:
             with self._lock:
                 if error.may_have_landed and error.status != 500:
-                    _remember(self._unsettled, otids, text)
+                    self._unsettled[otids] = text
                 else:
                     self._unsettled.pop(otids, None)
             raise
@@ -137,14 +142,10 @@ class AppServerHttpTransport:
     def _refusal(self, response: httpx.Response, otids: _Otids) -> LettaError:
         status = response.status_code
         redact = redactor(self._settings)
-        said = clean_error(redact(_words(response)))
+        words = clean_error(redact(_words(response)))
         if status in (401, 403):
-            return LettaAuthenticationError(
-                status=status,
-                detail=said,
-                hint="check LETTA_PASSWORD (or LETTA_API_KEY): it holds the App Server's token",
-            )
-        if status == 404 and "does not exist" in said:
+            return wrong_token(status, words)
+        if status == 404 and "does not exist" in words:
             return LettaAgentNotFoundError(status=status, hint="check LETTA_AGENT_ID")
         if status == 404:
             return LettaServerError(
@@ -158,22 +159,22 @@ class AppServerHttpTransport:
             # failure is not remembered with its key, so another try would cost all of that again (measured).
             with self._lock:
                 for otid in otids:
-                    _remember(self._taken, otid, None)
+                    self._taken[otid] = None
             return LettaModelError(
                 status=status,
-                detail=said,
+                detail=words,
                 hint="check the LLM that the agent uses on the App Server; your own settings are fine",
                 may_have_landed=True,
             )
         if status in (400, 413, 422):
-            return LettaRequestError(status=status, detail=said)
+            return LettaRequestError(status=status, detail=words)
         return refusal(response, redact)
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         return []
 
     def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        """Only what this process knows: the server lists nothing here."""
+        """Return only what this process knows: the server lists nothing here."""
         with self._lock:
             return {otid: otid for otid in otids if otid in self._taken}
 
@@ -181,7 +182,7 @@ class AppServerHttpTransport:
         return set(message_ids)
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
-        """Checks the server and the token. Whether the agent exists shows only when it is sent something."""
+        """Check the server and the token. Whether the agent exists shows only when it is sent something."""
         self._models(until)
 
     def describe(self, agent_id: str, *, until: Deadline | None = None) -> dict[str, Any]:
@@ -196,55 +197,15 @@ class AppServerHttpTransport:
         response = self._http.request("GET", "/v1/models", until=until)
         if not response.is_success:
             raise self._refusal(response, ())
-        return rows((_object(response) or {}).get("data"))
+        return rows(mapping(parsed(response)).get("data"))
 
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+    def blocks(self, *_: object, **__: object) -> NoReturn:
         raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
 
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        raise LettaUnsupportedError("The App Server's HTTP API has no memory, so there is no board")
-
-    def reload(self) -> None:
-        fresh = self._settings.refresh()
-        if fresh.identity() == self._settings.identity():
-            return
-        _logger.info("Letta settings changed: using the new ones")
-        self._settings = fresh
-        self._server = http_url(fresh.base_url)
-        self._http.use(fresh)
-
-    def close(self, *, until: Deadline | None = None) -> None:
-        self._http.close()
-
-
-def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    store[key] = value
-    while len(store) > _MOST_REMEMBERED:
-        store.popitem(last=False)
-
-
-def _object(response: httpx.Response) -> dict[str, Any] | None:
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
+    create_block = write_block = blocks
 
 
 def _words(response: httpx.Response) -> str:
-    error = (_object(response) or {}).get("error")
+    error = mapping(parsed(response)).get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""

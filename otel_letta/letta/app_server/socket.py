@@ -13,25 +13,23 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
 from otel_letta.errors import (
-    LettaAuthenticationError,
     LettaConnectionError,
     LettaError,
     LettaServerError,
     LettaTimeoutError,
 )
-from otel_letta.letta.http import redactor
+from otel_letta.letta.answers import wrong_token
+from otel_letta.letta.redaction import redactor
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Settings, websocket_url
 from otel_letta.text import clean_error
-
-__all__ = ["Frame", "Session"]
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +42,11 @@ _SILENCE = 90.0
 _LARGEST = 64 * 2**20
 """Bytes. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
 
-_mute = logging.Logger("otel_letta.websockets", level=logging.CRITICAL + 1)  # not a child of the root
+_silent_logger = logging.Logger("otel_letta.websockets", level=logging.CRITICAL + 1)  # not a child of the root
 """For the library, which logs the headers of the handshake, the token among them, and every frame at DEBUG."""
 
 
-class _Discreet(Frame):
+class _HiddenFrame(Frame):
     """A frame that tracebacks with local variables do not show: the server may echo our token in it."""
 
     def __repr__(self) -> str:
@@ -69,14 +67,14 @@ class Session:
     """
 
     def __init__(self, settings: Settings, until: Deadline | None = None) -> None:
-        self._settings = settings
+        self.settings = settings
         self._until = until
         self._redact = redactor(settings)
         self._numbers = itertools.count(1)
         self._life = contextlib.ExitStack()
         self._closing = threading.Lock()
         self.users = 0
-        """Who must be done with it before it may be closed; counted by its owner."""
+        """How many must be done with it before it may be closed; counted by its owner."""
         self._gave_input = False
         began = time.monotonic()
         try:
@@ -90,7 +88,7 @@ class Session:
                     max_size=_LARGEST,
                     compression=None,
                     user_agent_header="otel-letta",
-                    logger=_mute,
+                    logger=_silent_logger,
                     **_tls(settings),
                 )
             )
@@ -119,7 +117,7 @@ class Session:
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def send(self, kind: str, body: Frame) -> str:
-        """Send one frame; returns the id that its answer will carry."""
+        """Send one frame. Return the id that its answer will carry."""
         request_id = f"otel-letta-{next(self._numbers)}"
         # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the frame.
         text = json.dumps({**body, "type": kind, "request_id": request_id}, allow_nan=False)
@@ -134,7 +132,7 @@ class Session:
         raise self._broken(reason)
 
     def receive(self, seconds: float) -> Frame | None:
-        """The next frame; None if none came in time. What is no JSON object is skipped.
+        """Return the next frame; None if none came in time. What is no JSON object is skipped.
 
         Raises:
             LettaConnectionError: the connection is gone, so nobody knows what became of an input that was sent.
@@ -156,7 +154,7 @@ class Session:
                 except (ValueError, RecursionError):
                     frame = None
                 if isinstance(frame, dict):
-                    return _Discreet(frame)
+                    return _HiddenFrame(frame)
                 if time.monotonic() >= until:
                     return None
                 continue
@@ -183,16 +181,16 @@ class Session:
             LettaConnectionError: the connection broke.
         """
         began = time.monotonic()
-        until = began + bounded(min(_SHORT, self._settings.read_timeout), self._until)
+        until = began + bounded(min(_SHORT, self.settings.read_timeout), self._until)
         request_id = self.send(kind, body)
         answer: Frame | None = None
         while True:
             left = until - time.monotonic()
-            # Not even a look once the time is over: a server that never falls silent would be read for ever.
+            # Not even one try once the time is over: a server that never falls silent would be read for ever.
             frame = self.receive(left) if left > 0 else None
             if frame is None:
                 raise LettaTimeoutError(
-                    f"The App Server at {self._settings.base_url} did not answer {kind} in time",
+                    f"The App Server at {self.settings.base_url} did not answer {kind} in time",
                     may_have_landed=self._gave_input,
                 )
             if frame.get("request_id") != request_id:
@@ -204,15 +202,67 @@ class Session:
                 return answer
 
     def words(self, text: object) -> str:
-        """What the server says, as one line that shows no secret."""
+        """Return a text of the server's as one line that shows no secret."""
         return clean_error(self._redact(text)) if isinstance(text, str) else ""
 
     def _broken(self, reason: str) -> LettaConnectionError:
         return LettaConnectionError(
-            f"The connection to the App Server at {self._settings.base_url} broke",
+            f"The connection to the App Server at {self.settings.base_url} broke",
             detail=reason,
             may_have_landed=self._gave_input,
         )
+
+
+_inherited: list[Session] = []
+"""A forked child's copies of its parent's sockets: kept, since losing the last reference would close them, and the
+library would say goodbye to the server in the parent's name."""
+
+
+class Sessions:
+    """The open sockets of one transport in one process. One is closed when nobody uses it any more."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._open: set[Session] = set()
+
+    @contextlib.contextmanager
+    def opened(self, settings: Settings, until: Deadline | None = None) -> Iterator[Session]:
+        """Open a socket, of which the caller is the first user."""
+        session = Session(settings, until)
+        self.keep(session)
+        try:
+            yield session
+        finally:
+            self.done_with(session)
+
+    def keep(self, session: Session) -> None:
+        """Count one more user of the socket, who calls `done_with`."""
+        with self._changed:
+            session.users += 1
+            self._open.add(session)
+
+    def done_with(self, session: Session) -> None:
+        with self._changed:
+            session.users -= 1
+            # Not in a forked child that goes on in the middle of a call: the socket is its parent's.
+            last = not session.users and session in self._open
+        if last:
+            session.close()
+            with self._changed:
+                self._open.discard(session)
+                self._changed.notify_all()
+
+    def wait(self, until: Deadline) -> None:
+        """Wait until no socket is open, or the deadline has passed."""
+        with self._changed:
+            while self._open and not until.passed:
+                self._changed.wait(until.left(threading.TIMEOUT_MAX))
+
+    def leave_to_parent(self) -> None:
+        """Begin anew in a forked child, and never close the parent's sockets."""
+        _inherited.extend(self._open)
+        self._open = set()
+        self._changed = threading.Condition(threading.Lock())
 
 
 def _authorization(settings: Settings) -> dict[str, str]:
@@ -226,7 +276,7 @@ _tls_context: ssl.SSLContext | None = None
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
-    """Certificates take tens of milliseconds to load: once for all sockets."""
+    """Return the options of a socket with TLS. Certificates take tens of milliseconds to load: once for all."""
     global _tls_context
     if not websocket_url(settings.base_url).startswith("wss://"):
         return {}
@@ -237,21 +287,17 @@ def _tls(settings: Settings) -> dict[str, Any]:
 
 
 def _not_connected(error: Exception, settings: Settings, redact: Callable[[str], str]) -> LettaError:
-    """The error for a socket that could not be opened, without the frames that hold the token."""
+    """Make the error for a socket that could not be opened, without the frames that hold the token."""
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         body = error.response.body or b""
-        said = clean_error(redact(body.decode("utf-8", "replace") or error.response.reason_phrase))
+        words = clean_error(redact(body.decode("utf-8", "replace") or error.response.reason_phrase))
         if status in (401, 403):
-            return LettaAuthenticationError(
-                status=status,
-                detail=said,
-                hint="check LETTA_PASSWORD (or LETTA_API_KEY): it holds the App Server's token",
-            )
+            return wrong_token(status, words)
         if status >= 500:
-            return LettaServerError(status=status, detail=said)
+            return LettaServerError(status=status, detail=words)
         return LettaServerError(
-            "No App Server at this address", status=status, detail=said, hint="check LETTA_BASE_URL", parks=True
+            "No App Server at this address", status=status, detail=words, hint="check LETTA_BASE_URL", parks=True
         )
     reason = clean_error(redact(str(error))) or type(error).__name__
     if isinstance(error, TimeoutError):

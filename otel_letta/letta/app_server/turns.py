@@ -1,4 +1,4 @@
-"""What becomes of one ``input`` to an App Server, read off the frames of its socket. Pure.
+"""The fate of one ``input`` to an App Server, read off the frames of its socket. Pure.
 
 An accepted input is a promise, not a delivery: the server accepts what it later refuses (an unknown agent), and
 accepts again, without a turn, what it knows already. What the comments call measured was measured on 0.34.12.
@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["DEFAULT_CONVERSATION", "Turn"]
-
 DEFAULT_CONVERSATION = "default"
-"""The server's word for an agent's conversation that has no id of its own."""
+"""The server's name for an agent's conversation that has no id of its own."""
 
 _IDLE = "WAITING_ON_INPUT"
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_input_tokens", "reasoning_tokens")
 
 
 class Turn:
-    """Follows one input until a turn that held it has finished.
+    """One input, followed until a turn that held it has finished.
 
     Args:
         agent_id: of the runtime.
@@ -35,13 +33,13 @@ class Turn:
         self.ids = frozenset(ids)
         self.request_id = ""
         self.accepted: bool | None = None
-        """None until the server has said."""
+        """None until the server has answered."""
         self.refusal = ""
         """Why it was not accepted."""
         self.queued = False
         """It waits behind another turn."""
         self.loop_idle: bool | None = None
-        """Whether the conversation's loop waits for input; None until the server has said."""
+        """Whether the conversation's loop waits for input; None if unknown."""
         self.over = False
         self.stop_reason = ""
         self.error = ""
@@ -55,12 +53,22 @@ class Turn:
         self._failed_early = False
 
     @property
+    def runtime(self) -> dict[str, str]:
+        """What frames about it name."""
+        return {"agent_id": self.agent_id, "conversation_id": self.conversation_id}
+
+    @property
     def began(self) -> bool:
         """Whether a run was seen that one of the messages started."""
         return bool(self._runs)
 
+    @property
+    def is_occupied(self) -> bool:
+        """Whether it failed because another run occupies the conversation."""
+        return "already has an active run" in self.error
+
     def see(self, frame: dict[str, Any]) -> bool:
-        """Take a frame; True if it says something about this input or its conversation. Unknown ones are ignored."""
+        """Take a frame in. Return True if it is about this input or its conversation; unknown ones are ignored."""
         kind = frame.get("type")
         if kind == "input_accepted":
             return self._see_acceptance(frame)
@@ -79,7 +87,7 @@ class Turn:
         return True
 
     def _concerns(self, frame: dict[str, Any]) -> bool:
-        # Other agents' default conversations have the same name, and a socket may hear of several.
+        # Other agents' default conversations have the same name, and a socket may get frames about several.
         runtime = _mapping(frame.get("runtime"))
         return runtime.get("conversation_id") == self.conversation_id and runtime.get("agent_id") == self.agent_id
 

@@ -1,0 +1,57 @@
+"""Lanes and new settings: the part of a transport that is the same for every flavour of server."""
+
+from __future__ import annotations
+
+import logging
+
+from otel_letta.errors import LettaConnectionError
+from otel_letta.letta.transport import Lane
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.settings import Settings, http_url
+
+_logger = logging.getLogger(__name__)
+
+
+class Configured:
+    """Base of all transports. Whatever follows from the settings is derived from them each time, so it cannot drift.
+
+    Args:
+        settings: where to, with which token, how long to wait.
+        ending: see `Server.ending`.
+    """
+
+    def __init__(self, settings: Settings, ending: Deadline | None = None) -> None:
+        self._settings = settings
+        self.ending = Deadline() if ending is None else ending
+
+    def lane(self, agent_id: str | None, chat_id: str | None) -> Lane:
+        """Return the lane of a report to the server that is spoken to now.
+
+        A ``chat_id`` that has the form of a conversation's id names the conversation; any other is only in the report.
+        """
+        settings = self._settings
+        conversation = chat_id if chat_id and self._is_conversation(chat_id) else None
+        return Lane(http_url(settings.base_url), agent_id or settings.agent_id, conversation)
+
+    def _is_conversation(self, chat_id: str) -> bool:
+        """Return whether this is the form of an id of the server's conversations."""
+        raise NotImplementedError
+
+    def _check_server(self, lane: Lane) -> None:
+        """Refuse to send to another server than the lane's, whose lock the caller holds, as `reload` may lead to."""
+        if lane.server != http_url(self._settings.base_url):
+            raise LettaConnectionError(f"Reports go to {self._settings.base_url} now, not to {lane.server} any more")
+
+    def reload(self) -> None:
+        """Read the settings again, as they were read: people rotate passwords while a program runs."""
+        self.use(self._settings.refresh())
+
+    def use(self, settings: Settings) -> None:
+        """Speak with these settings from now on; calls under way end with the old ones."""
+        if settings.identity() != self._settings.identity():
+            _logger.info("Letta settings changed: using the new ones")
+            self._settings = settings
+            self._settings_changed()
+
+    def _settings_changed(self) -> None:
+        """Let go of what was made with the old settings."""
