@@ -12,7 +12,6 @@ from typing import Any
 from opentelemetry.sdk._logs import LogRecordProcessor
 
 from otel_letta import semconv
-from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component
 
 __all__ = ["LettaLogRecordProcessor"]
@@ -28,13 +27,10 @@ class LettaLogRecordProcessor(Component, LogRecordProcessor):
     `LettaSpanProcessor` of the same settings, which knows the open spans; an event of any other span is ignored.
     SDKs whose log records have no event name (before 1.35) give it nothing to read.
 
-    Args:
-        transport: instead of Letta's REST API; for tests.
-        options: as for `LettaSpanProcessor`, and best the very same.
+    The keywords are those of `otel_letta.otel.component.Component`, and best the same as for the `LettaSpanProcessor`.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Any) -> None:
-        super().__init__("LettaLogRecordProcessor", live=False, transport=transport, options=options)
+    _kind = "LettaLogRecordProcessor"
 
     def on_emit(self, log_record: Any) -> None:
         """Take note of a log record. Called by the SDK on the emitting thread; neither raises nor waits."""
