@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
@@ -19,7 +21,6 @@ from otel_letta.letta.rest import RestTransport, _moment
 from otel_letta.letta.transport import Block, Lane, Message, Run
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
-from tests.support.http import Handler, LoopbackServer
 
 BASE = "https://letta.test"
 AGENT = "agent-11111111-1111-4111-8111-111111111111"
@@ -416,12 +417,15 @@ class Recorder:
         bodies = self.bodies = []  # type: list[bytes]
         headers = self.headers = []  # type: list[dict[str, str]]
 
-        class Recording(Handler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 lines.append(self.requestline)
                 headers.append(dict(self.headers))
-                bodies.append(self.read())
-                self.send(200, {})
+                bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
 
             do_POST = do_GET  # noqa: N815
 
@@ -430,15 +434,24 @@ class Recorder:
                 headers.append(dict(self.headers))
                 self.send_error(502)
 
-        self.server = LoopbackServer(Recording, host=host)
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(HTTPServer):
+            address_family = 10 if ":" in host and sys.platform == "linux" else 2
+
+        self.server = Server((host, 0), Handler)
         self.port = self.server.server_port
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> Recorder:
-        self.server.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.close()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
 
 
 def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
