@@ -17,6 +17,8 @@ from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
+from otel_letta.letta.select import SelectingTransport
+from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
