@@ -13,11 +13,11 @@ import pytest
 
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.mailbox import otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
-from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.settings import Settings
