@@ -87,6 +87,8 @@ _ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in conv
 _NO_ANSWERS = frozenset().union(*(convention.no_answers for convention in CONVENTIONS))
 _FINISHES = tuple(name for convention in CONVENTIONS for name in convention.finishes)
 _CALL_IDS = tuple(name for convention in CONVENTIONS for name in convention.call_ids)
+_ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
+_ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
 _CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
@@ -104,20 +106,22 @@ def read_agent(
     """
     attributes = reading.attributes
     extras = dict(_extras(attributes, role, content)) if content else {}
-    facts = AgentFacts(role, name_of(reading, role), extras)
+    name, named = name_of(reading, role)
+    facts = AgentFacts(role, name, extras)
+    facts.named = named
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(attributes, chat_attributes)
     if _failed(reading):
         facts.failed = True
-        facts.reason = reason_of(reading, whole="errors" in content)
+        facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
         facts.plan = plan_of(attributes)
         facts.call_id = next((found for name in _CALL_IDS if (found := id_of(attributes.get(name)))), None)
         facts.denied = reading.denied
     else:
         _read_answer(facts, reading)
-    _read_interruption(facts, reading)
+    _read_interruption(facts, reading, content)
     for marks, events, refine in _REFINING:
         if not attributes.keys().isdisjoint(marks) or any(name in events for name, _ in reading.signals):
             refine(reading, facts, frozenset(content))
@@ -162,7 +166,23 @@ def _is_answers(name: object) -> bool:
     return type(name) is str and (name in _ANSWERS or name.startswith(_ANSWER_PREFIXES))
 
 
-def _read_interruption(facts: AgentFacts, reading: Reading) -> None:
+def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
+    whole = "errors" in content
+    return reason_of(reading, types=_ERROR_TYPES, texts=_ERROR_TEXTS, fixed=_may_quote(reading, role), whole=whole)
+
+
+def _may_quote(reading: Reading, role: Role) -> bool:
+    """Return True for a span whose error may hold a value without quotation marks.
+
+    What a model's provider says is about the call. Tools fail with what they worked on, and agents repeat it: in Python
+    that stands in quotation marks more often than not, in other languages hardly ever (measured with Go, Rust, Java).
+    """
+    if role is Role.AGENT or role is Role.STEP:
+        return (as_text(reading.resource.get("telemetry.sdk.language")) or "python") != "python"
+    return role is Role.TOOL
+
+
+def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:
     """Read what an error says that is none: somebody cancelled the work, or it waits for somebody."""
     attributes = reading.attributes
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
@@ -180,7 +200,7 @@ def _read_interruption(facts: AgentFacts, reading: Reading) -> None:
         facts.cancelled = facts.cancelled or is_cancelled("", text) or any(is_cancelled(kind, "") for kind in kinds)
         facts.timed_out = is_timed_out("", text) or any(is_timed_out(kind, "") for kind in kinds)
     if at_end and not facts.failed:
-        facts.raised = reason_of(reading)
+        facts.raised = _reason(reading, facts.role, content)
 
 
 def _failed(reading: Reading) -> bool:

@@ -15,7 +15,8 @@ _CANCELLED_TYPE = pattern(
     r"(?i)(?:.*[.:$*_])?\w*?(?:cancell?(?:ed|ation)|abort(?:ed)?|keyboardinterrupt|(?<![a-z])interrupted)(?:error|exception)?"
 )
 _CANCELLED_TEXT = pattern(
-    r"(?i)(?:\bcontext cancell?ed\b|\bparent job is cancelling\b|\bsleep interrupted\b|\bcancell?ed by (?:the )?user\b"
+    r"(?i)(?:\bcontext cancell?ed\b|\bparent job is cancelling\b|\bsleep interrupted\b"
+    r"|\brequest was interrupted\b|\bcancell?ed by (?:the )?user\b"
     r"|\b(?:the )?user (?:aborted|cancell?ed)\b"
     r"|\b(?:operation|request|delay|call|task|run|stream|agent|turn|session|coroutine|future|job)"
     r" (?:was |is |has been )?(?:aborted|cancell?ed)\b)"
