@@ -162,7 +162,20 @@ class Reading:
     @cached_property
     def declaration(self) -> Declaration | None:
         """The span's own statement about a task, in attributes of ours; None if it makes none."""
-        return declaration_of(self.name, self.attributes, self.opted)
+        return declaration_of(self.name, self.own_attributes, self.opted)
+
+    @property
+    def own_attributes(self) -> Mapping[str, Any]:
+        """The attributes without those of ours that an agent's program copied from its resource onto all spans: they
+        are the resource's words, and declare nothing."""
+        attributes, resource = self.attributes, self.resource
+        if semconv.INTERESTING.isdisjoint(attributes) or ASKED.isdisjoint(attributes):
+            return attributes
+        shared = [name for name in semconv.INTERESTING if name in attributes and name in resource]
+        copies = [name for name in shared if as_text(attributes[name]) == as_text(resource[name])]
+        if not copies:
+            return attributes
+        return {name: value for name, value in attributes.items() if name not in copies}
 
     @property
     def above(self) -> SpanKey | None:

@@ -154,6 +154,7 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
         line = _HOME.sub("~", line)
         line = _fixed(line) if fixed else line
     line = clean_line(line, _REASON_CAP)
+    line = f"HTTP {line}" if _STATUS.fullmatch(line) else line
     if _EMPTY_WORDS.fullmatch(line) or _STOCK.fullmatch(line) or not any(character.isalnum() for character in line):
         line = ""
     return Reason(kind, line)
