@@ -53,16 +53,19 @@ class Endings:
             return
         below = family(root)[1:]
         for orphan in trace.orphans_of(task):
-            if task.awaits is not None or root.start <= orphan.start <= (root.end or 0):
+            if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
                 below += family(orphan)
         verdict = judge(root, below, self.outside.get(trace.id) or 0)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
-        self._make_roots(
-            trace, [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
-        )
+        due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
+        # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
+        # frameworks make one for each turn, or what is above it has not ended.
+        unsettled = {node for node in due if node.ambient and not node.remote and not _is_settled(node)}
+        trace.away -= unsettled
+        self._make_roots(trace, [node for node in due if node not in unsettled])
 
     def _make_roots(self, trace: Trace, tops: Collection[Node]) -> None:
         for node in sorted(tops, key=lambda node: node.start):
@@ -72,6 +75,10 @@ class Endings:
 
     def give_up_all(self, trace: Trace, reason: str) -> None:
         """End all tasks of a trace of which nothing more will come."""
+        turns = [node for node in trace.orphans if node.ambient]
+        if len(turns) > 1:  # parts of one run, then, whose root never came
+            for turn in turns:
+                self._tree.look_through(trace, turn)
         ended = [node for node in trace.orphans if node.end is not None]
         last = max(ended, key=lambda node: node.end or 0, default=None)
         if last is not None and last.role is Role.AGENT:
@@ -158,6 +165,10 @@ class Endings:
         for node in nodes:
             trace.unwait(node)
             self._tree.remove(trace, node, Fate.OVER)
+
+
+def _is_settled(run: Node) -> bool:
+    return not judge(run, family(run)[1:]).stopped
 
 
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:

@@ -198,8 +198,8 @@ class AgentRules:
 
 def _is_agents_work(node: Node) -> bool:
     """Return True for a span that shows an agent although its root is yet to come. A call to a model alone does not:
-    programs make those without any agent."""
-    return node.role is not Role.LLM or bool(node.hint) or node.chat is not None
+    programs make those without any agent, with a conversation's id and an agent's name or not."""
+    return node.role is not Role.LLM
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

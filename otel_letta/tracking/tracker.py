@@ -315,7 +315,7 @@ class Tracker:
             self.spans_ignored += 1
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
                 self._agents.part_failed(parent, reason_of(reading))
-            self._agents.passed(key, parent, reading.remote is not None)
+            self._agents.passed(key, parent, reading.remote is not None, reading=reading)
             return
         self.tree.links.put(key, (parent, reading.remote is not None))
         if said is not None:
