@@ -63,6 +63,8 @@ class AgentRules:
         source = reading or trace.sample
         if fresh and source is not None:
             self._ledger.address(task, source, said, inbound)
+            for orphan in trace.orphans_of(task):  # calls of models before it, which are no task alone
+                self._merge(task, orphan, None)
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)

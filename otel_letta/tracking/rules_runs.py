@@ -49,15 +49,11 @@ class AmbientRuns:
         key, until = reading.key, self._now() + self._grace
         reason = reason_of(reading) if reading.failed else Reason()
         self._tree.plain.put(key, Plain(reading.without_content(), reason, until))
-        group = trace.waiting.get(key) if trace is not None else None
-        if trace is None or group is None:
-            return
-        trace.held[key] = until
-        self._tree.remind(trace, until)
-        if _roles(group):
+        if trace is not None:
+            for node in self._tree.arrived(trace, key):
+                if node.missing != key:
+                    self._apply(trace, node)
             self.find(trace)
-        else:
-            self._let_go(trace, [key])  # agents, that need none
 
     def find(self, trace: Trace) -> None:
         """Make agents of the spans that bound a run."""
