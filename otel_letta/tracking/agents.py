@@ -144,7 +144,10 @@ class AgentTracker:
     def _update(self, node: Node, reading: Reading, facts: AgentFacts, aborted: str | None) -> None:
         node.role, node.name, node.hint = facts.role, facts.name or node.name, facts.hint
         node.chat = facts.chat or node.chat
-        node.answered = facts.answered
+        node.answered, node.records_answers, node.ok = facts.answered, facts.records_answers, reading.ok
+        node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
+        node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
+        node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
         node.is_run, node.finishes = facts.is_run, facts.finishes
         node.failed, node.reason = facts.failed, facts.reason
         if aborted is not None and not facts.failed:

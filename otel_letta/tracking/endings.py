@@ -51,11 +51,12 @@ class Endings:
         root = task.root
         if root is None or task.ended:
             return
-        below = family(root)[1:]
+        below, torn = family(root)[1:], False
         for orphan in trace.orphans_of(task):
             if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
                 below += family(orphan)
-        verdict = judge(root, below, self.outside.get(trace.id) or 0)
+                torn |= not orphan.live and orphan not in trace.away
+        verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
 
     def promote(self, trace: Trace, now: int | None) -> None:
@@ -115,13 +116,19 @@ class Endings:
         if task.status is not None and task.status.is_terminal:
             status = task.status
         if status is TaskStatus.COMPLETED:
+            task.problems += verdict.cut
             task.progress = 1.0
             took = seconds_between(task.started, at)
             content = wording.agent_finished(name, took, task.tools, task.problems)
             if verdict.spoke:
                 content += f"; {wording.ended_with_message()}"
+        elif verdict.cancelled:
+            content, reason = wording.agent_cancelled(name, str(reason)), reason or Reason("", "cancelled")
+        elif verdict.timed_out:
+            content = wording.agent_timed_out(name, str(reason))
         elif verdict.stopped:
-            content, reason = wording.agent_stopped(name), Reason("", "stopped: it ended without an answer")
+            why = str(reason) or wording.NO_ANSWER
+            content, reason = wording.agent_stopped(name, why), Reason("", f"stopped: {why}")
         else:
             content = wording.agent_failed(name, str(reason))
         if task.root_content is not None:

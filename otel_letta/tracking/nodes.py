@@ -9,6 +9,7 @@ from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.reading import Reading, SpanKey
@@ -56,6 +57,18 @@ class Node:
     failed = False
     reason = Reason()
     answered = False
+    records_answers = False
+    ok = False
+    """Its status says that it went well."""
+    finish: Finish | None = None
+    finish_word = ""
+    cancelled = False
+    timed_out = False
+    raised: Reason | None = None
+    waits_for: str | None = None
+    denied = False
+    call_id: str | None = None
+    named = False
     is_run = False
     finishes = False
     chat: tuple[int, str] | None = None
@@ -211,6 +224,8 @@ class Trace:
         self.away: set[Node] = set()
         """Those that wait for a span of another process."""
         self.tasks: list[InferredTask] = []
+        self.early: list[Node] = []
+        """Calls of models that came before anything that shows a task: they are none alone."""
         self.held: dict[SpanKey, int] = {}
         """Ended spans without a role at which spans with one wait, until when: such a span may bound a run."""
 

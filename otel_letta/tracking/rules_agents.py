@@ -63,8 +63,9 @@ class AgentRules:
         source = reading or trace.sample
         if fresh and source is not None:
             self._ledger.address(task, source, said, inbound)
-            for orphan in trace.orphans_of(task):  # calls of models before it, which are no task alone
-                self._merge(task, orphan, None)
+            for early in trace.early:
+                self._merge(task, early, None)
+            trace.early.clear()
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
@@ -97,7 +98,8 @@ class AgentRules:
                 trace.unwait(top)
                 self._tree.remove(trace, node, Fate.OVER)
                 return None, False
-            if not _is_agents_work(node):
+            if node.role is Role.LLM:
+                trace.early.append(node)
                 return None, False
             task = self._task_without_root(top, top.missing)
         elif top.role not in _ROOT_ROLES:
@@ -196,12 +198,6 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
-
-
-def _is_agents_work(node: Node) -> bool:
-    """Return True for a span that shows an agent although its root is yet to come. A call to a model alone does not:
-    programs make those without any agent, with a conversation's id and an agent's name or not."""
-    return node.role is not Role.LLM
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

@@ -7,11 +7,14 @@ from otel_letta.text import duration, percent
 __all__ = [
     "ALMOST_DONE",
     "NEVER_ENDED",
+    "NO_ANSWER",
     "SHUT_DOWN",
+    "agent_cancelled",
     "agent_failed",
     "agent_finished",
     "agent_started",
     "agent_stopped",
+    "agent_timed_out",
     "completed",
     "ended_with_message",
     "failed",
@@ -27,6 +30,7 @@ __all__ = [
 
 NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
+NO_ANSWER = "it ended without an answer"
 ALMOST_DONE = 0.99
 """The share that a plan can reach before the task has ended: its last point may be followed by a new plan."""
 
@@ -92,8 +96,18 @@ def agent_failed(name: str, reason: str) -> str:
     return f"'{name}' failed: {reason}" if reason else f"'{name}' failed"
 
 
-def agent_stopped(name: str) -> str:
-    return f"'{name}' stopped: it ended without an answer"
+def agent_stopped(name: str, why: str) -> str:
+    return f"'{name}' stopped: {why}"
+
+
+def agent_cancelled(name: str, reason: str) -> str:
+    if "timed out" in reason:  # nobody can tell which
+        return f"'{name}' was {reason}"
+    return f"'{name}' was cancelled"
+
+
+def agent_timed_out(name: str, reason: str) -> str:
+    return f"'{name}' timed out: {reason}" if reason and "timed out" not in reason else f"'{name}' timed out"
 
 
 def ended_with_message() -> str:
