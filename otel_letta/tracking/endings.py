@@ -113,6 +113,9 @@ class Endings:
         name, reason, status = self._ledger.name_of(task), verdict.reason, verdict.status
         # Counted again: what was reported before the root came may have been another task's, or one call twice.
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
+        if verdict.waits_for is not None:
+            self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
+            return
         if task.status is not None and task.status.is_terminal:
             status = task.status
         if status is TaskStatus.COMPLETED:
@@ -161,8 +164,11 @@ class Endings:
         nodes: Sequence[Node],
     ) -> None:
         task.deadline = None
-        self._ledger.report_inferred(task, status, content, at, error=error)
-        self._ledger.remember(task)
+        if status is TaskStatus.IN_PROGRESS:
+            self._ledger.park(task, content, at)
+        else:
+            self._ledger.report_inferred(task, status, content, at, error=error)
+            self._ledger.remember(task)
         task.ended = True
         if task in trace.tasks:
             trace.tasks.remove(task)

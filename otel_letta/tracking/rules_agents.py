@@ -69,6 +69,13 @@ class AgentRules:
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
+        if not task.begun and self._ledger.may_resume(task):
+            self._ledger.resume(task)
+            if not task.resumed and task.root is None and task.chat is None:
+                return True  # it may be the one that waited, and its root will show that
+        if not task.begun and task.resumed:
+            task.begun = True
+            self.report(task, wording.goes_on(self._ledger.name_of(task)))
         if not task.begun:
             task.begun = True
             self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))

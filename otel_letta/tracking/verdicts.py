@@ -88,7 +88,8 @@ def _waits(root: Node, ended: Sequence[Node]) -> Verdict | None:
     last = _last_begun(waiting)
     if last is None or any(span.role is Role.LLM and span.start > (last.end or 0) for span in ended):
         return None
-    return Verdict(TaskStatus.IN_PROGRESS, waits_for=last.waits_for)
+    about = f": {last.name}" if last.role is Role.TOOL and last.name else ""
+    return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{last.waits_for}{about}")
 
 
 def _by_root(root: Node, ended: Sequence[Node]) -> Verdict | None:
