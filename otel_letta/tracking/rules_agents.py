@@ -22,6 +22,7 @@ from otel_letta.tracking.tree import Tree
 
 __all__ = ["AgentRules", "merge_declaration"]
 
+_ANY_AGENTS = ("agent", "invoke_agent")
 _ROOT_ROLES = (Role.AGENT, Role.STEP)
 
 
@@ -150,7 +151,7 @@ class AgentRules:
             task.started = min(task.started, node.start)
         if node.chat is not None and not node.foreign and (task.chat is None or node.chat[0] <= task.chat[0]):
             task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
-        if is_root and node.name:
+        if is_root and is_human(node):
             task.name = node.name
         elif not task.name:
             task.name = node.hint
@@ -177,7 +178,11 @@ class AgentRules:
             self._end_of_sub_agent(task, node)
             return
         node.told = True
-        if node.role is Role.STEP or node.twin or node.finishes:
+        if node.role is Role.STEP or node.twin or node.finishes or node.waits_for is not None:
+            return
+        if node.denied:
+            task.tools += 1
+            self._report_step(task, wording.tool_denied(node.name or "without a name"))
             return
         task.problems += node.failed
         if node.role is Role.TOOL:
@@ -205,6 +210,12 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
+
+
+def is_human(node: Node) -> bool:
+    """Return True for a name that people gave: in an attribute for it, or a span's name that is no dotted code and no
+    word for what any agent does."""
+    return bool(node.name) and (node.named or not ("." in node.name.strip(".") or node.name in _ANY_AGENTS))
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

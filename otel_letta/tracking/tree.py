@@ -212,8 +212,11 @@ class Tree:
         if above.children is None:
             above.children = {}
         above.children[node] = None
-        if node.role is Role.TOOL and above.role is Role.TOOL and node.name == above.name:
-            above.twin = True
+        if node.role is Role.TOOL and above.role is Role.TOOL:
+            if node.name == above.name:
+                above.twin = True
+            elif node.call_id is not None and node.call_id == above.call_id:
+                (above if node.named and not above.named else node).twin = True
 
     def _hold(self, trace: Trace, node: Node, key: SpanKey) -> None:
         """Let a span wait at one without a role that has ended, until that is known to bound a run, or not to."""

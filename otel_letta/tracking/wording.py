@@ -27,6 +27,7 @@ __all__ = [
     "started",
     "sub_agent",
     "told_elsewhere",
+    "tool_denied",
     "tool_used",
     "using_tool",
     "waits_for",
@@ -76,6 +77,10 @@ def tool_used(name: str, seconds: float, reason: str | None = None) -> str:
     if reason is None:
         return f"Used tool {name} ({duration(seconds)})"
     return f"Tool {name} failed: {reason}" if reason else f"Tool {name} failed"
+
+
+def tool_denied(name: str) -> str:
+    return f"Tool {name} was denied"
 
 
 def sub_agent(name: str, reason: str | None = None) -> str:
