@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error
-from otel_letta.tracking.conventions import EVENTS, MARKS, Role, role_of
+from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
 from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
 
@@ -21,7 +21,7 @@ __all__ = ["NOTED", "Reading", "SpanKey", "attributes_of", "key_of", "may_declar
 SpanKey = tuple[int, int]
 """Trace id and span id."""
 
-NOTED = semconv.INTERESTING | MARKS
+NOTED = semconv.INTERESTING | ASKED
 """A span without any of these is no task, no step, and has no role, unless a setting or a filter says so."""
 
 _ERROR_CAP = 16_384
@@ -134,6 +134,11 @@ class Reading:
         kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
         # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
         return clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
+
+    @property
+    def denied(self) -> bool:
+        """True if it says that a person refused a tool's call: the one that it is, or is a part of."""
+        return denies(self.attributes)
 
     @property
     def raised_at_end(self) -> bool:

@@ -44,6 +44,8 @@ class AgentFacts:
     """The same as it was written, such as ``SAFETY``."""
     cancelled = False
     """Its error, its finish reason or an attribute says that somebody cancelled it."""
+    marks_success = False
+    """An agent whose convention marks those that ended well. Without `answered` it did not."""
     timed_out = False
     """Its error says that the time was over."""
     raised: Reason | None = None
@@ -85,7 +87,6 @@ _ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in conv
 _NO_ANSWERS = frozenset().union(*(convention.no_answers for convention in CONVENTIONS))
 _FINISHES = tuple(name for convention in CONVENTIONS for name in convention.finishes)
 _CALL_IDS = tuple(name for convention in CONVENTIONS for name in convention.call_ids)
-_DENIED = {name: value for convention in CONVENTIONS for name, value in convention.denied.items()}
 _CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
@@ -113,7 +114,7 @@ def read_agent(
     if role is Role.TOOL:
         facts.plan = plan_of(attributes)
         facts.call_id = next((found for name in _CALL_IDS if (found := id_of(attributes.get(name)))), None)
-        facts.denied = _holds(attributes, _DENIED)
+        facts.denied = reading.denied
     else:
         _read_answer(facts, reading)
     _read_interruption(facts, reading)
