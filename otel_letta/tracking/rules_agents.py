@@ -178,18 +178,21 @@ class AgentRules:
             self._end_of_sub_agent(task, node)
             return
         node.told = True
-        if node.role is Role.STEP or node.twin or node.finishes or node.waits_for is not None:
+        if node.role is Role.STEP or node.twin or node.finishes:
             return
         if node.denied:
             task.tools += 1
             self._report_step(task, wording.tool_denied(node.name or "without a name"))
             return
-        task.problems += node.failed
+        failed = node.failed and node.waits_for is None
+        task.problems += failed
         if node.role is Role.TOOL:
             task.tools += 1
-            reason = str(node.reason) if node.failed else None
+            reason = str(node.reason) if failed else None
             took = seconds_between(node.start, node.end or 0)
             text = wording.tool_used(node.name or "without a name", took, reason)
+            if node.waits_for is not None:
+                text += f", it {wording.waits_for(node.waits_for)}"
             self._report_step(task, text + _quoted(facts, "arguments") + _quoted(facts, "results"))
 
     def _end_of_sub_agent(self, task: InferredTask, node: Node) -> None:
