@@ -155,6 +155,10 @@ class Ledger:
         task.ended = True
         task.content = task.root_content = task.result = None
 
+    def was(self, task: Task) -> bool:
+        """Return True if a task with its id has ended."""
+        return (task.agent_id, task.id) in self._past
+
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""
         self._past.put((task.agent_id, task.id), (task.run, task.sequence))
@@ -262,6 +266,8 @@ class Ledger:
         rank, _, chat = task.chat or (0, 0, None)
         if task.inbound_chat is not None and (chat is None or rank > 0):
             chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer
+        elif task.default_chat is not None and rank > 0:
+            chat = task.default_chat  # so did whoever started the program
         task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
         self.report(task, status, content, at, error=error, name=self.name_of(task), waiting=waiting)
 

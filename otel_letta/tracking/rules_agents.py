@@ -124,6 +124,8 @@ class AgentRules:
             task.started = top.start
             if not fresh:
                 return task, False
+        if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
+            task.rename(top.key)
         trace.tasks.append(task)
         return task, True
 

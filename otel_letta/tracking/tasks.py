@@ -96,6 +96,10 @@ class InferredTask(Task):
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
 
+    def rename(self, key: SpanKey) -> None:
+        """Know it by another span."""
+        self.key, self.id = key, automatic_id(key)
+
     def had_ended(self, at: int) -> bool:
         """Return True if its root had ended before a time: work that starts then belongs to the next task."""
         return self.root is not None and self.root.end is not None and self.root.end < at

@@ -187,7 +187,7 @@ class Tree:
                 else:
                     self._hang(node, above)
                 return
-            if key in self.plain and node.role in (Role.TOOL, Role.LLM):
+            if key in self.plain and (node.ambient or node.role in (Role.TOOL, Role.LLM)):
                 self._hold(trace, node, key)
                 return
             link = self._link(key)
