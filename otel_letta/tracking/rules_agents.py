@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otel_letta.report import TaskStatus
+from otel_letta.text import pattern
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
@@ -22,6 +23,7 @@ from otel_letta.tracking.tree import Tree
 
 __all__ = ["AgentRules", "merge_declaration"]
 
+_CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
 _ANY_AGENTS = ("agent", "invoke_agent")
 _ROOT_ROLES = (Role.AGENT, Role.STEP)
 
@@ -88,7 +90,9 @@ class AgentRules:
         if not node.told and node is not task.root:
             self._end_of_step(task, node, facts)
         if task.root is not None and task.root.end is not None and task.deadline is None:
-            task.deadline = self._now() + self._grace
+            # Of what bounds a run, most of the time may have gone by before its place was known.
+            since = task.root.seen_at if task.root.ambient else self._now()
+            task.deadline = max(self._now(), since + self._grace)
             self._tree.remind(trace, task.deadline)
         if node in trace.away:
             self._tree.remind(trace, node.patience)
@@ -220,7 +224,7 @@ class AgentRules:
 def is_human(node: Node) -> bool:
     """Return True for a name that people gave: in an attribute for it, or a span's name that is no dotted code and no
     word for what any agent does."""
-    return bool(node.name) and (node.named or not ("." in node.name.strip(".") or node.name in _ANY_AGENTS))
+    return bool(node.name) and (node.named or not (_CODE.fullmatch(node.name) or node.name in _ANY_AGENTS))
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:
