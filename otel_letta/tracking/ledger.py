@@ -108,7 +108,7 @@ class Ledger:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = _service(reading)
-        self._enter(task, said.task_id or task.automatic_id)
+        self._enter(task, said.task_id or task.automatic_id, said.chat_id)
         return task
 
     def address(self, task: InferredTask, reading: Reading, said: Declaration | None, inbound: Inbound) -> None:
@@ -138,15 +138,15 @@ class Ledger:
         task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
         task.failed_steps += inferred.problems
 
-    def _enter(self, task: Task, task_id: str) -> None:
+    def _enter(self, task: Task, task_id: str, chat: str | None = None) -> None:
         task.id = task_id
         past = self._past.get((task.agent_id, task_id))
         if past is not None:
             task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
-        parked = self._parked.take_declared(task, task_id)
+        parked = self._parked.take_declared(task, task_id, chat)
         if parked is not None:
             go_on(task, parked)
-        self.tasks[(task.agent_id, task_id)] = task
+        self.tasks[(task.agent_id, task.id)] = task
 
     def drop(self, task: Task) -> None:
         """Forget a task without a report."""

@@ -79,7 +79,9 @@ def test_a_turn_between_an_agent_and_its_calls_is_no_agent() -> None:
 
 
 def test_turns_that_end_on_a_tool_are_no_tasks_when_their_agent_never_comes() -> None:
-    turns = [[chat(n + 1, n, n, n + 1), tool("t", n + 2, n, n + 1, n + 2), made("cycle", n, 1, n, n + 3)] for n in (10, 20)]
+    turns = [
+        [chat(n + 1, n, n, n + 1), tool("t", n + 2, n, n + 1, n + 2), made("cycle", n, 1, n, n + 3)] for n in (10, 20)
+    ]
     played = arrived(*itertools.chain(*turns), wait=10_000)
     assert [end.content for end in played.ends] == ["'agent' failed: lost, no news for 15 min"]
 
