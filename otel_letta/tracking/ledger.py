@@ -116,7 +116,8 @@ class Ledger:
         task.agent_id = self.agent_of(reading, said or Declaration(), None)
         task.inbound_chat, message = inbound
         task.default_chat = reading.default(semconv.CHAT_ID)
-        task.message_id = message or (reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None)
+        task.message_id = message
+        task.default_message = reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None
         task.service = _service(reading)
 
     def find(self, agent: str | None, task_id: str | None) -> Task | None:
@@ -269,6 +270,9 @@ class Ledger:
         elif task.default_chat is not None and rank > 0:
             chat = task.default_chat  # so did whoever started the program
         task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
+        if task.message_id in (None, task.default_message):
+            # The resource's message asked in the resource's chat, and in no other.
+            task.message_id = task.default_message if task.default_chat in (None, task.chat_id) else None
         self.report(task, status, content, at, error=error, name=self.name_of(task), waiting=waiting)
 
     # -- reports -----------------------------------------------------------------------------------------------------

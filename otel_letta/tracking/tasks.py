@@ -86,6 +86,8 @@ class InferredTask(Task):
     """The chat id in the context of its start."""
     default_chat: str | None = None
     """The chat id of the resource."""
+    default_message: str | None = None
+    """The message id of the resource."""
     declared_name: str | None = None
     prompt = ""
     session: str | None = None

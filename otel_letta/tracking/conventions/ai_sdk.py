@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from otel_letta.text import as_text
+from otel_letta.text import as_text, pattern
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role, Unclaimed
 
 if TYPE_CHECKING:
+    from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
 __all__ = ["AI_SDK"]
@@ -21,6 +22,7 @@ _OPERATIONS: Mapping[str, Role] = {
     "ai.toolCall": Role.TOOL,
 }
 _CALLS = (".doGenerate", ".doStream")
+_CODE = pattern(r"\w+(?:\.\w+)+")
 _METADATA = "ai.telemetry.metadata."
 
 
@@ -29,6 +31,11 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
     if operation is None:
         return UNCLAIMED
     return Role.LLM if operation.endswith(_CALLS) else _OPERATIONS.get(operation)
+
+
+def _refine(reading: Reading, facts: AgentFacts, content: frozenset[str]) -> None:
+    if facts.role is Role.AGENT and _CODE.fullmatch(facts.name):
+        facts.name, facts.named = "", False  # an id of a place in the program
 
 
 AI_SDK = Convention(
@@ -53,4 +60,5 @@ AI_SDK = Convention(
         (Role.AGENT, "answer"): ("ai.response.text",),
     },
     event_prefixes=("ai.",),
+    refine=_refine,
 )

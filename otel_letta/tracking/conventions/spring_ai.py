@@ -10,6 +10,7 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 from otel_letta.tracking.conventions.finishes import is_filler
 
 if TYPE_CHECKING:
+    from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
 __all__ = ["SPRING_AI"]
@@ -30,6 +31,11 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
     return UNCLAIMED if kind is None else None
 
 
+def _refine(reading: Reading, facts: AgentFacts, content: frozenset[str]) -> None:
+    if facts.role is Role.AGENT and not facts.named:
+        facts.name = ""  # the span's name says what it is
+
+
 SPRING_AI = Convention(
     name="spring ai",
     marks=frozenset({_KIND, _TOOL}),
@@ -40,4 +46,5 @@ SPRING_AI = Convention(
         (Role.TOOL, "arguments"): ("spring.ai.tool.call.arguments",),
         (Role.TOOL, "results"): ("spring.ai.tool.call.result",),
     },
+    refine=_refine,
 )
