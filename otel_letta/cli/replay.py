@@ -27,6 +27,7 @@ from otel_letta.settings import Settings
 from otel_letta.text import clean_line, percent
 from otel_letta.tracking import Reading
 from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.order import in_order
 
 __all__ = ["Replay", "replay"]
 
@@ -123,7 +124,7 @@ class Replay:
                     self._complain(f"{name}, line {batch.line}: {why}")
                 self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
                 self.spans += len(batch.spans)
-                for span in batch.spans:
+                for span in in_order(batch.spans):
                     self._tracker.ended_alone(Reading.of(span, self._opt_in.name_of(span)))
 
     def _batches(self, name: str, lines: IO[bytes]) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
@@ -23,15 +24,24 @@ class Endings:
 
     Args:
         apply: applies the rules to a span whose place is known now.
+        catch_up: reports what was held back of a task.
     """
 
     def __init__(
-        self, tree: Tree, ledger: Ledger, now: Callable[[], int], apply: Callable[[Trace, Node], object]
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        now: Callable[[], int],
+        apply: Callable[[Trace, Node], object],
+        catch_up: Callable[[Trace, InferredTask], object],
+        subagents: SubAgents,
     ) -> None:
         self._tree = tree
         self._ledger = ledger
         self._now = now
         self._apply = apply
+        self._catch_up = catch_up
+        self._subagents = subagents
         self.over_since: Recent[int, int] = Recent(REMEMBERED)
         """The end of the last task of a trace."""
         self.outside: Recent[int, int] = Recent(1_000)
@@ -51,18 +61,30 @@ class Endings:
         root = task.root
         if root is None or task.ended:
             return
-        below = family(root)[1:]
+        if self._subagents.place(trace, task):
+            return
+        self._subagents.gather(trace, task)
+        if not task.begun:
+            self._catch_up(trace, task)
+            if task.ended:
+                return
+        below, torn = family(root)[1:], 0
         for orphan in trace.orphans_of(task):
-            if task.awaits is not None or root.start <= orphan.start <= (root.end or 0):
+            if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
                 below += family(orphan)
-        verdict = judge(root, below, self.outside.get(trace.id) or 0)
+                if not orphan.live and orphan not in trace.away:
+                    torn = max(torn, orphan.start)
+        verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
-        self._make_roots(
-            trace, [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
-        )
+        due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
+        # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
+        # frameworks make one for each turn, or what is above it has not ended.
+        unsettled = {node for node in due if node.ambient and not node.remote and not _is_settled(node)}
+        trace.away -= unsettled
+        self._make_roots(trace, [node for node in due if node not in unsettled])
 
     def _make_roots(self, trace: Trace, tops: Collection[Node]) -> None:
         for node in sorted(tops, key=lambda node: node.start):
@@ -72,6 +94,10 @@ class Endings:
 
     def give_up_all(self, trace: Trace, reason: str) -> None:
         """End all tasks of a trace of which nothing more will come."""
+        turns = [node for node in trace.orphans if node.ambient]
+        if len(turns) > 1:  # parts of one run, then, whose root never came
+            for turn in turns:
+                self._tree.look_through(trace, turn)
         ended = [node for node in trace.orphans if node.end is not None]
         last = max(ended, key=lambda node: node.end or 0, default=None)
         if last is not None and last.role is Role.AGENT:
@@ -92,7 +118,9 @@ class Endings:
         else:
             tops = trace.orphans_of(task)
             nodes = [node for top in tops for node in family(top)]
-            task.name = task.name or next((node.name for node in tops if node.role is Role.AGENT), "")
+            agents = {node.name: None for node in nodes if node.role is Role.AGENT and node.name}
+            named = next((node.name for node in tops if node.role is Role.AGENT), "")
+            task.name = task.name or named or (next(iter(agents)) if len(agents) == 1 else "")
             verdict = judge_orphans(tops, [node for node in nodes if node.missing is None])
             at = max((node.end or 0 for node in nodes), default=0) or self._now()
         if verdict is None:
@@ -105,16 +133,25 @@ class Endings:
         name, reason, status = self._ledger.name_of(task), verdict.reason, verdict.status
         # Counted again: what was reported before the root came may have been another task's, or one call twice.
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
+        if verdict.waits_for is not None:
+            self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
+            return
         if task.status is not None and task.status.is_terminal:
             status = task.status
         if status is TaskStatus.COMPLETED:
+            task.problems += verdict.cut
             task.progress = 1.0
             took = seconds_between(task.started, at)
             content = wording.agent_finished(name, took, task.tools, task.problems)
             if verdict.spoke:
                 content += f"; {wording.ended_with_message()}"
+        elif verdict.cancelled:
+            content, reason = wording.agent_cancelled(name, str(reason)), reason or Reason("", "cancelled")
+        elif verdict.timed_out:
+            content = wording.agent_timed_out(name, str(reason))
         elif verdict.stopped:
-            content, reason = wording.agent_stopped(name), Reason("", "stopped: it ended without an answer")
+            why = str(reason) or wording.NO_ANSWER
+            content, reason = wording.agent_stopped(name, why), Reason("", f"stopped: {why}")
         else:
             content = wording.agent_failed(name, str(reason))
         if task.root_content is not None:
@@ -147,8 +184,12 @@ class Endings:
         nodes: Sequence[Node],
     ) -> None:
         task.deadline = None
-        self._ledger.report_inferred(task, status, content, at, error=error)
-        self._ledger.remember(task)
+        self._subagents.forget(task)
+        if status is TaskStatus.IN_PROGRESS:
+            self._ledger.park(task, content, at)
+        else:
+            self._ledger.report_inferred(task, status, content, at, error=error)
+            self._ledger.remember(task)
         task.ended = True
         if task in trace.tasks:
             trace.tasks.remove(task)
@@ -160,8 +201,12 @@ class Endings:
             self._tree.remove(trace, node, Fate.OVER)
 
 
+def _is_settled(run: Node) -> bool:
+    return not judge(run, family(run)[1:]).stopped
+
+
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
-    told = [node for node in nodes if node.told and not node.twin and not node.finishes]
+    told = [node for node in nodes if node.told and not (node.twin or node.finishes)]
     told = [node for node in told if node.role in (Role.TOOL, Role.LLM)]
-    return sum(node.role is Role.TOOL for node in told), sum(node.failed for node in told)
+    return sum(node.role is Role.TOOL for node in told), sum(node.failed and node.waits_for is None for node in told)

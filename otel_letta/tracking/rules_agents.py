@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otel_letta.report import TaskStatus
+from otel_letta.text import pattern
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between, standing
-from otel_letta.tracking.nodes import Fate, Node, Trace
+from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Tree
 
 __all__ = ["AgentRules", "merge_declaration"]
 
+_CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
+_ANY_AGENTS = ("agent", "invoke_agent")
+_MOST_HOPS = 100
+_MOST_UNTOLD = 256
+"""Spans of a trace that may be held back."""
 _ROOT_ROLES = (Role.AGENT, Role.STEP)
 
 
@@ -37,7 +44,8 @@ class AgentRules:
         self._ledger = ledger
         self._now = now
         self._grace = grace
-        self.endings = Endings(tree, ledger, now, self.apply)
+        self._subagents = SubAgents(tree, self.apply)
+        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
 
     def apply(
         self,
@@ -63,9 +71,21 @@ class AgentRules:
         source = reading or trace.sample
         if fresh and source is not None:
             self._ledger.address(task, source, said, inbound)
+            for early in trace.early:
+                self._merge(task, early, None)
+            trace.early.clear()
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
+        if self._is_early(trace, task, node):
+            return True
+        if not task.begun and self._ledger.may_resume(task):
+            self._ledger.resume(task)
+            if not task.resumed and task.root is None and task.chat is None:
+                return True  # it may be the one that waited, and its root will show that
+        if not task.begun and task.resumed:
+            task.begun = True
+            self.report(task, wording.goes_on(self._ledger.name_of(task)))
         if not task.begun:
             task.begun = True
             self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))
@@ -76,13 +96,37 @@ class AgentRules:
             return True
         if not node.told and node is not task.root:
             self._end_of_step(task, node, facts)
-        if task.root is not None and task.root.end is not None and task.deadline is None:
-            task.deadline = self._now() + self._grace
-            self._tree.remind(trace, task.deadline)
+        self._set_deadline(trace, task)
         if node in trace.away:
             self._tree.remind(trace, node.patience)
         self.endings.judge_if_complete(trace, task)
         return True
+
+    def _set_deadline(self, trace: Trace, task: InferredTask) -> None:
+        if task.root is not None and task.root.end is not None and task.deadline is None:
+            # Of what bounds a run, most of the time may have gone by before its place was known.
+            since = task.root.seen_at if task.root.ambient else self._now()
+            task.deadline = max(self._now(), since + self._grace)
+            self._tree.remind(trace, task.deadline)
+
+    def _is_early(self, trace: Trace, task: InferredTask, node: Node) -> bool:
+        """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent."""
+        root = task.root
+        if task.begun or task.due or root is None or root.end is None or root.live or root.role is not Role.AGENT:
+            return False
+        self._subagents.note(trace, task)
+        self._set_deadline(trace, task)
+        if len(trace.nodes) > _MOST_UNTOLD:
+            self.catch_up(trace, task)
+        return not task.due
+
+    def catch_up(self, trace: Trace, task: InferredTask) -> None:
+        """Report what happened in a task that was held back until it was clear that it is no other one's work."""
+        task.due = True
+        nodes = [] if task.root is None else family(task.root)
+        nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        for node in sorted(nodes, key=lambda node: (node is not task.root, node.end or 0)):
+            self.apply(trace, node)
 
     def _task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
         """Return the task that a span is part of, and whether that is new; None for a span that is part of none."""
@@ -95,7 +139,8 @@ class AgentRules:
                 trace.unwait(top)
                 self._tree.remove(trace, node, Fate.OVER)
                 return None, False
-            if not _is_agents_work(node):
+            if node.role is Role.LLM:
+                trace.early.append(node)
                 return None, False
             task = self._task_without_root(top, top.missing)
         elif top.role not in _ROOT_ROLES:
@@ -112,6 +157,8 @@ class AgentRules:
             task.started = top.start
             if not fresh:
                 return task, False
+        if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
+            task.rename(top.key)
         trace.tasks.append(task)
         return task, True
 
@@ -137,9 +184,13 @@ class AgentRules:
         is_root = node is task.root
         if task.root is None and node.start:
             task.started = min(task.started, node.start)
-        if node.chat is not None and not node.foreign and (task.chat is None or node.chat[0] <= task.chat[0]):
+        if (
+            node.chat is not None
+            and not _may_be_anothers(task, node)
+            and (task.chat is None or node.chat[0] <= task.chat[0])
+        ):
             task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
-        if is_root and node.name:
+        if is_root and is_human(node):
             task.name = node.name
         elif not task.name:
             task.name = node.hint
@@ -168,12 +219,19 @@ class AgentRules:
         node.told = True
         if node.role is Role.STEP or node.twin or node.finishes:
             return
-        task.problems += node.failed
+        if node.denied:
+            task.tools += 1
+            self._report_step(task, wording.tool_denied(node.name or "without a name"))
+            return
+        failed = node.failed and node.waits_for is None
+        task.problems += failed
         if node.role is Role.TOOL:
             task.tools += 1
-            reason = str(node.reason) if node.failed else None
+            reason = str(node.reason) if failed else None
             took = seconds_between(node.start, node.end or 0)
             text = wording.tool_used(node.name or "without a name", took, reason)
+            if node.waits_for is not None:
+                text += f", it {wording.waits_for(node.waits_for)}"
             self._report_step(task, text + _quoted(facts, "arguments") + _quoted(facts, "results"))
 
     def _end_of_sub_agent(self, task: InferredTask, node: Node) -> None:
@@ -196,10 +254,21 @@ class AgentRules:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
 
 
-def _is_agents_work(node: Node) -> bool:
-    """Return True for a span that shows an agent although its root is yet to come. A call to a model alone does not:
-    programs make those without any agent."""
-    return node.role is not Role.LLM or bool(node.hint) or node.chat is not None
+def _may_be_anothers(task: InferredTask, node: Node) -> bool:
+    """Return True for a span whose conversation may be a sub-agent's own: work of another process, or of an agent that
+    a tool is, or an agent that nobody knows yet what is above."""
+    if node.foreign or (task.root is None and node.role is Role.AGENT and node.missing is not None):
+        return True
+    above, hops = node.above, 0
+    while above is not None and above.role is not Role.TOOL and hops < _MOST_HOPS:
+        above, hops = above.above, hops + 1
+    return above is not None and above.role is Role.TOOL
+
+
+def is_human(node: Node) -> bool:
+    """Return True for a name that people gave: in an attribute for it, or a span's name that is no dotted code and no
+    word for what any agent does."""
+    return bool(node.name) and (node.named or not (_CODE.fullmatch(node.name) or node.name in _ANY_AGENTS))
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

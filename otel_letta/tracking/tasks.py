@@ -39,6 +39,10 @@ class Task:
     run = 1
     reported_at = 0
     """The latest time that a report of it bears, Unix nanoseconds."""
+    waits = False
+    """Its own span says that it pauses."""
+    parked_at = 0
+    """The time since which it waits."""
     ended = False
     inferred = False
     """Nobody declared it: short successes of it are not worth waking an agent."""
@@ -68,6 +72,12 @@ class InferredTask(Task):
     awaits: SpanKey | None = None
     """The open span that is its root if it gets a role."""
     begun = False
+    due = False
+    """Its root came when it had ended, and now it is clear that nobody called it."""
+    noted: tuple[str | None, str] | None = None
+    """Its service and conversation, as sub-agents are looked for by these."""
+    resumed = False
+    """It goes on after it has waited."""
     tools = 0
     problems = 0
     forgotten = (0, 0)
@@ -80,6 +90,8 @@ class InferredTask(Task):
     """The chat id in the context of its start."""
     default_chat: str | None = None
     """The chat id of the resource."""
+    default_message: str | None = None
+    """The message id of the resource."""
     declared_name: str | None = None
     prompt = ""
     session: str | None = None
@@ -89,6 +101,10 @@ class InferredTask(Task):
 
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
+
+    def rename(self, key: SpanKey) -> None:
+        """Know it by another span."""
+        self.key, self.id = key, automatic_id(key)
 
     def had_ended(self, at: int) -> bool:
         """Return True if its root had ended before a time: work that starts then belongs to the next task."""

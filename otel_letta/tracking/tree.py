@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from otel_letta.tracking.conventions import Role
-from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Trace
+from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
@@ -24,8 +24,7 @@ __all__ = ["REMEMBERED", "Recent", "Tree"]
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000
-_MOST_HOPS = 10_000
-"""Made-up parents can go in circles."""
+_MOST_PLAIN, _MOST_HOPS = 2_000, 10_000  # made-up parents can go in circles
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -81,6 +80,8 @@ class Tree:
         """Ended spans that were more than looked through, and the declared task that each was part of."""
         self.candidates: Recent[SpanKey, tuple[str, int] | None] = Recent(REMEMBERED)
         """Open spans of this process that may get a role yet; name and start of those that may be roots."""
+        self.plain: Recent[SpanKey, Plain] = Recent(_MOST_PLAIN)
+        """Ended spans without a role that may bound a run."""
         self._alarms: list[tuple[int, int, Doubt | Trace]] = []
         self._count = itertools.count()
         self.size = 0
@@ -179,7 +180,13 @@ class Tree:
             node.foreign = node.foreign or remote
             above = trace.nodes.get(key)
             if above is not None:
-                self._hang(node, above)
+                if node.ambient:
+                    self.look_through(trace, node, above)
+                else:
+                    self.hang(node, above)
+                return
+            if key in self.plain and (node.ambient or node.role in (Role.TOOL, Role.LLM)):
+                self._hold(trace, node, key)
                 return
             link = self._link(key)
             if link is None:
@@ -189,22 +196,33 @@ class Tree:
                     key = node.under
                     continue
                 node.missing = key
-                if remote:
+                if remote or node.ambient:
                     node.patience = self._now() + self._grace
                     trace.away.add(node)
                 trace.waiting.setdefault(key, {})[node] = None
                 return
             key, remote = link
 
-    def _hang(self, node: Node, above: Node) -> None:
+    def hang(self, node: Node, above: Node) -> None:
+        """Make a span the child of another one; parents that go in a circle have no top."""
         if above.top is node:
-            return  # parents that go in a circle have no top
+            return
         node.above = node.shortcut = above
         if above.children is None:
             above.children = {}
         above.children[node] = None
-        if node.role is Role.TOOL and above.role is Role.TOOL and node.name == above.name:
-            above.twin = True
+        if node.role is Role.TOOL and above.role is Role.TOOL:
+            if node.name == above.name:
+                above.twin = True
+            elif node.call_id is not None and node.call_id == above.call_id:
+                (above if node.named and not above.named else node).twin = True
+
+    def _hold(self, trace: Trace, node: Node, key: SpanKey) -> None:
+        """Let a span wait at one without a role that has ended, until that is known to bound a run, or not to."""
+        node.missing = key
+        trace.waiting.setdefault(key, {})[node] = None
+        trace.held[key] = max(self.plain[key].until, self._now())
+        self.remind(trace, trace.held[key])
 
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
@@ -227,6 +245,22 @@ class Tree:
         if parent is None or not trace.tasks or not self.is_over(parent):
             return False
         return any(task.awaits == key for task in trace.tasks)
+
+    def look_through(self, trace: Trace, node: Node, above: Node | None = None) -> None:
+        """Hang what is below a span that seemed to bound a run below one with a role, or let it wait for that."""
+        trace.unwait(node)
+        node.shortcut = above
+        children, node.children = node.children or {}, None
+        for child in children:
+            child.above = above
+            if above is None:
+                child.shortcut, child.missing = None, node.missing
+        if above is not None:
+            above.children = {**(above.children or {}), **children}
+        elif node.missing is not None and children:
+            trace.waiting.setdefault(node.missing, {}).update(children)
+        del trace.nodes[node.key]
+        self.size -= 1
 
     def discard(self, trace: Trace, node: Node) -> None:
         """Forget a span for its trace's sake; its children hang below the one above it from then on."""
@@ -331,8 +365,7 @@ class Tree:
                 if isinstance(who, Trace):
                     who.alarm = None
                 yield who
-        kept = len(self.doubts) + len(self.traces)
-        if len(self._alarms) > 2 * kept + 1_000:  # most of them need not wait any more
+        if len(self._alarms) > 2 * (len(self.doubts) + len(self.traces)) + 1_000:  # most of them need not wait any more
             self._alarms = [alarm for alarm in self._alarms if self._is_set(alarm)]
             heapq.heapify(self._alarms)
 

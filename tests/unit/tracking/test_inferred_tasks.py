@@ -63,17 +63,17 @@ EXPECTED: dict[str, list[Told]] = {
     "claude_agent_sdk.native.llm_error": [
         Told(
             FAILED,
-            "claude_code.interaction",
+            "claude_agent_sdk.native",
             ["search_docs"],
             "1f0b4ebc-9fd3-402b-953d-d32dc7360870",
             "Internal server",
         )
     ],
     "claude_agent_sdk.native.success": [
-        Told(COMPLETED, "claude_code.interaction", chat="96086ace-08b4-492d-948b-c92f2db074c1")
+        Told(COMPLETED, "claude_agent_sdk.native", chat="96086ace-08b4-492d-948b-c92f2db074c1")
     ],
     "claude_agent_sdk.native.tool_error": [
-        Told(COMPLETED, "claude_code.interaction", chat="c7272729-84f7-4ced-8b53-ddb5c1e57ec8", problems=1)
+        Told(COMPLETED, "claude_agent_sdk.native", chat="c7272729-84f7-4ced-8b53-ddb5c1e57ec8", problems=1)
     ],
     "crewai.oi.handoff": [
         Told(
@@ -232,7 +232,7 @@ def test_a_recorded_agent_is_told_as_it_went(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in NEVER_ENDED])
 def test_a_recorded_agent_is_told_alike_when_it_runs_here(name: str) -> None:
-    live = play_live(name)
+    live = play_live(name, resource={"service.name": name.rpartition(".")[0]})
     # The other process's own ids are not those of the traces that the SDK makes here.
     for want, end in zip(EXPECTED[name], live.ends, strict=True):
         assert (end.status, end.name, want.says in end.content) == (want.status, want.name, True)
@@ -494,7 +494,7 @@ def test_model_calls_of_a_program_without_agents_tell_nothing_even_if_their_pare
 
 def test_requests_and_users_own_spans_around_an_agent_are_looked_through() -> None:
     around = [made("my job", 2, 1, 0, 9.5), made("POST /chat", 1, None, 0, 9.6, kind=SpanKind.SERVER, error="500")]
-    inside = [chat(5, 4), made("SELECT", 7, 6), tool("t", 6, 4), agent("A", 4, 3), made("helper", 3, 2)]
+    inside = [chat(5, 4, 3, 4), made("SELECT", 7, 6), tool("t", 6, 4), agent("A", 4, 3), made("helper", 3, 2)]
     for order in ([*inside, *around], [*around[::-1], *inside[::-1]]):
         played = arrived(*order)
         assert [end.content for end in played.ends] == ["Finished 'A' in 9.0 s, 1 tool"]
@@ -739,7 +739,8 @@ def test_a_failed_part_of_a_tool_call_fails_the_call() -> None:
 
 def test_a_request_that_a_tool_made_in_vain_is_no_failure_of_the_tool() -> None:
     part = made("GET", 3, 2, 1, 2, error="404", kind=SpanKind.CLIENT)
-    assert arrived(chat(4, 1), part, tool("t", 2, 1), agent("A", 1)).ends[0].content == "Finished 'A' in 9.0 s, 1 tool"
+    played = arrived(part, tool("t", 2, 1), chat(4, 1, 3, 4), agent("A", 1))
+    assert played.ends[0].content == "Finished 'A' in 9.0 s, 1 tool"
 
 
 def test_a_reason_that_says_nothing_is_replaced_by_its_cause() -> None:
@@ -1526,7 +1527,7 @@ def test_a_start_that_is_read_late_ends_nothing() -> None:
 
 
 def test_a_lone_tool_inside_a_request_that_was_taken_for_an_agents_ends_quietly_when_the_request_comes() -> None:
-    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER), wait=0)
+    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER))
     assert [(end.status, end.wakes) for end in played.ends] == [(COMPLETED, False)]
     played.pass_seconds(2_000)
     assert len(played.ends) == 1
