@@ -1,7 +1,7 @@
 """Recordings of agent programs that are no Python libraries, and how far what `replay` makes of them is right.
 
 `tests/data/agents` holds what each program sent, ``expected.json`` what each run really was, ``repro`` small inputs
-made by hand, and ``not_yet.json`` which of all these are still wrong, each with a short reason. The list may only become
+made by hand, and ``not_yet.json`` which of all these are still wrong, each with a short reason. The list only becomes
 shorter: `tests/behaviour/test_recorded_agents.py` fails when an entry has become right. To write it anew:
 
     python -m tests.support.recorded_agents            # what is wrong now, and write the list; reasons are kept
