@@ -39,6 +39,10 @@ _CHAT_IDS: Final = (f"{_METADATA}letta.chat_id", f"{_METADATA}{semconv.CHAT_ID}"
 _MESSAGE_IDS: Final = (f"{_METADATA}letta.message_id", f"{_METADATA}{semconv.MESSAGE_ID}")
 """How the keys of ``OPENHANDS_OBSERVABILITY_METADATA`` arrive, on every span of a conversation."""
 
+_DELEGATE_OF: Final = f"{_METADATA}delegate.parent_span_id"
+"""The span of the tool that a sub-agent works for. Its conversation is a trace of its own, and all spans below the root
+have this (measured with openhands-sdk 1.58.2)."""
+
 _PATH = "lmnr.span.path"
 _INPUT = "lmnr.span.input"
 _OUTPUT = "lmnr.span.output"
@@ -53,6 +57,8 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
     kind = as_text(reading.attributes.get(semconv.LAMINAR_KIND))
     if kind is None:
         return UNCLAIMED
+    if _DELEGATE_OF in reading.attributes:
+        return None  # a sub-agent's work is the tool's that called it, and the tool is a step of the one who asked
     role = _KINDS.get(kind, _NAMES.get(reading.name))
     return None if role is Role.LLM and _is_outside_runs(reading.attributes) else role
 
