@@ -79,6 +79,9 @@ class ProgressReport:
     """False where no turn of the agent is worth it: a short task that was only inferred from spans, unless it
     failed. It stands on the board then, and goes into no message."""
 
+    waiting: bool = False
+    """The task has not ended and cannot go on without somebody; ``content`` says for whom or what it waits."""
+
     @property
     def key(self) -> str:
         """What stays the same from a task's first report to its last, even if its id was set in between."""

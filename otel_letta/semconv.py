@@ -13,6 +13,8 @@ TASK_PROGRESS: Final = "letta.task.progress"
 """double, 0.0 to 1.0: the share of the task that is done."""
 TASK_STATUS: Final = "letta.task.status"
 """string: ``in_progress``, ``completed`` or ``failed``."""
+TASK_WAITING: Final = "letta.task.waiting"
+"""boolean: the span ends, and its task does not: it waits for somebody, and goes on in another span with its id."""
 TASK_CONTENT: Final = "letta.task.content"
 """string: one line for a reader about where the task stands."""
 TASK_RESULT: Final = "letta.task.result"
@@ -29,7 +31,7 @@ AGENT_ID: Final = "letta.agent.id"
 """string: another Letta agent than the configured one; only agents of the allow list are told."""
 
 DECLARING: Final = frozenset(
-    {TASK_PROGRESS, TASK_STATUS, TASK_CONTENT, TASK_RESULT, TASK_ID, TASK_NAME, CHAT_ID, MESSAGE_ID}
+    {TASK_PROGRESS, TASK_STATUS, TASK_WAITING, TASK_CONTENT, TASK_RESULT, TASK_ID, TASK_NAME, CHAT_ID, MESSAGE_ID}
 )
 """A span that carries one of these is a task, or a step of the task around it."""
 

@@ -75,7 +75,7 @@ class Board:
 
 
 def _signature(report: ProgressReport) -> tuple[object, ...]:
-    return (percent(report.progress), report.content, report.name, report.chat_id)
+    return (percent(report.progress), report.content, report.name, report.chat_id, report.waiting)
 
 
 def _open_line(report: ProgressReport, now: datetime) -> str:

@@ -44,7 +44,7 @@ class Desk:
         mode = self._settings.delivery
         if mode is not Delivery.MESSAGES and not self._put_on_board(report) and mode is Delivery.AUTO:
             mode = Delivery.MESSAGES
-        if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and report.status.is_terminal):
+        if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and (report.status.is_terminal or report.waiting)):
             if report.wakes:
                 self._courier.put(report)
             elif mode is Delivery.MESSAGES:

@@ -74,7 +74,9 @@ def _attributes(report: ProgressReport, trace_link: str | None) -> Iterator[tupl
         link = trace_link.replace("{trace_id}", report.trace_id).replace("{span_id}", report.span_id or "")
         if len(link) <= _LINK_CAP:  # half an address leads nowhere
             yield "trace", clean_line(link, _LINK_CAP)
-    if not report.status.is_terminal:
+    if report.waiting:
+        yield "waiting", "it cannot go on until somebody acts"
+    elif not report.status.is_terminal:
         # The agent is woken by every message; this keeps it from starting work over mere progress.
         yield "reply", "not needed"
 

@@ -132,13 +132,15 @@ class Mailbox:
             self._capacity.ends += 1
             return now
         waiting = self._progress.get(report.key)
-        if waiting is not None:
+        if report.waiting and self._forget_progress(report.key):
+            self._conflated(report.task_id, f"#{report.sequence} came")  # somebody has to act: it waits for no interval
+        elif waiting is not None:
             self._conflated(report.task_id, f"#{report.sequence} came")
             waiting.report = report
             if waiting.due is not math.inf:
                 return waiting.due
             self._forget_progress(report.key)
-        due = self._due(report, now)
+        due = now if report.waiting else self._due(report, now)
         if self._capacity.full and not self._drop_oldest_progress():
             self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf

@@ -17,7 +17,7 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 __all__ = ["Batch", "read_batches", "spans_of"]
 
@@ -165,6 +165,11 @@ def _span(span: dict[str, Any], resource: Resource, scope: InstrumentationScope)
         events=[
             Event(_text(event, "name"), _attributes(event), _time(event, "timeUnixNano"))
             for event in _objects(span, "events")
+        ],
+        links=[
+            Link(SpanContext(trace, linked, True, TraceFlags(TraceFlags.SAMPLED)))
+            for link in _objects(span, "links")
+            if (trace := _hex(link, "traceId", 32)) and (linked := _hex(link, "spanId", 16))
         ],
         kind=_KINDS.get(_enum(span, "kind", "SPAN_KIND_", _KIND_NAMES), SpanKind.INTERNAL),
         status=Status(code, (_text(status, "message") or None) if code is StatusCode.ERROR else None),

@@ -70,6 +70,8 @@ def tracker_for(
         default_agent=settings.agent_id,
         content_cap=settings.content_cap,
         wake_after=settings.wake_after,
+        wake_on_wait=settings.wake_on_wait,
+        wait_timeout=settings.wait_timeout,
         grace=settings.grace,
         idle_timeout=settings.idle_timeout,
         chat_attributes=settings.chat_id_attributes,

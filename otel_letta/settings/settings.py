@@ -312,6 +312,8 @@ class SettingsOptions(TypedDict, total=False):
     grace: float | None
     idle_timeout: float | None
     wake_after: float | None
+    wake_on_wait: bool | str | None
+    wait_timeout: float | None
     content: Iterable[str] | str | None
     chat_id_attributes: Iterable[str] | str | None
     tasks: Iterable[str] | str | None

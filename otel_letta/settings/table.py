@@ -178,6 +178,19 @@ class Table:
         "Inferred tasks wake the agent if they failed or took longer; else they only stand on the board.",
         "s",
     )
+    wake_on_wait: bool = _setting(
+        "OTEL_LETTA_WAKE_ON_WAIT",
+        Switch(),
+        True,
+        "A task that waits for a person wakes the agent; false: it only stands on the board.",
+    )
+    wait_timeout: float = _setting(
+        "OTEL_LETTA_WAIT_TIMEOUT",
+        Number("seconds", above=True),
+        86_400.0,
+        "A task that waits for a person is lost after this long.",
+        "s",
+    )
     content: tuple[str, ...] = _setting(
         "OTEL_LETTA_CONTENT",
         ContentFields(),

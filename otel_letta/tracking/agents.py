@@ -13,9 +13,10 @@ from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import counted
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, standing
-from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Trace, family
+from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_agents import AgentRules, merge_declaration
+from otel_letta.tracking.rules_runs import AmbientRuns
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Recent, Tree
 from otel_letta.tracking.verdicts import Verdict
@@ -54,6 +55,7 @@ class AgentTracker:
         self._content = tuple(content)
         self._rules = AgentRules(tree, ledger, now, self._grace)
         self._endings = self._rules.endings
+        self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
         self._failures: Recent[SpanKey, Reason] = Recent(1_000)
         """Failed parts of tool calls, by the tool's span."""
         self.evicted = 0
@@ -81,6 +83,7 @@ class AgentTracker:
         inbound: Inbound = NO_IDS,
         aborted: str | None = None,
         under: Reading | None = None,
+        ambient: bool = False,
     ) -> bool:
         """Take in a span with a role that started, changed or ended; False if it is part of no task.
 
@@ -92,6 +95,7 @@ class AgentTracker:
             live: the span's start was seen in this process, so everything above it is known.
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
             under: the topmost open span above it, if ``parent`` is an open span too, and both may get a role yet.
+            ambient: the span has no role of its own, and bounds a run.
         """
         key, tree = reading.key, self._tree
         if tree.knows_end(key):
@@ -109,6 +113,7 @@ class AgentTracker:
         node, arrived = trace.nodes.get(key), []
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
+            node.ambient = ambient
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
             self._update(node, reading, facts, aborted)
@@ -124,6 +129,7 @@ class AgentTracker:
         ours = self._rules.apply(trace, node, reading, facts, said, inbound)
         for child in arrived:
             self._rules.apply(trace, child)
+        self._runs.find(trace)
         self._tidy(trace)
         return ours
 
@@ -138,7 +144,10 @@ class AgentTracker:
     def _update(self, node: Node, reading: Reading, facts: AgentFacts, aborted: str | None) -> None:
         node.role, node.name, node.hint = facts.role, facts.name or node.name, facts.hint
         node.chat = facts.chat or node.chat
-        node.answered = facts.answered
+        node.answered, node.records_answers, node.ok = facts.answered, facts.records_answers, reading.ok
+        node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
+        node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
+        node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
         node.is_run, node.finishes = facts.is_run, facts.finishes
         node.failed, node.reason = facts.failed, facts.reason
         if aborted is not None and not facts.failed:
@@ -159,8 +168,21 @@ class AgentTracker:
         reading.key, reading.parent, reading.remote, reading.end = key, parent, None, None
         self.observe(reading, facts, None, parent=parent)
 
-    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False, *, awaits: bool = False) -> None:
-        """Hang all below a span without a role below its parent. ``awaits``: that one may get a role yet."""
+    def passed(
+        self,
+        key: SpanKey,
+        parent: SpanKey | None,
+        remote: bool = False,
+        *,
+        awaits: bool = False,
+        reading: Reading | None = None,
+    ) -> None:
+        """Hang all below a span without a role below its parent.
+
+        Args:
+            awaits: that one may get a role yet.
+            reading: the span, if it has ended and may bound a run.
+        """
         tree = self._tree
         trace = tree.traces.get(key[0])
         if trace is not None and tree.is_left_over(trace, key, parent):
@@ -168,10 +190,21 @@ class AgentTracker:
         tree.links.put(key, (parent, remote))
         if awaits and parent is not None:
             tree.candidates.put(parent, tree.candidates.get(parent))
-        if trace is not None:
+        if reading is not None and reading.end is not None:
+            self._runs.hold(trace, reading)
+            if trace is not None:
+                self._tidy(trace)
+        elif trace is not None:
             for node in tree.arrived(trace, key):
                 self._rules.apply(trace, node)
             self._tidy(trace)
+
+    def _bound(self, plain: Plain) -> None:
+        """Make an agent of a span without a role that bounds a run."""
+        reading = plain.reading
+        facts = AgentFacts(Role.AGENT, "", {})
+        facts.failed, facts.reason = reading.failed, plain.reason
+        self.observe(reading, facts, None, parent=reading.above, remote=reading.remote is not None, ambient=True)
 
     def part_failed(self, tool: SpanKey, reason: Reason) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
@@ -264,6 +297,7 @@ class AgentTracker:
     def due(self, trace: Trace) -> None:
         """Do what is due in a trace: judge what has ended, and give up or report what is quiet for too long."""
         now = self._now()
+        self._runs.release(trace, now)
         self._endings.promote(trace, now)
         for task in list(trace.tasks):
             if task.deadline is not None and task.deadline <= now:
@@ -285,6 +319,7 @@ class AgentTracker:
     def judge_ended(self) -> None:
         """Judge what has ended now: somebody flushes, and may not be here when the grace time is over."""
         for trace in list(self._tree.traces.values()):
+            self._runs.release(trace, None)
             for task in list(trace.tasks):
                 if task.deadline is not None:
                     self._endings.judge(trace, task)
@@ -293,6 +328,7 @@ class AgentTracker:
     def end_all(self, reason: str | None = None) -> None:
         """End everything: nothing more will come. ``reason``: why; None is as if all idle times had passed."""
         for trace in list(self._tree.traces.values()):
+            self._runs.release(trace, None)
             self._endings.promote(trace, None)
             self._endings.give_up_all(trace, reason or wording.lost(self._idle / 1e9))
 
@@ -346,4 +382,4 @@ class AgentTracker:
         for node in trace.away:
             if node.end is not None:
                 due = min(due, node.patience)
-        return due
+        return min(due, *trace.held.values(), due)

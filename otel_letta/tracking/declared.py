@@ -7,7 +7,7 @@ from typing import Any
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
-from otel_letta.text import as_text, clean_line
+from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, MARKS
 from otel_letta.tracking.values import id_of, number_of, share_of
 
@@ -31,6 +31,8 @@ class Declaration:
     status: TaskStatus | None = None
     content: str | None = None
     result: str | None = None
+    waiting: bool = False
+    """If the span ends like this, its task does not: it waits for somebody."""
     inferred: bool = False
     """Nothing of the span says so: a setting or a filter makes a task of it."""
 
@@ -76,7 +78,23 @@ def declaration_of(name: str, attributes: Mapping[str, Any], opted: str | None =
     key, value = first(semconv.TASK_PROGRESS, semconv.BARE_PROGRESS)
     said.progress = read_progress(key, _share(key, value, attributes), said.ignored)
     said.status = _status(*first(semconv.TASK_STATUS, semconv.BARE_STATUS), said.ignored)
+    said.waiting = _waits(attributes.get(semconv.TASK_WAITING), said)
     return said
+
+
+_WAITS = pattern(r"(?i)\s*(?:(?:it|task) )?(?:is )?wait(?:s|ing)\b")
+
+
+def _waits(value: Any, said: Declaration) -> bool:
+    """Return True for a task that pauses.
+
+    ``in_progress`` alone is no sign: people set it at the start, and leave it there. A content that says so is.
+    """
+    if said.status is not None and said.status.is_terminal:
+        return False
+    if type(value) is bool or value is not None:
+        return value is True or (as_text(value) or "").lower() == "true"
+    return said.status is TaskStatus.IN_PROGRESS and _WAITS.match(said.content or "") is not None
 
 
 def is_progress_event(name: str, attributes: Mapping[str, Any], span: Mapping[str, Any]) -> bool:

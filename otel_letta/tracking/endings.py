@@ -51,18 +51,22 @@ class Endings:
         root = task.root
         if root is None or task.ended:
             return
-        below = family(root)[1:]
+        below, torn = family(root)[1:], False
         for orphan in trace.orphans_of(task):
-            if task.awaits is not None or root.start <= orphan.start <= (root.end or 0):
+            if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
                 below += family(orphan)
-        verdict = judge(root, below, self.outside.get(trace.id) or 0)
+                torn |= not orphan.live and orphan not in trace.away
+        verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
-        self._make_roots(
-            trace, [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
-        )
+        due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
+        # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
+        # frameworks make one for each turn, or what is above it has not ended.
+        unsettled = {node for node in due if node.ambient and not node.remote and not _is_settled(node)}
+        trace.away -= unsettled
+        self._make_roots(trace, [node for node in due if node not in unsettled])
 
     def _make_roots(self, trace: Trace, tops: Collection[Node]) -> None:
         for node in sorted(tops, key=lambda node: node.start):
@@ -72,6 +76,10 @@ class Endings:
 
     def give_up_all(self, trace: Trace, reason: str) -> None:
         """End all tasks of a trace of which nothing more will come."""
+        turns = [node for node in trace.orphans if node.ambient]
+        if len(turns) > 1:  # parts of one run, then, whose root never came
+            for turn in turns:
+                self._tree.look_through(trace, turn)
         ended = [node for node in trace.orphans if node.end is not None]
         last = max(ended, key=lambda node: node.end or 0, default=None)
         if last is not None and last.role is Role.AGENT:
@@ -105,16 +113,25 @@ class Endings:
         name, reason, status = self._ledger.name_of(task), verdict.reason, verdict.status
         # Counted again: what was reported before the root came may have been another task's, or one call twice.
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
+        if verdict.waits_for is not None:
+            self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
+            return
         if task.status is not None and task.status.is_terminal:
             status = task.status
         if status is TaskStatus.COMPLETED:
+            task.problems += verdict.cut
             task.progress = 1.0
             took = seconds_between(task.started, at)
             content = wording.agent_finished(name, took, task.tools, task.problems)
             if verdict.spoke:
                 content += f"; {wording.ended_with_message()}"
+        elif verdict.cancelled:
+            content, reason = wording.agent_cancelled(name, str(reason)), reason or Reason("", "cancelled")
+        elif verdict.timed_out:
+            content = wording.agent_timed_out(name, str(reason))
         elif verdict.stopped:
-            content, reason = wording.agent_stopped(name), Reason("", "stopped: it ended without an answer")
+            why = str(reason) or wording.NO_ANSWER
+            content, reason = wording.agent_stopped(name, why), Reason("", f"stopped: {why}")
         else:
             content = wording.agent_failed(name, str(reason))
         if task.root_content is not None:
@@ -147,8 +164,11 @@ class Endings:
         nodes: Sequence[Node],
     ) -> None:
         task.deadline = None
-        self._ledger.report_inferred(task, status, content, at, error=error)
-        self._ledger.remember(task)
+        if status is TaskStatus.IN_PROGRESS:
+            self._ledger.park(task, content, at)
+        else:
+            self._ledger.report_inferred(task, status, content, at, error=error)
+            self._ledger.remember(task)
         task.ended = True
         if task in trace.tasks:
             trace.tasks.remove(task)
@@ -158,6 +178,10 @@ class Endings:
         for node in nodes:
             trace.unwait(node)
             self._tree.remove(trace, node, Fate.OVER)
+
+
+def _is_settled(run: Node) -> bool:
+    return not judge(run, family(run)[1:]).stopped
 
 
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:

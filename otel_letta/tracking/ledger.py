@@ -13,6 +13,7 @@ from otel_letta.text import as_text, clean_block, clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions.names import name_for_logs
 from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.parked import Parked, go_on
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.tasks import InferredTask, Task
 from otel_letta.tracking.tree import REMEMBERED, Recent
@@ -51,6 +52,8 @@ class Ledger:
         default_agent: the configured agent; naming it is the same as naming none.
         content_cap: most characters of content and of the result that a report keeps.
         wake_after: seconds from which on an inferred task is worth waking an agent for its success.
+        wake_on_wait: a task that waits for a person is worth waking an agent.
+        wait_timeout: seconds after which one that waits is lost.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
     """
 
@@ -64,6 +67,8 @@ class Ledger:
         default_agent: str | None = None,
         content_cap: int = 2_000,
         wake_after: float = 60.0,
+        wake_on_wait: bool = True,
+        wait_timeout: float = 86_400.0,
         claimed: Callable[[str], bool] = lambda session: False,
     ) -> None:
         self._emit = emit
@@ -73,11 +78,14 @@ class Ledger:
         self._default_agent = default_agent
         self._content_cap = content_cap
         self._wake_after = wake_after
+        self._wake_on_wait = wake_on_wait
+        self._wait = int(wait_timeout * 1e9)
         self._claimed = claimed
         self.tasks: dict[tuple[str | None, str], Task] = {}
         """Declared tasks under way, by agent and id."""
         self._past: Recent[tuple[str | None, str], tuple[int, int]] = Recent(REMEMBERED)
         """Run and sequence of tasks that are over: another one with the same id counts on from there."""
+        self._parked = Parked()
         self._warned: Recent[tuple[object, str], None] = Recent(1_000)
 
     # -- a task's life -----------------------------------------------------------------------------------------------
@@ -135,6 +143,9 @@ class Ledger:
         past = self._past.get((task.agent_id, task_id))
         if past is not None:
             task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+        parked = self._parked.take_declared(task, task_id)
+        if parked is not None:
+            go_on(task, parked)
         self.tasks[(task.agent_id, task_id)] = task
 
     def drop(self, task: Task) -> None:
@@ -147,6 +158,44 @@ class Ledger:
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""
         self._past.put((task.agent_id, task.id), (task.run, task.sequence))
+
+    # -- tasks that wait ---------------------------------------------------------------------------------------------
+
+    def park(self, task: Task, content: str, at: int | None) -> None:
+        """Report that a task cannot go on without somebody, and keep its place for when it does."""
+        task.parked_at = self._now()
+        if isinstance(task, InferredTask):
+            self.report_inferred(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
+        else:
+            self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
+            self.tasks.pop((task.agent_id, task.id), None)
+        task.ended = True
+        self._parked.put(task)
+
+    def resume(self, task: InferredTask) -> bool:
+        """Let an agent's task go on with one that waited in the same conversation, or trace; True if there is one."""
+        parked = self._parked.take_inferred(task)
+        if parked is None:
+            return False
+        go_on(task, parked)
+        return True
+
+    def may_resume(self, task: InferredTask) -> bool:
+        """Return True if a task of the same service waits, so that this may turn out to be the same."""
+        return self._parked.has_of(task.service)
+
+    def expire(self) -> int | None:
+        """Give up what has waited for too long. Returns when the next one will have."""
+        for task in self._parked.older_than(self._now() - self._wait):
+            reason = wording.nobody_came(self._wait / 1e9)
+            if isinstance(task, InferredTask):
+                content = wording.agent_failed(self.name_of(task), reason)
+                self.report_inferred(task, TaskStatus.FAILED, content, self._now(), error=reason)
+            else:
+                self.report(task, TaskStatus.FAILED, wording.failed(reason), self._now(), error=reason)
+            self.remember(task)
+        oldest = self._parked.oldest
+        return None if oldest is None else oldest + self._wait
 
     # -- reports of declared tasks -----------------------------------------------------------------------------------
 
@@ -194,7 +243,14 @@ class Ledger:
             task.claimed = self._claimed(task.session)
 
     def report_inferred(
-        self, task: InferredTask, status: TaskStatus, content: str, at: int, *, error: str | None = None
+        self,
+        task: InferredTask,
+        status: TaskStatus,
+        content: str,
+        at: int,
+        *,
+        error: str | None = None,
+        waiting: bool = False,
     ) -> None:
         """Report about an inferred task. One that somebody else reports is followed in silence; if it was reported
         before that, its end wakes nobody."""
@@ -207,7 +263,7 @@ class Ledger:
         if task.inbound_chat is not None and (chat is None or rank > 0):
             chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer
         task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
-        self.report(task, status, content, at, error=error, name=self.name_of(task))
+        self.report(task, status, content, at, error=error, name=self.name_of(task), waiting=waiting)
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +276,7 @@ class Ledger:
         *,
         error: str | None = None,
         name: str | None = None,
+        waiting: bool = False,
     ) -> None:
         """Make a report and emit it.
 
@@ -227,12 +284,14 @@ class Ledger:
             at: the time that it speaks of, Unix nanoseconds.
             error: why the task failed.
             name: the task's name for this report, if it is not ``task.name``.
+            waiting: the task cannot go on without somebody.
         """
         task.sequence += 1
         # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
         task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
         worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
+        worth_it = self._wake_on_wait if waiting else worth_it
         self._emit(
             ProgressReport(
                 chat_id=task.chat_id,
@@ -251,6 +310,7 @@ class Ledger:
                 started=_utc(task.started) if task.started else None,
                 duration=duration,
                 wakes=worth_it and not task.mirrored,
+                waiting=waiting,
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
                 span_id=None if task.key is None else f"{task.key[1]:016x}",
                 service=task.service,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
-__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Place", "Trace", "family"]
+__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Place", "Plain", "Trace", "family"]
 
 MOST_SPANS_OF_A_TRACE = 4_096
 _MOST_HOPS = 10_000
@@ -55,6 +57,18 @@ class Node:
     failed = False
     reason = Reason()
     answered = False
+    records_answers = False
+    ok = False
+    """Its status says that it went well."""
+    finish: Finish | None = None
+    finish_word = ""
+    cancelled = False
+    timed_out = False
+    raised: Reason | None = None
+    waits_for: str | None = None
+    denied = False
+    call_id: str | None = None
+    named = False
     is_run = False
     finishes = False
     chat: tuple[int, str] | None = None
@@ -72,6 +86,8 @@ class Node:
     """The time until which that is waited for, if it is in another process and may never arrive here."""
     foreign = False
     """Work that another process did when it was called."""
+    ambient = False
+    """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
     twin = False
     """A second instrumentation reports the same tool call."""
     kept: tuple[AgentFacts | None, Declaration | None] | None = None
@@ -137,6 +153,16 @@ def family(top: Node) -> list[Node]:
     return found
 
 
+class Plain(NamedTuple):
+    """An ended span without a role, that may bound a run."""
+
+    reading: Reading
+    reason: Reason
+    """Why it failed."""
+    until: int
+    """The time until which those below it wait there to see that."""
+
+
 class Place(enum.Enum):
     """The relation of an ended declaration to one above it."""
 
@@ -198,6 +224,10 @@ class Trace:
         self.away: set[Node] = set()
         """Those that wait for a span of another process."""
         self.tasks: list[InferredTask] = []
+        self.early: list[Node] = []
+        """Calls of models that came before anything that shows a task: they are none alone."""
+        self.held: dict[SpanKey, int] = {}
+        """Ended spans without a role at which spans with one wait, until when: such a span may bound a run."""
 
     @property
     def rootless(self) -> InferredTask | None:

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error
-from otel_letta.tracking.conventions import MARKS, Role, role_of
+from otel_letta.tracking.conventions import EVENTS, MARKS, Role, role_of
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
 from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
 
@@ -25,6 +25,9 @@ NOTED = semconv.INTERESTING | MARKS
 """A span without any of these is no task, no step, and has no role, unless a setting or a filter says so."""
 
 _ERROR_CAP = 16_384
+_MOST_LINKS = 16
+_AT_END = 100_000_000
+"""Nanoseconds before a span's end in which an exception is what ended it."""
 
 
 class Reading:
@@ -45,10 +48,18 @@ class Reading:
     scope: str
     events: Sequence[tuple[int, Mapping[str, Any]]]
     """Time and attributes of each span event that reports progress."""
+    links: Sequence[SpanKey]
+    """The spans that it links to."""
     described: str
     """The status's own words, as they came."""
+    ok: bool
+    """Its status says that it went well. Most instrumentations never say so."""
+    signals: Sequence[tuple[str, Mapping[str, Any]]]
+    """Name and allowed attributes of each span event that a convention knows."""
     exception: tuple[str, str]
     """Type and message of the last exception that the span recorded, as they came."""
+    raised_at: int
+    """The time of that exception; 0 for none, or one after which another event came."""
     opted: str | None
     """The task's name, if a setting or a filter makes a task of the span."""
 
@@ -79,28 +90,34 @@ class Reading:
         self.kind = span.kind
         self.scope = scope_of(span)
         self.opted = opted
-        self.events, self.exception = (), ("", "")
+        self.events, self.signals, self.exception, self.raised_at = (), (), ("", ""), 0
+        self.links = tuple(link.context[:2] for link in span.links[:_MOST_LINKS]) if span.links else ()
         if events := span.events:
             self._read_events(events)
         self._read_status(span)
         return self
 
     def _read_events(self, events: Sequence[Any]) -> None:
-        kind, message, progress = "", "", []
+        kind, message, progress, signals, raised_at = "", "", [], [], 0
         for event in events:
             name = as_text(event.name) or ""
             attributes = event.attributes or {}
+            raised_at = 0
+            if name in EVENTS:
+                signals.append((name, {key: attributes[key] for key in EVENTS[name] if key in attributes}))
             if name == semconv.EXCEPTION_EVENT:
                 kind = as_text(attributes.get(semconv.EXCEPTION_TYPE)) or ""
                 message = as_text(attributes.get(semconv.EXCEPTION_MESSAGE)) or ""
+                raised_at = nanoseconds_of(event.timestamp)
             elif is_progress_event(name, attributes, self.attributes):
                 progress.append((nanoseconds_of(event.timestamp), dict(attributes)))
-        self.events = progress
+        self.events, self.signals, self.raised_at = progress, signals, raised_at
         self.exception = kind[:ID_CAP], message[:_ERROR_CAP]
 
     def _read_status(self, span: ReadableSpan) -> None:
         status = span.status
         self.failed = status.status_code is StatusCode.ERROR
+        self.ok = status.status_code is StatusCode.OK
         self.described = ""
         if self.failed:  # the SDK keeps a description of errors only
             described = as_text(status.description) or ""
@@ -117,6 +134,12 @@ class Reading:
         kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
         # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
         return clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
+
+    @property
+    def raised_at_end(self) -> bool:
+        """True if an exception is the last that it recorded, just before its end, and its status is not OK."""
+        end = self.end
+        return end is not None and not self.ok and self.raised_at > 0 and end - self.raised_at <= _AT_END
 
     @cached_property
     def role(self) -> Role | None:
@@ -142,7 +165,7 @@ class Reading:
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
         light = copy.copy(self)
-        light.attributes, light.events, light.described, light.exception = {}, (), "", ("", "")
+        light.attributes, light.events, light.signals, light.described, light.exception = {}, (), (), "", ("", "")
         return light
 
 

@@ -63,9 +63,19 @@ class AgentRules:
         source = reading or trace.sample
         if fresh and source is not None:
             self._ledger.address(task, source, said, inbound)
+            for early in trace.early:
+                self._merge(task, early, None)
+            trace.early.clear()
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
+        if not task.begun and self._ledger.may_resume(task):
+            self._ledger.resume(task)
+            if not task.resumed and task.root is None and task.chat is None:
+                return True  # it may be the one that waited, and its root will show that
+        if not task.begun and task.resumed:
+            task.begun = True
+            self.report(task, wording.goes_on(self._ledger.name_of(task)))
         if not task.begun:
             task.begun = True
             self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))
@@ -95,7 +105,8 @@ class AgentRules:
                 trace.unwait(top)
                 self._tree.remove(trace, node, Fate.OVER)
                 return None, False
-            if not _is_agents_work(node):
+            if node.role is Role.LLM:
+                trace.early.append(node)
                 return None, False
             task = self._task_without_root(top, top.missing)
         elif top.role not in _ROOT_ROLES:
@@ -194,12 +205,6 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
-
-
-def _is_agents_work(node: Node) -> bool:
-    """Return True for a span that shows an agent although its root is yet to come. A call to a model alone does not:
-    programs make those without any agent."""
-    return node.role is not Role.LLM or bool(node.hint) or node.chat is not None
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

@@ -122,6 +122,7 @@ class DeclaredRules:
         task.message_id = said.message_id or task.message_id
         if said.status is not None:
             task.status = said.status
+        task.waits = said.waiting
         if (
             said.task_id is not None
             and task.id == task.automatic_id
@@ -336,7 +337,9 @@ class DeclaredRules:
 
     def _finish(self, task: Task, reading: Reading, aborted: str | None) -> None:
         status, error = judge_declared(task.status, reading, aborted)
-        if status is TaskStatus.FAILED and error is not None and error is aborted:
+        if task.waits and status is TaskStatus.COMPLETED:
+            self._ledger.park(task, task.root_content or wording.waits_for(wording.A_PERSON), reading.end)
+        elif status is TaskStatus.FAILED and error is not None and error is aborted:
             self._ledger.fail(task, error, reading.end)
         else:
             self._ledger.close(task, status, reading.end, error)

@@ -39,6 +39,10 @@ class Task:
     run = 1
     reported_at = 0
     """The latest time that a report of it bears, Unix nanoseconds."""
+    waits = False
+    """Its own span says that it pauses."""
+    parked_at = 0
+    """The time since which it waits."""
     ended = False
     inferred = False
     """Nobody declared it: short successes of it are not worth waking an agent."""
@@ -68,6 +72,8 @@ class InferredTask(Task):
     awaits: SpanKey | None = None
     """The open span that is its root if it gets a role."""
     begun = False
+    resumed = False
+    """It goes on after it has waited."""
     tools = 0
     problems = 0
     forgotten = (0, 0)

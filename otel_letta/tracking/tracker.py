@@ -80,6 +80,7 @@ class Tracker:
         content_cap: most characters of content and of the result that a report keeps.
         patience, step_patience: see `DeclaredRules`.
         wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
+        wake_on_wait, wait_timeout: see `Ledger`.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
         agent_options: see `AgentTracker`.
@@ -97,6 +98,8 @@ class Tracker:
         patience: float = 30.0,
         step_patience: float = 3_600.0,
         wake_after: float = 60.0,
+        wake_on_wait: bool = True,
+        wait_timeout: float = 86_400.0,
         claimed: Callable[[str], bool] = lambda session: False,
         most_tasks: int = 10_000,
         **agent_options: Unpack[AgentOptions],
@@ -111,6 +114,8 @@ class Tracker:
             default_agent=default_agent,
             content_cap=content_cap,
             wake_after=wake_after,
+            wake_on_wait=wake_on_wait,
+            wait_timeout=wait_timeout,
             claimed=claimed,
         )
         self._agents = AgentTracker(self.tree, self._ledger, now, **agent_options)
@@ -315,7 +320,7 @@ class Tracker:
             self.spans_ignored += 1
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
                 self._agents.part_failed(parent, reason_of(reading))
-            self._agents.passed(key, parent, reading.remote is not None)
+            self._agents.passed(key, parent, reading.remote is not None, reading=reading)
             return
         self.tree.links.put(key, (parent, reading.remote is not None))
         if said is not None:
@@ -367,7 +372,8 @@ class Tracker:
                 self._agents.due(waiting)
             else:
                 self._declared.release(waiting)
-        return self.tree.next_alarm
+        alarms = [alarm for alarm in (self.tree.next_alarm, self._ledger.expire()) if alarm is not None]
+        return min(alarms, default=None)
 
     def release(self, *, anonymous: bool = True) -> None:
         """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents

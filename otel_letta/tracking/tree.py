@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from otel_letta.tracking.conventions import Role
-from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Trace
+from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
@@ -24,6 +24,7 @@ __all__ = ["REMEMBERED", "Recent", "Tree"]
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000
+_MOST_PLAIN = 2_000
 _MOST_HOPS = 10_000
 """Made-up parents can go in circles."""
 
@@ -81,6 +82,8 @@ class Tree:
         """Ended spans that were more than looked through, and the declared task that each was part of."""
         self.candidates: Recent[SpanKey, tuple[str, int] | None] = Recent(REMEMBERED)
         """Open spans of this process that may get a role yet; name and start of those that may be roots."""
+        self.plain: Recent[SpanKey, Plain] = Recent(_MOST_PLAIN)
+        """Ended spans without a role that may bound a run."""
         self._alarms: list[tuple[int, int, Doubt | Trace]] = []
         self._count = itertools.count()
         self.size = 0
@@ -179,7 +182,13 @@ class Tree:
             node.foreign = node.foreign or remote
             above = trace.nodes.get(key)
             if above is not None:
-                self._hang(node, above)
+                if node.ambient:
+                    self._dissolve(trace, node, above)
+                else:
+                    self._hang(node, above)
+                return
+            if key in self.plain and node.role in (Role.TOOL, Role.LLM):
+                self._hold(trace, node, key)
                 return
             link = self._link(key)
             if link is None:
@@ -189,7 +198,7 @@ class Tree:
                     key = node.under
                     continue
                 node.missing = key
-                if remote:
+                if remote or node.ambient:
                     node.patience = self._now() + self._grace
                     trace.away.add(node)
                 trace.waiting.setdefault(key, {})[node] = None
@@ -205,6 +214,23 @@ class Tree:
         above.children[node] = None
         if node.role is Role.TOOL and above.role is Role.TOOL and node.name == above.name:
             above.twin = True
+
+    def _hold(self, trace: Trace, node: Node, key: SpanKey) -> None:
+        """Let a span wait at one without a role that has ended, until that is known to bound a run, or not to."""
+        node.missing = key
+        trace.waiting.setdefault(key, {})[node] = None
+        trace.held[key] = max(self.plain[key].until, self._now())
+        self.remind(trace, trace.held[key])
+
+    def _dissolve(self, trace: Trace, node: Node, above: Node) -> None:
+        """Look through a span that seemed to bound a run: one with a role is above it."""
+        node.shortcut = above
+        children, node.children = node.children or {}, None
+        above.children = {**(above.children or {}), **children}
+        for child in children:
+            child.above = above
+        del trace.nodes[node.key]
+        self.size -= 1
 
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
@@ -227,6 +253,17 @@ class Tree:
         if parent is None or not trace.tasks or not self.is_over(parent):
             return False
         return any(task.awaits == key for task in trace.tasks)
+
+    def look_through(self, trace: Trace, node: Node) -> None:
+        """Let those below a span that seemed to bound a run wait for what is above it."""
+        trace.unwait(node)
+        for child in node.children or ():
+            child.above, child.shortcut, child.missing = None, None, node.missing
+            if node.missing is not None:
+                trace.waiting.setdefault(node.missing, {})[child] = None
+        node.children = None
+        del trace.nodes[node.key]
+        self.size -= 1
 
     def discard(self, trace: Trace, node: Node) -> None:
         """Forget a span for its trace's sake; its children hang below the one above it from then on."""

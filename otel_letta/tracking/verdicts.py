@@ -1,5 +1,5 @@
 """Verdicts: how a task ended. An agent's is judged from all its spans: frameworks often leave their root span OK or
-UNSET."""
+UNSET, and some set no status at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from otel_letta.report import TaskStatus
+from otel_letta.text import pattern
 from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.nodes import Node
 from otel_letta.tracking.reading import Reading
@@ -24,6 +26,13 @@ class Verdict(NamedTuple):
     """Nothing failed, and yet the last question to the model has no answer."""
     spoke: bool = False
     """It completed with a message to its user, which may be a question."""
+    cancelled: bool = False
+    """Somebody cancelled it."""
+    timed_out: bool = False
+    cut: bool = False
+    """It completed with an answer that a limit of length cut off."""
+    waits_for: str | None = None
+    """It has not ended: it cannot go on without this."""
 
 
 def judge_declared(said: TaskStatus | None, reading: Reading, aborted: str | None) -> tuple[TaskStatus, str | None]:
@@ -45,9 +54,11 @@ def judge_declared(said: TaskStatus | None, reading: Reading, aborted: str | Non
 
 
 _UNFINISHED = Reason("", "stopped before it was finished: paused, interrupted, stuck, or at a limit")
+_COMPLETED = Verdict(TaskStatus.COMPLETED)
+_STOPPED = Verdict(TaskStatus.FAILED, stopped=True)
 
 
-def judge(root: Node, below: Sequence[Node], outside: int = 0) -> Verdict:
+def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: bool = False) -> Verdict:
     """The verdict on a task whose root has ended.
 
     A failed tool or model call below is a problem of a step: agents recover from those. Only what came last, with
@@ -55,25 +66,131 @@ def judge(root: Node, below: Sequence[Node], outside: int = 0) -> Verdict:
 
     Args:
         outside: when the last call of a tool started that belongs to the task and is not below its root.
+        torn: a span of its work names a parent in the same process that never came: that one was cut off.
     """
     ended = [span for span in below if span.end is not None]
+    return (
+        _waits(root, ended)
+        or _by_root(root, ended)
+        or (_judge_run(below, outside) if root.is_run else None)
+        or _by_sub_agent(ended)
+        or _by_last_tool(root, ended)
+        or _by_last_model(root, ended)
+        or (_STOPPED if torn and not root.ok else _COMPLETED)
+    )
+
+
+def _waits(root: Node, ended: Sequence[Node]) -> Verdict | None:
+    """It waits if its root, or what came last in it, ended only because it cannot go on without somebody."""
+    if root.waits_for is not None:
+        return Verdict(TaskStatus.IN_PROGRESS, waits_for=root.waits_for)
+    waiting = [span for span in ended if span.waits_for is not None]
+    last = _last_begun(waiting)
+    if last is None or any(span.role is Role.LLM and span.start > (last.end or 0) for span in ended):
+        return None
+    about = f": {last.name}" if last.role is Role.TOOL and last.name else ""
+    return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{last.waits_for}{about}")
+
+
+def _by_root(root: Node, ended: Sequence[Node]) -> Verdict | None:
+    """What the root says of itself."""
+    if root.cancelled:
+        return _failed(root, ended)
     if root.failed:
-        return Verdict(TaskStatus.FAILED, _reason(root, ended))
-    if root.is_run:
-        return _judge_run(below, outside)
-    models = [span for span in ended if span.role is Role.LLM]
+        return _failed(root, ended)
+    if root.raised is not None and not root.answered:
+        return _failed(root, ended)
+    if root.finish in (Finish.ERROR, Finish.FILTERED):
+        return _by_finish(root)
+    return None
+
+
+def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
+    """A sub-agent that failed last, and no model went on after it."""
     agent = _last(span for span in ended if span.role is Role.AGENT)
-    if agent is not None and agent.failed and not _recovered(agent, models):
-        return Verdict(TaskStatus.FAILED, _reason(agent, ended))
-    if models:
-        leaf = _last(span for span in ended if span.role in (Role.LLM, Role.TOOL))
-        if leaf is not None and leaf.failed:
-            return Verdict(TaskStatus.FAILED, _reason(leaf, ended))
-        last = _last(models)
-        # Calls that ran side by side with the last one count as one: a race has one winner.
-        if last is not None and not any(span.answered for span in models if (span.end or 0) >= last.start):
-            return Verdict(TaskStatus.FAILED, stopped=True)
-    return Verdict(TaskStatus.COMPLETED)
+    if agent is None or not agent.failed:
+        return None
+    if any(span.role is Role.LLM and span.answered and span.start >= (agent.end or 0) for span in ended):
+        return None
+    return _failed(agent, ended)
+
+
+_FINAL = pattern(
+    r"(?i)(?:transfer_|hand_?off).*|(?:final|structured)_?(?:output|answer|result|response)(?:_.*)?"
+    r"|(?:output|answer|finish|submit|complete|done)|(?:attempt_completion|task_complete|submit_.*)"
+)
+"""Tools by which agents end on purpose, or hand over."""
+
+
+def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
+    """A tool is last: the model was not asked again with what it gave, so something stopped the agent.
+
+    Models are ordered by their starts: some spans of models enclose the tools that the model asked for.
+    """
+    models = [span for span in ended if span.role is Role.LLM]
+    tools = [span for span in ended if span.role is Role.TOOL]
+    if not models or not tools:
+        return _failed(tools[-1], ended) if tools and (tools := [t for t in tools if t.cancelled]) else None
+    last = [tool for tool in tools if not _asked_again(tool, models)]
+    if not last:
+        return None
+    if any(tool.finishes or _FINAL.fullmatch(tool.name) for tool in last):
+        return None
+    bad = _last(tool for tool in last if tool.failed or tool.cancelled)
+    if bad is not None:
+        return _failed(bad, ended)
+    return None if root.ok else _STOPPED
+
+
+def _asked_again(tool: Node, models: Sequence[Node]) -> bool:
+    """Return True if a model's call began after a tool's, or if only the tool's own calls of models are traced."""
+    others = [model for model in models if not _is_below(model, tool)]
+    return not others or any(model.start >= tool.start for model in others)
+
+
+def _is_below(span: Node, above: Node) -> bool:
+    up, hops = span.above, 0
+    while up is not None and up is not above and hops < 1_000:
+        up, hops = up.above, hops + 1
+    return up is above
+
+
+def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
+    """What the last call of a model says. Calls that ran side by side with it count as one: a race has one winner."""
+    models = [span for span in ended if span.role is Role.LLM]
+    last = _last_begun(models)
+    if last is None:
+        return None
+    race = [span for span in models if (span.end or 0) >= last.start]
+    if any(span.answered and not span.failed for span in race):
+        return Verdict(TaskStatus.COMPLETED, cut=all(s.finish is Finish.LENGTH for s in race if s.answered))
+    bad = _last(span for span in race if span.failed or span.cancelled or span.raised is not None)
+    if bad is not None:
+        return _failed(bad, ended)
+    if (found := _by_finish(last)) is not None:
+        return found
+    # Some instrumentations never record an answer, and then the lack of one says nothing.
+    silent = not any(span.records_answers for span in models)
+    return _COMPLETED if silent and (root.ok or root.answered) else _STOPPED
+
+
+def _by_finish(span: Node) -> Verdict | None:
+    """What a finish reason says that is no answer's."""
+    if span.finish is Finish.FILTERED:
+        return Verdict(TaskStatus.FAILED, Reason("", f"blocked by the model's filter ({span.finish_word})"))
+    if span.finish is Finish.CANCELLED:
+        return Verdict(TaskStatus.FAILED, cancelled=True)
+    if span.finish is Finish.ERROR:
+        return Verdict(TaskStatus.FAILED, Reason("", "the model's answer ended with an error"), stopped=True)
+    return _STOPPED if span.finish is Finish.EMPTY else None
+
+
+def _failed(span: Node, ended: Sequence[Node]) -> Verdict:
+    """It failed with a span, or was cancelled there."""
+    if span.waits_for is not None:
+        return Verdict(TaskStatus.IN_PROGRESS, waits_for=span.waits_for)
+    reason = _reason(span, ended)
+    return Verdict(TaskStatus.FAILED, reason, cancelled=span.cancelled, timed_out=span.timed_out)
 
 
 def _judge_run(below: Sequence[Node], outside: int) -> Verdict:
@@ -97,7 +214,7 @@ def _judge_run(below: Sequence[Node], outside: int) -> Verdict:
 def judge_orphans(tops: Sequence[Node], below: Sequence[Node]) -> Verdict | None:
     """The verdict on spans whose root never came; None if they do not tell, and the task is lost."""
     last = _last(span for span in tops if span.end is not None)
-    return Verdict(TaskStatus.FAILED, _reason(last, below)) if last is not None and last.failed else None
+    return _failed(last, below) if last is not None and (last.failed or last.waits_for is not None) else None
 
 
 def judge_unended(root: Node, below: Sequence[Node]) -> Verdict | None:
@@ -113,21 +230,22 @@ def judge_unended(root: Node, below: Sequence[Node]) -> Verdict | None:
         return None
     if last.role is Role.TOOL and not any(span.role is Role.LLM for span in below):
         return None  # agents recover from those, and where models are not traced nobody sees it
-    return Verdict(TaskStatus.FAILED, _reason(last, below))
+    return _failed(last, below)
 
 
 def _last(spans: Iterable[Node]) -> Node | None:
     return max(spans, key=lambda span: (span.end or 0, -span.depth), default=None)
 
 
-def _recovered(agent: Node, models: Sequence[Node]) -> bool:
-    return any(span.answered and not span.failed and span.start >= (agent.end or 0) for span in models)
+def _last_begun(spans: Iterable[Node]) -> Node | None:
+    return max(spans, key=lambda span: (span.start, span.depth), default=None)
 
 
 def _reason(failed: Node, below: Sequence[Node]) -> Reason:
     """Its own reason, or that of the last failure below it, the deepest first."""
-    if failed.reason.text:
-        return failed.reason
+    own = failed.reason or failed.raised or Reason()
+    if own.text:
+        return own
     causes = [span for span in below if span.failed and span.reason and span is not failed]
     deepest = max(causes, key=lambda span: (bool(span.reason.text), span.end or 0, span.depth), default=None)
-    return deepest.reason if deepest is not None and (deepest.reason.text or not failed.reason) else failed.reason
+    return deepest.reason if deepest is not None and (deepest.reason.text or not own) else own

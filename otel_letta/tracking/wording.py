@@ -6,27 +6,36 @@ from otel_letta.text import duration, percent
 
 __all__ = [
     "ALMOST_DONE",
+    "A_PERSON",
     "NEVER_ENDED",
+    "NO_ANSWER",
     "SHUT_DOWN",
+    "agent_cancelled",
     "agent_failed",
     "agent_finished",
     "agent_started",
     "agent_stopped",
+    "agent_timed_out",
     "completed",
     "ended_with_message",
     "failed",
+    "goes_on",
     "in_progress",
     "lost",
+    "nobody_came",
     "silent",
     "started",
     "sub_agent",
     "told_elsewhere",
     "tool_used",
     "using_tool",
+    "waits_for",
 ]
 
 NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
+NO_ANSWER = "it ended without an answer"
+A_PERSON = "a person"
 ALMOST_DONE = 0.99
 """The share that a plan can reach before the task has ended: its last point may be followed by a new plan."""
 
@@ -92,8 +101,30 @@ def agent_failed(name: str, reason: str) -> str:
     return f"'{name}' failed: {reason}" if reason else f"'{name}' failed"
 
 
-def agent_stopped(name: str) -> str:
-    return f"'{name}' stopped: it ended without an answer"
+def agent_stopped(name: str, why: str) -> str:
+    return f"'{name}' stopped: {why}"
+
+
+def agent_cancelled(name: str, reason: str) -> str:
+    if "timed out" in reason:  # nobody can tell which
+        return f"'{name}' was {reason}"
+    return f"'{name}' was cancelled"
+
+
+def agent_timed_out(name: str, reason: str) -> str:
+    return f"'{name}' timed out: {reason}" if reason and "timed out" not in reason else f"'{name}' timed out"
+
+
+def waits_for(what: str) -> str:
+    return f"waits for {what}"
+
+
+def goes_on(name: str) -> str:
+    return f"'{name}' goes on"
+
+
+def nobody_came(seconds: float) -> str:
+    return f"lost, it waited for {duration(seconds)} and nobody came"
 
 
 def ended_with_message() -> str:

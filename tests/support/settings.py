@@ -40,6 +40,8 @@ SHOWN = {
     "grace": ("0.5", "0.5 s"),
     "idle_timeout": ("60", "60 s"),
     "wake_after": ("0", "0 s"),
+    "wake_on_wait": ("no", "false"),
+    "wait_timeout": ("3600", "3600 s"),
     "content": ("Errors,arguments", "arguments, errors"),
     "chat_id_attributes": ("session.id,thread", "session.id, thread"),
     "tasks": ("name:nightly *, scope:celery*", "name:nightly *, scope:celery*"),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role
 from otel_letta.tracking.conventions.gen_ai import GEN_AI, GEN_AI_BARE
+from otel_letta.tracking.conventions.gen_ai_pauses import GEN_AI_PAUSES
+from otel_letta.tracking.conventions.gen_ai_tasks import GEN_AI_TASKS
 from otel_letta.tracking.conventions.laminar import LAMINAR
 from otel_letta.tracking.conventions.letta import LETTA
 from otel_letta.tracking.conventions.logfire import LOGFIRE
@@ -23,12 +25,28 @@ from otel_letta.tracking.conventions.openllmetry import OPENLLMETRY
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["CONTENT_FIELDS", "CONVENTIONS", "MARKS", "Convention", "Role", "role_of"]
+__all__ = ["CONTENT_FIELDS", "CONVENTIONS", "EVENTS", "MARKS", "Convention", "Role", "role_of"]
 
-CONVENTIONS = (LETTA, MCP, LOGFIRE, GEN_AI, OPENINFERENCE, OPENLLMETRY, LAMINAR, GEN_AI_BARE)
+CONVENTIONS = (
+    LETTA,
+    MCP,
+    LOGFIRE,
+    GEN_AI,
+    OPENINFERENCE,
+    OPENLLMETRY,
+    LAMINAR,
+    GEN_AI_BARE,
+    GEN_AI_PAUSES,
+    GEN_AI_TASKS,
+)
 
 MARKS = frozenset().union(*(convention.marks for convention in CONVENTIONS))
 """Attributes of spans that agent frameworks make."""
+
+EVENTS: Mapping[str, tuple[str, ...]] = {
+    name: attributes for convention in CONVENTIONS for name, attributes in convention.events.items()
+}
+"""Span events that conventions know, by their names, with the attributes that may be read."""
 
 CONTENT_FIELDS: Mapping[str, str] = {
     "arguments": "what a tool was called with",

@@ -58,6 +58,22 @@ class Convention(NamedTuple):
     """Attributes that show that a model answered."""
     answer_prefixes: tuple[str, ...] = ()
     """Beginnings of the names of such attributes."""
+    no_answers: frozenset[str] = frozenset()
+    """Attributes with such a beginning that show none: they are known before a model answers."""
+    finishes: tuple[str, ...] = ()
+    """Attributes that hold why an answer ended."""
+    call_ids: tuple[str, ...] = ()
+    """Attributes that hold the id of a tool's call: spans that share one are the same call."""
+    error_types: tuple[str, ...] = ()
+    """Attributes that hold an error's type, beside ``error.type``."""
+    error_texts: tuple[str, ...] = ()
+    """Attributes that hold an error's text, beside ``error.message``."""
+    denied: Mapping[str, str] = _NONE
+    """Attributes, and the value by which they say that a person refused a tool's call."""
+    cancelled: Mapping[str, str] = _NONE
+    """Attributes, and the value by which they say that somebody cancelled the work."""
+    events: Mapping[str, tuple[str, ...]] = _NONE
+    """Names of its span events that are read, with their attributes that may be."""
     failed: Mapping[str, str] = _NONE
     """Attributes, and the value by which they say that a span failed."""
     plans: tuple[str, ...] = ()

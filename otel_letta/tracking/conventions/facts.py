@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line
 from otel_letta.tracking.conventions import CONVENTIONS, Role
+from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
+from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
 from otel_letta.tracking.conventions.plans import plan_of, progress_event
 from otel_letta.tracking.conventions.reasons import ADDRESS, Reason, reason_of
@@ -32,7 +34,28 @@ class AgentFacts:
     failed = False
     reason = Reason()
     answered = False
-    """A model's span that holds any sign of an answer."""
+    """It holds a sign of an answer: a model's, or an agent's own. A finish reason that says otherwise wins."""
+    records_answers = False
+    """It has attributes for an answer, whatever is in them. Where no span of a run has any, the lack of one says
+    nothing."""
+    finish: Finish | None = None
+    """Why the answer ended; None if nothing says so. Some models say ``ANSWERED`` also when they ask for a tool."""
+    finish_word = ""
+    """The same as it was written, such as ``SAFETY``."""
+    cancelled = False
+    """Its error, its finish reason or an attribute says that somebody cancelled it."""
+    timed_out = False
+    """Its error says that the time was over."""
+    raised: Reason | None = None
+    """An exception that it recorded last, at its end, although its status is not ERROR."""
+    waits_for: str | None = None
+    """What it waits for, if it ended only because it cannot go on without that."""
+    denied = False
+    """A tool's call that a person refused."""
+    call_id: str | None = None
+    """The id of a tool's call: spans that share one are the same call."""
+    named = False
+    """The name stood in an attribute for it, not only in the span's own name."""
     plan: float | None = None
     """The share of a plan's points that are done."""
     message_id: str | None = None
@@ -59,8 +82,14 @@ _GIVEN = tuple(name for convention in CONVENTIONS for name in convention.chats)
 _CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, *_GIVEN))}
 _ANSWERS = frozenset().union(*(convention.answers for convention in CONVENTIONS))
 _ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in convention.answer_prefixes)
+_NO_ANSWERS = frozenset().union(*(convention.no_answers for convention in CONVENTIONS))
+_FINISHES = tuple(name for convention in CONVENTIONS for name in convention.finishes)
+_CALL_IDS = tuple(name for convention in CONVENTIONS for name in convention.call_ids)
+_DENIED = {name: value for convention in CONVENTIONS for name, value in convention.denied.items()}
+_CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
+_NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
-_REFINING = tuple((c.marks, c.refine) for c in CONVENTIONS if c.refine is not None)
+_REFINING = tuple((c.marks | c.also_asked, c.events.keys(), c.refine) for c in CONVENTIONS if c.refine is not None)
 
 
 def read_agent(
@@ -81,12 +110,15 @@ def read_agent(
     if _failed(reading):
         facts.failed = True
         facts.reason = reason_of(reading, whole="errors" in content)
-    if role is Role.LLM:
-        facts.answered = _answered(attributes)
-    elif role is Role.TOOL:
+    if role is Role.TOOL:
         facts.plan = plan_of(attributes)
-    for marks, refine in _REFINING:
-        if not attributes.keys().isdisjoint(marks):
+        facts.call_id = next((found for name in _CALL_IDS if (found := id_of(attributes.get(name)))), None)
+        facts.denied = _holds(attributes, _DENIED)
+    else:
+        _read_answer(facts, reading)
+    _read_interruption(facts, reading)
+    for marks, events, refine in _REFINING:
+        if not attributes.keys().isdisjoint(marks) or any(name in events for name, _ in reading.signals):
             refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
@@ -110,10 +142,44 @@ def _says_more_than_an_id(value: str) -> bool:
     return len(value.split()) >= _WORDS_OF_AN_ID or ("@" in value and ADDRESS.search(value) is not None)
 
 
-def _answered(attributes: Mapping[str, Any]) -> bool:
-    if not _ANSWERS.isdisjoint(attributes):
-        return True
-    return any(type(name) is str and name.startswith(_ANSWER_PREFIXES) for name in attributes)
+def _read_answer(facts: AgentFacts, reading: Reading) -> None:
+    attributes = reading.attributes
+    signs = [name for name in attributes if _is_answers(name)]
+    facts.records_answers = bool(signs)
+    reasons = [attributes[name] for name in _FINISHES if name in attributes]
+    reasons += [values[name] for _, values in reading.signals for name in _FINISHES if name in values]
+    found = finish_of(iter(reasons))
+    if found is not None:
+        facts.finish, facts.finish_word = found
+        facts.cancelled = facts.finish is Finish.CANCELLED
+    facts.answered = facts.finish not in _NO_OUTCOMES and (
+        facts.finish is not None or any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
+    )
+
+
+def _is_answers(name: object) -> bool:
+    return type(name) is str and (name in _ANSWERS or name.startswith(_ANSWER_PREFIXES))
+
+
+def _read_interruption(facts: AgentFacts, reading: Reading) -> None:
+    """Read what an error says that is none: somebody cancelled the work, or it waits for somebody."""
+    attributes = reading.attributes
+    error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
+    exception, message = reading.exception
+    facts.cancelled = facts.cancelled or _holds(attributes, _CANCELLED)
+    if not (facts.failed or exception):
+        return
+    text = reading.described or message
+    kinds = [kind for kind in (error_type, exception) if kind]
+    if any(is_wait(kind, "") for kind in kinds) or (facts.role is not Role.LLM and is_wait("", text)):
+        facts.waits_for = A_PERSON
+        return
+    at_end = reading.raised_at_end
+    if facts.failed or at_end:
+        facts.cancelled = facts.cancelled or is_cancelled("", text) or any(is_cancelled(kind, "") for kind in kinds)
+        facts.timed_out = is_timed_out("", text) or any(is_timed_out(kind, "") for kind in kinds)
+    if at_end and not facts.failed:
+        facts.raised = reason_of(reading)
 
 
 def _failed(reading: Reading) -> bool:
@@ -121,8 +187,12 @@ def _failed(reading: Reading) -> bool:
     return (
         reading.failed
         or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
-        or any(name in attributes and as_text(attributes[name]) == value for name, value in _FAILED.items())
+        or _holds(attributes, _FAILED)
     )
+
+
+def _holds(attributes: Mapping[str, Any], values: Mapping[str, str]) -> bool:
+    return any(name in attributes and (as_text(attributes[name]) or "").lower() == values[name] for name in values)
 
 
 def _extras(attributes: Mapping[str, Any], role: Role, content: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,18 @@ GEN_AI = Convention(
         {"gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "gen_ai.output.messages", "output_tokens"}
     ),
     answer_prefixes=("gen_ai.response.", "gen_ai.completion."),
-    failed={"gen_ai.tool.status": "error", "tool.status": "error"},
+    no_answers=frozenset({"gen_ai.response.model"}),
+    finishes=(
+        "gen_ai.response.finish_reasons",
+        "gen_ai.response.finish_reason",
+        "gen_ai.completion.0.finish_reason",
+        "finish_reason",
+    ),
+    call_ids=("gen_ai.tool.call.id", "gen_ai.tool_call.id", "tool_call.id", "tool_call_id", "call_id"),
+    error_types=("gen_ai.tool.error.type",),
+    failed={"gen_ai.tool.status": "error", "tool.status": "error", "gen_ai.tool.call.outcome": "error"},
+    denied={"decision": "reject"},
+    events={"gen_ai.choice": ("finish_reason",)},
     plans=("gen_ai.tool.call.result", "gen_ai.tool.call.arguments"),
     content={
         (Role.TOOL, "arguments"): ("gen_ai.tool.call.arguments",),

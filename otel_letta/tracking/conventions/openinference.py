@@ -39,6 +39,8 @@ OPENINFERENCE = Convention(
     chats=(semconv.SESSION_ID,),
     answers=frozenset({"llm.token_count.completion", "llm.output_messages", "output.value"}),
     answer_prefixes=("llm.output_messages.",),
+    finishes=("llm.finish_reason", "llm.finish_reasons", "llm.response.finish_reasons"),
+    call_ids=("tool_call.id", "tool.call.id"),
     plans=("tool.parameters", "output.value", "input.value"),
     content={
         (Role.TOOL, "arguments"): ("tool.parameters", "input.value"),

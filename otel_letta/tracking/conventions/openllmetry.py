@@ -44,6 +44,7 @@ OPENLLMETRY = Convention(
     repeated_names=frozenset({"traceloop.entity.path", "traceloop.workflow.name"}),
     chats=(f"{_ASSOCIATED}session_id", f"{_ASSOCIATED}thread_id"),
     answers=frozenset({_OUTPUT}),
+    finishes=("llm.completions.0.finish_reason",),
     plans=(_OUTPUT, _INPUT),
     content={
         (Role.TOOL, "arguments"): (_INPUT,),

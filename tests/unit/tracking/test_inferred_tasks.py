@@ -491,7 +491,7 @@ def test_model_calls_of_a_program_without_agents_tell_nothing_even_if_their_pare
 
 def test_requests_and_users_own_spans_around_an_agent_are_looked_through() -> None:
     around = [made("my job", 2, 1, 0, 9.5), made("POST /chat", 1, None, 0, 9.6, kind=SpanKind.SERVER, error="500")]
-    inside = [chat(5, 4), made("SELECT", 7, 6), tool("t", 6, 4), agent("A", 4, 3), made("helper", 3, 2)]
+    inside = [chat(5, 4, 3, 4), made("SELECT", 7, 6), tool("t", 6, 4), agent("A", 4, 3), made("helper", 3, 2)]
     for order in ([*inside, *around], [*around[::-1], *inside[::-1]]):
         played = arrived(*order)
         assert [end.content for end in played.ends] == ["Finished 'A' in 9.0 s, 1 tool"]
@@ -736,7 +736,8 @@ def test_a_failed_part_of_a_tool_call_fails_the_call() -> None:
 
 def test_a_request_that_a_tool_made_in_vain_is_no_failure_of_the_tool() -> None:
     part = made("GET", 3, 2, 1, 2, error="404", kind=SpanKind.CLIENT)
-    assert arrived(chat(4, 1), part, tool("t", 2, 1), agent("A", 1)).ends[0].content == "Finished 'A' in 9.0 s, 1 tool"
+    played = arrived(part, tool("t", 2, 1), chat(4, 1, 3, 4), agent("A", 1))
+    assert played.ends[0].content == "Finished 'A' in 9.0 s, 1 tool"
 
 
 def test_a_reason_that_says_nothing_is_replaced_by_its_cause() -> None:
@@ -1523,7 +1524,7 @@ def test_a_start_that_is_read_late_ends_nothing() -> None:
 
 
 def test_a_lone_tool_inside_a_request_that_was_taken_for_an_agents_ends_quietly_when_the_request_comes() -> None:
-    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER), wait=0)
+    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER))
     assert [(end.status, end.wakes) for end in played.ends] == [(COMPLETED, False)]
     played.pass_seconds(2_000)
     assert len(played.ends) == 1

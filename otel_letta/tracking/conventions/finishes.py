@@ -1,0 +1,87 @@
+"""Finish reasons: why a model's answer ended, in the words of any provider or framework."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from otel_letta.text import as_text, clean_line, pattern
+
+__all__ = ["FILLERS", "Finish", "finish_of", "is_filler"]
+
+_WORD_CAP = 40
+_MOST_CHOICES = 16
+
+
+class Finish(enum.Enum):
+    """Why an answer ended."""
+
+    ANSWERED = "it was complete"
+    TOOLS = "the model asked for a tool"
+    LENGTH = "a limit of length"
+    FILTERED = "a filter"
+    CANCELLED = "somebody cancelled it"
+    ERROR = "an error"
+    EMPTY = "the attribute is there and says nothing: the answer was cut off"
+
+
+FILLERS = frozenset({"", "none", "null", "nil", "unknown", "undefined", "n/a", "unspecified", "other"})
+"""Values that stand for no value."""
+
+_WORDS: Mapping[Finish, str] = {
+    Finish.ERROR: "error errored failed failure server_error network_error malformed_function_call malformed_tool_call "
+    "unexpected_tool_call invalid_tool_call insufficient_system_resource",
+    Finish.CANCELLED: "cancelled canceled cancel aborted abort interrupted user_abort user_cancelled user_canceled "
+    "client_disconnected",
+    Finish.FILTERED: "safety image_safety content_filter content_filtered filtered filter blocklist blocked "
+    "prohibited_content image_prohibited_content spii recitation image_recitation refusal guardrail_intervened "
+    "guardrail sensitive",
+    # A turn that a provider paused is to be sent again, like one with a tool's answer.
+    Finish.TOOLS: "tool_calls tool_call tool_use tool_execution function_call function_calls tools tool pause_turn",
+    Finish.LENGTH: "length max_tokens max_output_tokens max_length token_limit max_token model_length "
+    "model_context_window_exceeded context_length_exceeded",
+}
+_FINISHES = {word: finish for finish, words in _WORDS.items() for word in words.split()}
+_BY_WEIGHT = (*_WORDS, Finish.ANSWERED, Finish.EMPTY)
+"""Of several choices the one that says most counts."""
+_SPLIT = pattern(r"[\[\]\"',\s]+")
+
+
+def is_filler(value: Any) -> bool:
+    """Return True for an attribute's value that stands for no value: empty, zero, or a word for nothing."""
+    if value is None or value is False or value == 0:
+        return True
+    if isinstance(value, (tuple, list)):
+        return all(is_filler(item) for item in value[:_MOST_CHOICES])
+    text = as_text(value)
+    return text is not None and len(text) <= _WORD_CAP and text.strip(" []{}\"'").lower() in FILLERS
+
+
+def finish_of(values: Iterator[Any]) -> tuple[Finish, str] | None:
+    """Return why an answer ended, and the word for it; None if nothing says so.
+
+    Args:
+        values: what stands in attributes of finish reasons: text, arrays, or an array written as text.
+    """
+    found: dict[Finish, str] = {}
+    for value in values:
+        words = list(_words_of(value))
+        if not words:
+            found.setdefault(Finish.EMPTY, "")
+        for word in words:
+            # "FinishReason.STOP", "FINISH_REASON_STOP", "tool-calls"
+            plain = word.rpartition(".")[2].lower().replace("-", "_").removeprefix("finish_reason_")
+            if plain not in FILLERS:
+                found.setdefault(_FINISHES.get(plain, Finish.ANSWERED), clean_line(word, _WORD_CAP))
+    return next(((finish, found[finish]) for finish in _BY_WEIGHT if finish in found), None)
+
+
+def _words_of(value: Any) -> Iterator[str]:
+    if isinstance(value, (tuple, list)):
+        for item in value[:_MOST_CHOICES]:
+            yield from _words_of(item)
+        return
+    text = as_text(value)
+    if text is not None:
+        yield from [word for word in _SPLIT.split(text[:400]) if word][:_MOST_CHOICES]

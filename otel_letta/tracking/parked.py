@@ -1,0 +1,92 @@
+"""Tasks that wait: they have not ended, and go on in another span, trace or process when somebody has acted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from otel_letta.tracking.tasks import InferredTask, Task
+
+__all__ = ["Parked", "go_on"]
+
+_MOST = 10_000
+
+
+class Parked:
+    """The tasks that wait, from the oldest on."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str | None, str], Task] = {}
+
+    @property
+    def oldest(self) -> int | None:
+        """The time since which the oldest waits."""
+        first = next(iter(self._tasks.values()), None)
+        return None if first is None else first.parked_at
+
+    def put(self, task: Task) -> None:
+        key = (task.agent_id, task.id)
+        self._tasks.pop(key, None)
+        self._tasks[key] = task
+        if len(self._tasks) > _MOST:
+            del self._tasks[next(iter(self._tasks))]
+
+    def older_than(self, time: int) -> Iterator[Task]:
+        """Take out those that wait since then, or longer."""
+        while self._tasks:
+            key, task = next(iter(self._tasks.items()))
+            if task.parked_at > time:
+                break
+            del self._tasks[key]
+            yield task
+
+    def has_of(self, service: str | None) -> bool:
+        return any(isinstance(task, InferredTask) and task.service == service for task in self._tasks.values())
+
+    def take_declared(self, task: Task, task_id: str) -> Task | None:
+        """Take out the one with an id, or the one in the chat of a task that has none."""
+        found = self._tasks.get((task.agent_id, task_id))
+        if found is None and task_id == task.automatic_id and task.chat_id is not None:
+            found = next((t for t in self._tasks.values() if _is_anonymous(t) and _same_chat(t, task)), None)
+        return self._take(found)
+
+    def take_inferred(self, task: InferredTask) -> InferredTask | None:
+        """Take out the one of the same conversation, or of the same trace."""
+        for other in self._tasks.values():
+            if not isinstance(other, InferredTask) or other.agent_id != task.agent_id:
+                continue
+            same_trace = other.key[0] == task.key[0]
+            same_chat = task.chat is not None and other.chat is not None and task.chat[2] == other.chat[2]
+            if other.service == task.service and (same_trace or same_chat):
+                self._take(other)
+                return other
+        return None
+
+    def _take(self, task: Task | None) -> Task | None:
+        if task is not None:
+            self._tasks.pop((task.agent_id, task.id), None)
+        return task
+
+
+def _is_anonymous(task: Task) -> bool:
+    return task.id == task.automatic_id and not isinstance(task, InferredTask)
+
+
+def _same_chat(one: Task, other: Task) -> bool:
+    return (one.agent_id, one.chat_id) == (other.agent_id, other.chat_id)
+
+
+def go_on(task: Task, parked: Task) -> None:
+    """Let a task take the place of one that waited: its id, its reports' order, and how far it was."""
+    task.id, task.key, task.run = parked.id, parked.key, parked.run
+    task.sequence, task.reported_at = max(task.sequence, parked.sequence), parked.reported_at
+    task.started = min(task.started, parked.started) if task.started and parked.started else parked.started
+    task.progress = max(task.progress, parked.progress)
+    task.has_progress = task.has_progress or parked.has_progress
+    task.chat_id, task.message_id = task.chat_id or parked.chat_id, task.message_id or parked.message_id
+    task.name = task.name or parked.name
+    task.failed_steps += parked.failed_steps
+    if isinstance(task, InferredTask) and isinstance(parked, InferredTask):
+        task.forgotten = (task.forgotten[0] + parked.tools, task.forgotten[1] + parked.problems)
+        task.tools, task.problems = task.tools + parked.tools, task.problems + parked.problems
+        task.chat = task.chat or parked.chat
+        task.resumed = True

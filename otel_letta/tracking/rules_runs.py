@@ -1,0 +1,91 @@
+"""Rules for runs without an agent's span of their own: common below the span of a web handler or a job.
+
+The nearest span without a role whose nearest descendants with one hold a tool and a model call is the agent. It is
+judged by the same rules, and ends by its own end, whatever is above it. What holds calls of models alone is no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.reasons import Reason, reason_of
+from otel_letta.tracking.nodes import Node, Plain, Trace
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tree import Tree
+
+__all__ = ["AmbientRuns"]
+
+_MOST_ROUNDS = 1_000
+
+
+class AmbientRuns:
+    """Finds the spans that bound a run.
+
+    Spans come in any order, and so those with a role wait at an ended span without one until the grace time is over.
+
+    Args:
+        grace: nanoseconds from its end.
+        apply: applies the rules to a span whose place is known now.
+        bound: makes an agent of a span.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        now: Callable[[], int],
+        grace: int,
+        apply: Callable[[Trace, Node], object],
+        bound: Callable[[Plain], None],
+    ) -> None:
+        self._tree = tree
+        self._now = now
+        self._grace = grace
+        self._apply = apply
+        self._bound = bound
+
+    def hold(self, trace: Trace | None, reading: Reading) -> None:
+        """Take in an ended span without a role: it may bound a run."""
+        key, until = reading.key, self._now() + self._grace
+        reason = reason_of(reading) if reading.failed else Reason()
+        self._tree.plain.put(key, Plain(reading.without_content(), reason, until))
+        if trace is not None:
+            for node in self._tree.arrived(trace, key):
+                if node.missing != key:
+                    self._apply(trace, node)
+            self.find(trace)
+
+    def find(self, trace: Trace) -> None:
+        """Make agents of the spans that bound a run."""
+        for key in [key for key in trace.held if len(_roles(trace.waiting.get(key, ()))) > 1]:
+            trace.held.pop(key, None)
+            plain = self._tree.plain.pop(key, None)
+            if plain is not None:
+                self._bound(plain)
+
+    def release(self, trace: Trace, now: int | None) -> None:
+        """Look through those for which the time is up, and that bound no run. ``now``: None waits no longer."""
+        for _ in range(_MOST_ROUNDS):
+            due = [key for key, until in trace.held.items() if now is None or until <= now]
+            if not due:
+                break
+            self._let_go(trace, due)
+
+    def _let_go(self, trace: Trace, keys: Collection[SpanKey]) -> None:
+        for key in sorted(keys, key=self._depth):
+            if trace.held.pop(key, None) is None:
+                continue
+            self._tree.plain.pop(key, None)
+            for node in self._tree.arrived(trace, key):
+                self._apply(trace, node)
+            self.find(trace)
+
+    def _depth(self, key: SpanKey) -> tuple[int, int]:
+        """Return what orders spans so that those below come first."""
+        plain = self._tree.plain.get(key)
+        return (plain.reading.end or 0, -plain.reading.start) if plain is not None else (0, 0)
+
+
+def _roles(nodes: Iterable[Node]) -> set[Role]:
+    """Return which of the two sorts of work there is."""
+    return {node.role for node in nodes if not node.foreign and node.role in (Role.TOOL, Role.LLM)}
