@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime, timezone
 from enum import Enum
 
 from otel_letta.integrations.openhands.events import Origin
@@ -31,6 +32,8 @@ class Run(Task):
     halted = False
     """Paused, or waiting for a person."""
     waits_for = Wait.NOTHING
+    waits_since = 0
+    """Unix nanoseconds."""
     suspicion: tuple[int, str] | None = None
     """When it looked failed, and why; events that are still on their way may explain or refute that."""
     to_read: tuple[int, Callable[[], str]] | None = None
@@ -73,3 +76,12 @@ class Conversation:
         """False after a failure was reported without its reason, which may still come."""
         self.failed_at: int | None = None
         """When its last run failed, Unix nanoseconds, if nothing has begun since."""
+
+    def next_id(self, at: int) -> str:
+        """Make the id of the run that begins at a time, Unix nanoseconds."""
+        if self.runs is None:
+            # Earlier runs may have been reported, by another process too: numbers from 1 on could be theirs.
+            began = datetime.fromtimestamp(at / 1e9, timezone.utc)
+            return f"{self.id}/{began:%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
+        self.runs += 1
+        return f"{self.id}/{self.runs}"

@@ -2,107 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime, timezone
 
-from otel_letta.integrations.openhands.claims import Claims, plain_id
-from otel_letta.integrations.openhands.conversations import Conversation, Run, Wait
+from otel_letta.integrations.openhands.claims import plain_id
+from otel_letta.integrations.openhands.conversations import Conversation, Wait
 from otel_letta.integrations.openhands.events import FINISH, ID_CAP, PLAN, Event, EventKind, Origin
-from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.integrations.openhands.lives import Lives
+from otel_letta.report import ProgressReport
 from otel_letta.text import clean_error, clean_line
 from otel_letta.tracking import wording
-from otel_letta.tracking.ledger import Ledger, seconds_between
-from otel_letta.tracking.tree import Recent
 
 _SUMMARY_CAP = 120
 _ERROR_CAP = 200
-_MOST_CONVERSATIONS = 1_000
-_REMEMBERED_EVENTS = 20_000
-"""Ids of known events: webhooks deliver a batch again when its answer got lost."""
-_PATIENCE = 40 * 10**9
-"""Nanoseconds that a run that seems to have failed waits for the event with the reason, or for its late finish:
-OpenHands sends it at once, but an agent-server may keep it back for 30 s, the default of its webhooks."""
 _SAME_FAILURE = 5 * 10**9
 """Nanoseconds in which another error of a run that has failed is taken for the same one, said twice."""
 _STATUS_AFTER = 10**9
 """Nanoseconds after a tool's start until the execution status is read: a confirmation is asked for in the same step."""
 
 
-class Runs:
-    """The runs of all conversations of a pipeline: its `Source` of OpenHands' reports.
-
-    Args:
-        now: the wall clock, Unix nanoseconds.
-        host: this machine's name.
-        content_cap: most characters of a result.
-        most: conversations that are followed at once. Of more, the one without events for the longest is given up.
-    """
-
-    def __init__(
-        self,
-        *,
-        now: Callable[[], int] = time.time_ns,
-        host: str | None = None,
-        content_cap: int = 2_000,
-        most: int = _MOST_CONVERSATIONS,
-    ) -> None:
-        self._now = now
-        self._host = host
-        self._content_cap = content_cap
-        self._most = most
-        self._claims = Claims()
-        self._begin(lambda report: None)
-
-    def _begin(self, emit: Callable[[ProgressReport], None]) -> None:
-        self._ledger = Ledger(emit=emit, now=self._now, host=self._host, content_cap=self._content_cap)
-        self._conversations: OrderedDict[str, Conversation] = OrderedDict()
-        self._known_events: Recent[tuple[str, str], None] = Recent(_REMEMBERED_EVENTS)
-        self._suspects: dict[str, Run] = {}
-        self._to_read: dict[str, Conversation] = {}
-        """Conversations whose execution status is to be read."""
-        self._at = 0
-        """Time of the event that is judged, Unix nanoseconds."""
-        self.open_tasks = 0
+class Runs(Lives):
+    """The runs of all conversations of a pipeline, judged by events: its `Source` of OpenHands' reports. The arguments
+    are those of `Lives`."""
 
     # -- as a source of the pipeline -----------------------------------------------------------------------------------
 
     def start(self, emit: Callable[[ProgressReport], None]) -> None:
         """Begin with nothing open. Claims stay: a forked child goes on with its parent's callbacks."""
         self._begin(emit)
-
-    def tick(self, now_ns: int) -> int | None:
-        """End runs that looked failed for long enough. Returns when to come again (Unix ns), None for never."""
-        self._at = now_ns
-        due = self._read_statuses(now_ns)
-        for key, run in list(self._suspects.items()):
-            conversation = self._conversations.get(key)
-            if conversation is None or conversation.run is not run or run.suspicion is None:
-                del self._suspects[key]
-                continue
-            since, reason = run.suspicion
-            if since + _PATIENCE <= now_ns:
-                conversation.explained = False
-                self._fail(conversation, reason)
-            else:
-                due = since + _PATIENCE if due is None else min(due, since + _PATIENCE)
-        return due
-
-    def _read_statuses(self, now_ns: int) -> int | None:
-        """Find out which tools do not run, but wait for a confirmation."""
-        due = None
-        for key, conversation in list(self._to_read.items()):
-            run = conversation.run
-            if run is None or run.to_read is None or run.halted:
-                del self._to_read[key]
-            elif run.to_read[0] <= now_ns:
-                del self._to_read[key]
-                if run.to_read[1]() == "waiting_for_confirmation":
-                    self._wait(conversation, Wait.CONFIRMATION)
-            else:
-                due = run.to_read[0] if due is None else min(due, run.to_read[0])
-        return due
 
     def shutdown(self) -> None:
         """Report what is open as failed: the program ends. What waits for a person still does."""
@@ -172,7 +98,7 @@ class Runs:
         run.began(event.call, line)
         if event.status is not None:
             run.to_read = self._at + _STATUS_AFTER, event.status
-            self._to_read[plain_id(conversation.id)] = conversation
+            self._to_check[plain_id(conversation.id)] = None
         if event.tool != PLAN or event.text:  # the items of the plan come right afterwards
             self._progress(conversation, line)
 
@@ -290,86 +216,6 @@ class Runs:
         elif status == "waiting_for_confirmation":
             self._wait(conversation, Wait.CONFIRMATION)
 
-    # -- a run's life --------------------------------------------------------------------------------------------------
-
-    def _running(self, conversation: Conversation, *, resumes: bool = True) -> Run:
-        """Return the run that is under way, begun if there is none.
-
-        ``resumes``: report that a halted run goes on; not where another report follows at once.
-        """
-        run = conversation.run
-        if run is not None:
-            run.suspicion = None
-            if run.halted:
-                run.halted, run.waits_for = False, Wait.NOTHING
-                if resumes:
-                    self._progress(conversation, "Resumed")
-            return run
-        if conversation.runs is None:
-            # Earlier runs may have been reported, by another process too: numbers from 1 on could be theirs.
-            number = f"{_utc(self._at):%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
-        else:
-            conversation.runs += 1
-            number = str(conversation.runs)
-        run = conversation.run = Run(f"{conversation.id}/{number}", self._at)
-        conversation.explained, conversation.failed_at = True, None
-        self.open_tasks += 1
-        self._progress(conversation, None)
-        return run
-
-    def _halt(self, conversation: Conversation, content: str) -> None:
-        if conversation.run is not None:
-            conversation.run.halted = True
-            self._progress(conversation, content)
-
-    def _wait(self, conversation: Conversation, wait: Wait) -> None:
-        run = conversation.run
-        if run is None or run.waits_for is wait:
-            return
-        run.waits_for = wait
-        what = "answer its question" if wait is Wait.ANSWER else f"confirm '{run.pending()}'"
-        self._halt(conversation, f"waits for a person: {what}")
-
-    def _suspect(self, conversation: Conversation, reason: str) -> None:
-        run = conversation.run
-        if run is not None and run.suspicion is None:
-            run.suspicion = self._at, reason
-            self._suspects[plain_id(conversation.id)] = run
-
-    def _progress(self, conversation: Conversation, content: str | None) -> None:
-        run = conversation.run
-        assert run is not None
-        if content is not None and content == run.content:
-            return
-        run.content = content
-        self._report(conversation, run, TaskStatus.IN_PROGRESS, content or wording.started())
-
-    def _complete(self, conversation: Conversation) -> None:
-        run, conversation.run = conversation.run, None
-        if run is None:
-            return
-        run.progress = 1.0
-        content = wording.completed(seconds_between(run.started, self._at), run.failed_steps)
-        if run.answer_is_message:
-            content = "Ended with a message: it may be a question"
-        self._report(conversation, run, TaskStatus.COMPLETED, content)
-
-    def _fail(self, conversation: Conversation, reason: str) -> None:
-        run, conversation.run = conversation.run, None
-        if run is not None:
-            conversation.failed_at = self._at
-            self._report(conversation, run, TaskStatus.FAILED, wording.failed(reason, run.content), error=reason)
-
-    def _report(
-        self, conversation: Conversation, run: Run, status: TaskStatus, content: str, *, error: str | None = None
-    ) -> None:
-        origin = conversation.origin
-        run.chat_id, run.message_id, run.name = origin.chat_id, origin.message_id, origin.name or "OpenHands"
-        if status.is_terminal:
-            self.open_tasks -= 1
-            run.result = run.answer or None
-        self._ledger.report(run, status, clean_line(content, self._content_cap), self._at, error=error)
-
 
 _RULES: dict[EventKind, Callable[[Runs, Conversation, Event], None]] = {
     EventKind.CREATED: Runs._created,
@@ -391,7 +237,3 @@ _RULES: dict[EventKind, Callable[[Runs, Conversation, Event], None]] = {
     EventKind.STOPPED: Runs._stopped,
     EventKind.CLOSED: Runs._closed,
 }
-
-
-def _utc(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)

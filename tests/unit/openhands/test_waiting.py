@@ -42,6 +42,8 @@ def test_a_run_that_waits_for_confirmation_goes_on_as_the_same_task(
     driver = Driver().observe(ASKED, EventKind.RUN_ENTERED, CALL, *pause)
     assert waiting(driver) == [WAITS]
     assert driver.reports[-1].status is TaskStatus.IN_PROGRESS
+    assert [report.waiting for report in driver.reports] == [report.content == WAITS for report in driver.reports]
+    assert driver.reports[-1].wakes
     driver.observe(*resume, FINISH, FINISHED, Event(EventKind.RUN_RETURNED, code="finished"))
     assert (waiting(driver), driver.end.status) == ([WAITS], TaskStatus.COMPLETED)
     assert len({report.task_id for report in driver.reports}) == 1
@@ -52,6 +54,22 @@ def test_a_run_that_waits_is_not_failed_when_the_program_ends() -> None:
     driver = Driver().observe(ASKED, CALL, status("waiting_for_confirmation"))
     driver.runs.shutdown()
     assert driver.contents[-1] == WAITS
+
+
+def test_a_setting_lets_it_wait_in_silence() -> None:
+    driver = Driver(wake_on_wait=False).observe(ASKED, CALL, status("waiting_for_confirmation"))
+    assert (driver.reports[-1].waiting, driver.reports[-1].wakes) == (True, False)
+
+
+def test_a_run_for_which_nobody_came_is_lost() -> None:
+    driver = Driver(wait_timeout=3_600.0).observe(ASKED, CALL, status("waiting_for_confirmation"))
+    driver.clock.pass_seconds(3_599)
+    due = driver.tick()
+    assert due is not None
+    assert not driver.ends
+    driver.clock.now = due
+    assert driver.tick() is None
+    assert driver.end.error == "lost, it waited for 1 h and nobody came"
 
 
 def test_a_run_that_was_deleted_while_it_waited_has_failed() -> None:
@@ -102,7 +120,7 @@ def test_a_callback_alone_reads_the_status_after_a_tool_s_start() -> None:
     assert not waiting(driver)
     now = "waiting_for_confirmation"
     driver.clock.now = due
-    assert driver.tick() is None
+    driver.tick()
     assert waiting(driver) == [WAITS]
     driver.observe(RESULT)
     assert driver.contents[-1] == "Resumed"
