@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role, Unclaimed
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import clean_reason
 from otel_letta.tracking.values import EXTRA_CAP, id_of
 
@@ -46,6 +47,7 @@ have this (measured with openhands-sdk 1.58.2)."""
 _PATH = "lmnr.span.path"
 _INPUT = "lmnr.span.input"
 _OUTPUT = "lmnr.span.output"
+_ANSWER = "gen_ai.output.messages"
 _FINISH = "FinishAction"
 _WRAPPED = pattern(r"Conversation run failed for id=[^:\s]{1,80}: ")
 _MESSAGE_CAP = 65_536
@@ -70,6 +72,8 @@ def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None
     seen.is_run = seen.role is Role.AGENT and reading.name in _RUNS
     # Laminar never ends the span of a call that was cut off, and may leave everything out of one that was not.
     seen.answered = seen.answered or (seen.role is Role.LLM and not seen.failed)
+    if seen.role is Role.LLM and _asks_for_tool(attributes):
+        seen.finish = Finish.TOOLS
     if _is_of_run(attributes):
         seen.hint = _AGENT
     if seen.is_run:
@@ -121,6 +125,11 @@ def _reports_error(attributes: Mapping[str, Any]) -> bool:
     """Return True if a tool answered with an error, which does not show in its span's status."""
     # A quotation mark inside of JSON's texts has a backslash before it, so this matches no text.
     return '"is_error":true' in (as_text(attributes.get(_OUTPUT)) or "")
+
+
+def _asks_for_tool(attributes: Mapping[str, Any]) -> bool:
+    """Return True if the model called tools, of which Laminar has no finish reason (lmnr 0.7.67)."""
+    return '"tool_calls":[{' in (as_text(attributes.get(_ANSWER)) or "")
 
 
 def _finish_message(attributes: Mapping[str, Any]) -> str:

@@ -228,6 +228,29 @@ def test_a_tool_is_called_as_the_model_calls_it(span: str, name: str) -> None:
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_whose_tool_was_not_confirmed_yet_waits_and_goes_on(way: Any) -> None:
+    driver = way()
+    said = Laminar(driver.tracer)
+    with said.run() as run:
+        step = said.start(run, "agent.step")
+        model = said.start(step, "llm.openai/m", "LLM")
+        completion = said.start(model, "litellm.completion", "LLM")
+        calls = '[{"content":null,"role":"assistant","tool_calls":[{"function":{"arguments":"secret","name":"x"}}]}]'
+        completion.set_attribute("gen_ai.output.messages", calls)
+        completion.end()
+        model.end()
+        step.end()
+    assert over(driver) == []
+    assert driver.reports[-1].content == "waits for a person"
+    assert driver.reports[-1].waiting
+    with said.run() as run:
+        said.one(run, "TerminalAction", "TOOL")
+        said.step(run, "FinishAction")
+    assert over(driver) == ["Finished 'OpenHands'"]
+    assert len({report.task_id for report in driver.reports}) == 1
+    said.close()
+
+
 def test_a_run_that_ends_with_a_message_is_completed_and_says_so(way: Any) -> None:
     driver = way()
     said = Laminar(driver.tracer)
