@@ -311,6 +311,7 @@ class SettingsOptions(TypedDict, total=False):
     agent_allow_list: Iterable[str] | str | None
     grace: float | None
     idle_timeout: float | None
+    answer_timeout: float | None
     wake_after: float | None
     content: Iterable[str] | str | None
     chat_id_attributes: Iterable[str] | str | None

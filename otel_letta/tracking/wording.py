@@ -6,8 +6,10 @@ from otel_letta.text import duration, percent
 
 __all__ = [
     "ALMOST_DONE",
+    "DENIED",
     "NEVER_ENDED",
     "SHUT_DOWN",
+    "STOPPED_MIDWAY",
     "agent_failed",
     "agent_finished",
     "agent_started",
@@ -17,6 +19,7 @@ __all__ = [
     "failed",
     "in_progress",
     "lost",
+    "model_trouble",
     "silent",
     "started",
     "sub_agent",
@@ -27,6 +30,8 @@ __all__ = [
 
 NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
+DENIED = "denied"
+STOPPED_MIDWAY = "stopped before it ended"
 ALMOST_DONE = 0.99
 """The share that a plan can reach before the task has ended: its last point may be followed by a new plan."""
 
@@ -67,6 +72,10 @@ def tool_used(name: str, seconds: float, reason: str | None = None) -> str:
     if reason is None:
         return f"Used tool {name} ({duration(seconds)})"
     return f"Tool {name} failed: {reason}" if reason else f"Tool {name} failed"
+
+
+def model_trouble(reason: str) -> str:
+    return f"Trouble with the model: {reason}" if reason else "Trouble with the model"
 
 
 def sub_agent(name: str, reason: str | None = None) -> str:
