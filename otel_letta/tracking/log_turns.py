@@ -180,38 +180,32 @@ class LogTurns:
             key = turn.trouble = turn.root[0], made_up(("model", *map(str, turn.root), str(event.time)))[1]
             turn.models.append(key)
             attributes = {semconv.GEN_AI_OPERATION: "chat"}
-            reading = turn.reading(key, turn.root, attributes, event.began, event.time)
-            reading.failed, reading.described = True, str(turn.reason)
-            self._observe(reading)
+            self._observe(turn.reading(key, turn.root, attributes, event.began, event.time, str(turn.reason)))
             self._agents.note(turn.root, wording.model_trouble(str(turn.reason)))
 
     def _tool(self, turn: Turn, event: LogEvent) -> None:
-        attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: event.tool}
         key = turn.root[0], made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.time}"))[1]
-        reading = turn.reading(key, turn.root, attributes, event.began)
+        reading = turn.reading(key, turn.root, _of_tool(event.tool, event.call), event.began)
         name = self._agents.read(reading, Role.TOOL).name
         tool = turn.find(name, event.call, event.began, event.time)
-        ends = event.happened is not Happened.DECIDED
-        if tool is not None and (tool.end is not None or not ends):
+        begins = event.happened is Happened.DECIDED
+        if tool is not None and (tool.end is not None or begins):
             return
         if tool is None:
             tool = ToolCall(key, name, event.call, event.began, None)
             turn.add(tool)
-        if not ends:
+        if begins:
             self._observe(reading)
         elif event.happened is Happened.DENIED:
-            self._end_tool(turn, tool, event.time, failed=True, text=wording.DENIED)
+            self._end_tool(turn, tool, event.time, wording.DENIED, decision="reject")
         else:
-            self._end_tool(turn, tool, event.time, failed=event.failed, kind=event.error)
+            kind = {semconv.ERROR_TYPE: event.error} if event.failed and event.error else {}
+            self._end_tool(turn, tool, event.time, "" if event.failed else None, **kind)
 
-    def _end_tool(self, turn: Turn, tool: ToolCall, at: int, *, failed: bool, kind: str = "", text: str = "") -> None:
+    def _end_tool(self, turn: Turn, tool: ToolCall, at: int, error: str | None, **more: str) -> None:
         tool.end = max(at, tool.began)
-        attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: tool.name}
-        if failed and kind:
-            attributes[semconv.ERROR_TYPE] = kind
-        reading = turn.reading(tool.key, turn.root, attributes, tool.began, tool.end)
-        reading.failed, reading.described = failed, text
-        self._observe(reading)
+        attributes = {**_of_tool(tool.name, tool.call), **more}
+        self._observe(turn.reading(tool.key, turn.root, attributes, tool.began, tool.end, error))
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
@@ -309,8 +303,7 @@ class LogTurns:
         if tool.end is not None:
             return True
         tool.end = end
-        attributes = {semconv.GEN_AI_TOOL_NAME: tool.name, semconv.GEN_AI_OPERATION: "execute_tool"}
-        reading.attributes = {**reading.attributes, **attributes}
+        reading.attributes = {**reading.attributes, **_of_tool(tool.name, tool.call)}
         reading.key, reading.parent, reading.remote = tool.key, turn.root, None
         return False
 
@@ -359,7 +352,7 @@ class LogTurns:
                 self._conclude(turn)
 
     def _verdict(self, turn: Turn) -> Verdict:
-        return turn.verdict((service_of(turn.resource), turn.scope) in self._answering)
+        return turn.verdict((turn.service, turn.scope) in self._answering)
 
     def _conclude(self, turn: Turn) -> None:
         if not self._is_open(turn):
@@ -373,7 +366,12 @@ class LogTurns:
         node = self._tree.node(turn.root)
         at = max(turn.latest, (node.end if node is not None else None) or 0)
         for tool in turn.open_tools:
-            self._end_tool(turn, tool, at, failed=True, text=wording.STOPPED_MIDWAY)
+            self._end_tool(turn, tool, at, wording.STOPPED_MIDWAY)
+
+
+def _of_tool(name: str, call: str) -> dict[str, str]:
+    attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: name}
+    return {**attributes, "gen_ai.tool.call.id": call} if call else attributes
 
 
 def _is_around(reading: Reading, turn: Turn) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, Status, StatusCode
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
@@ -70,7 +73,8 @@ class Turn:
         self.began = event.time
         self.id = event.turn
         self.conversation = event.conversation
-        self.resource = event.resource
+        self.service = service_of(event.resource)
+        self._resource = Resource(dict(event.resource))
         self.scope = event.scope
         self.own_trace = own_trace
         """Its trace is one of spans."""
@@ -96,18 +100,33 @@ class Turn:
         return self.own_trace and event.trace_id == self.root[0]
 
     def reading(
-        self, key: SpanKey, parent: SpanKey | None, attributes: dict[str, str], start: int, end: int | None = None
+        self,
+        key: SpanKey,
+        parent: SpanKey | None,
+        attributes: dict[str, str],
+        start: int,
+        end: int | None = None,
+        error: str | None = None,
     ) -> Reading:
-        """Return the reading of a span that its program does not make."""
+        """Return the reading of a span that its program does not make.
+
+        Args:
+            error: why it failed, perhaps empty; None if it did not.
+        """
         if self.conversation:
             attributes[semconv.GEN_AI_CONVERSATION] = self.conversation
-        reading = Reading()
-        reading.key, reading.name, reading.parent, reading.remote = key, "", parent, None
-        reading.attributes, reading.resource = attributes, self.resource
-        reading.start, reading.end, reading.failed, reading.described = start, end, False, ""
-        reading.kind, reading.scope, reading.events = SpanKind.INTERNAL, self.scope, ()
-        reading.exception, reading.opted = ("", ""), None
-        return reading
+        span = ReadableSpan(
+            name="",
+            context=SpanContext(*key, False),
+            parent=None if parent is None else SpanContext(*parent, False),
+            resource=self._resource,
+            attributes=attributes,
+            start_time=start,
+            end_time=end,
+            status=Status() if error is None else Status(StatusCode.ERROR, error),
+            instrumentation_scope=InstrumentationScope(self.scope),
+        )
+        return Reading.of(span)
 
     def model_spoke(self, event: LogEvent) -> bool:
         """Take in an event about the model; False if it changes nothing."""
