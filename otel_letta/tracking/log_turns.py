@@ -19,7 +19,7 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.log_events import Happened, LogEvent, call_of, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
-from otel_letta.tracking.turns import NEAR, ToolCall, Turn, made_up, service_of
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, is_of, made_up, service_of
 from otel_letta.tracking.verdicts import Verdict
 
 __all__ = ["LogTurns"]
@@ -62,8 +62,8 @@ class LogTurns:
         self._joined: Recent[int, Turn] = Recent(REMEMBERED)
         """Traces of spans that became part of a turn that has another trace, or none."""
         self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
-        self._spans_of: Recent[tuple[str, str], int] = Recent(REMEMBERED)
-        """The trace of the last span with a role, by service and conversation."""
+        self._spans_of: Recent[tuple[str, str], list[tuple[SpanKey, int]]] = Recent(1_000)
+        """The last spans with a role, and their starts, by service and conversation."""
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
         """Services and scopes that say when an answer is complete."""
         self._alarms: list[tuple[int, int, Turn]] = []
@@ -91,40 +91,51 @@ class LogTurns:
     def _begin(self, event: LogEvent) -> None:
         conversation = service_of(event.resource), event.conversation
         own_trace = bool(event.trace_id and event.span_id)
-        root = (event.trace_id, event.span_id)
+        key = (event.trace_id, event.span_id)
         if not own_trace:
-            root = made_up(("turn", *conversation, event.turn, str(event.time)))
-        if root in self._turns:
-            return  # sent again
+            key = made_up(("turn", *conversation, event.turn, str(event.time)))
         others = self._by_conversation.get(conversation) or [] if event.conversation else []
-        same = next((t for t in reversed(others) if self._is_open(t) and t.continues(event)), None)
-        if same is not None or self._is_told_by_spans(root, event, conversation):
-            return
+        if key in self._turns or any(self._is_open(turn) and turn.continues(event) for turn in others):
+            return  # sent again, or more of the same
         for other in others:
             if other.began <= event.time:
                 self._conclude(other)
-        turn = Turn(root, event, own_trace)
-        self._turns.put(root, turn)
-        if own_trace:
-            self._by_trace.put(root[0], turn)
+        root = self._root_for(key, event, own_trace)
+        turn = Turn(root or key, event, own_trace)
+        self._turns.put(key, turn)
         if event.conversation:
-            others = [*others[-20:], turn]
-            self._by_conversation.put(conversation, others)
-        turn.latest = event.time
-        self._take_over(turn)
-        early = self._early.pop(_early_key(event), [])
-        mine = [e for e in early if e.time >= event.time and e.turn in ("", turn.id)]
-        if rest := [e for e in early if e not in mine]:
-            self._early.put(_early_key(event), rest)
-        for one in mine:
-            self._go_on(turn, one)
+            self._by_conversation.put(conversation, [*others[-20:], turn])
+        if root is not None:
+            self._by_trace.put(root[0], turn)
+            self._take_over(turn)
+        self._catch_up(turn, event)
+
+    def _root_for(self, key: SpanKey, event: LogEvent, own_trace: bool) -> SpanKey | None:
+        """Return the span that is to be a turn's root: the prompt's own, or that of the task by which spans have told
+        of the turn until now. None if spans have told of all of it."""
+        tree = self._tree
+        task, has_role = tree.standing(key)
+        if tree.node(key) is not None:
+            return key
+        if task is not None or has_role:
+            return None
+        seen = self._spans_of.get((service_of(event.resource), event.conversation)) or ()
+        traces = {span[0]: None for span, _ in seen} | ({key[0]: None} if own_trace else {})
+        for trace_id in [*traces, *tree.busy]:
+            trace = tree.traces.get(trace_id)
+            for found in trace.tasks if trace is not None else ():
+                if (trace_id in traces or is_of(found, event)) and began_with(found, event):
+                    # A task whose root has not come yet gets one.
+                    return (trace_id, key[1]) if found.root is None else found.root.key
+        told = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
+        return None if told else key
 
     def _take_over(self, turn: Turn) -> None:
         """Make the turn the root of what its trace has shown until now."""
         tree, root = self._tree, turn.root
-        trace = tree.traces.get(root[0]) if turn.own_trace else None
-        for node in trace.nodes.values() if trace is not None else ():
-            turn.has_spans = True
+        trace = tree.traces.get(root[0])
+        for node in list(trace.nodes.values()) if trace is not None else ():
+            turn.has_spans = turn.own_trace
             if node.role is Role.TOOL:
                 turn.add(ToolCall(node.key, node.name, "", node.start, node.end))
         turn.root_is_over = tree.links.get(root) == (None, False)
@@ -135,19 +146,14 @@ class LogTurns:
             if turn.root_is_over:
                 self._remind(turn, self._now() + self._grace)
 
-    def _is_told_by_spans(self, root: SpanKey, event: LogEvent, conversation: tuple[str, str]) -> bool:
-        """Return True if spans have told of the turn before: its root has come, or it is part of another task."""
-        tree = self._tree
-        task, has_role = tree.standing(root)
-        if task is not None or (has_role and tree.node(root) is None):
-            return True
-        trace = tree.traces.get(root[0]) if event.trace_id else None
-        if trace is not None and any(t.root is not None and t.root.key != root for t in trace.tasks):
-            return True
-        other = tree.traces.get(self._spans_of.get(conversation) or 0) if event.conversation else None
-        if other is None or other is trace or other.id == root[0]:
-            return False
-        return any(task.started >= event.time - NEAR for task in other.tasks)
+    def _catch_up(self, turn: Turn, event: LogEvent) -> None:
+        """Take in what came before the turn's beginning did."""
+        early = self._early.pop(_early_key(event), [])
+        mine = [one for one in early if one.time >= event.time and one.turn in ("", turn.id)]
+        if rest := [one for one in early if one not in mine]:
+            self._early.put(_early_key(event), rest)
+        for one in mine:
+            self._go_on(turn, one)
 
     def _turn_of(self, event: LogEvent) -> Turn | None:
         others = self._by_conversation.get((service_of(event.resource), event.conversation)) or []
@@ -265,7 +271,7 @@ class LogTurns:
         if not conversation or reading.role is None:
             return None
         key = service_of(reading.resource), conversation
-        self._spans_of.put(key, trace)
+        self._spans_of.put(key, [*(self._spans_of.get(key) or [])[-20:], (reading.key, reading.start)])
         for turn in reversed(self._by_conversation.get(key) or []):
             if turn.began - NEAR <= reading.start:
                 return turn if self._is_open(turn) or reading.start <= turn.latest else None

@@ -16,9 +16,10 @@ from otel_letta.text import as_text
 from otel_letta.tracking.conventions.reasons import Reason, clean_reason
 from otel_letta.tracking.log_events import Happened, LogEvent
 from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["NEAR", "ToolCall", "Turn", "made_up", "service_of"]
+__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "is_of", "made_up", "service_of"]
 
 NEAR = 500_000_000
 """Nanoseconds between a prompt and the start of the span around its turn, which may be either first."""
@@ -48,8 +49,6 @@ class ToolCall:
 class Turn:
     """A turn that log events tell of."""
 
-    latest = 0
-    """The time of its last event."""
     tool_began = 0
     model: Happened | None = None
     """What the last event about the model said."""
@@ -71,13 +70,15 @@ class Turn:
     def __init__(self, root: SpanKey, event: LogEvent, own_trace: bool) -> None:
         self.root = root
         self.began = event.time
+        self.latest = event.time
+        """The time of its last event."""
         self.id = event.turn
         self.conversation = event.conversation
         self.service = service_of(event.resource)
         self._resource = Resource(dict(event.resource))
         self.scope = event.scope
         self.own_trace = own_trace
-        """Its trace is one of spans."""
+        """Its prompt's record belongs to a span."""
         self.tools: list[ToolCall] = []
         self.models: list[SpanKey] = []
 
@@ -159,6 +160,19 @@ class Turn:
         if self.model is Happened.ANSWERED or (self.model is Happened.REPLIED and not says_answers):
             return Verdict(TaskStatus.COMPLETED)
         return stopped
+
+
+def is_of(task: InferredTask, event: LogEvent) -> bool:
+    """Return True for a task of an event's conversation."""
+    chat = task.chat[2] if task.chat is not None else ""
+    return bool(chat) and chat == event.conversation and task.service in (None, service_of(event.resource))
+
+
+def began_with(task: InferredTask, event: LogEvent) -> bool:
+    """Return True for a task that began when the turn did."""
+    if task.root is None:
+        return task.started >= event.time - NEAR
+    return task.root.start <= event.time + NEAR and (task.root.end is None or task.root.end >= event.time)
 
 
 def service_of(resource: Mapping[str, Any]) -> str:
