@@ -152,7 +152,7 @@ class LogTurns:
         mine = [one for one in early if one.time >= event.time and one.turn in ("", turn.id)]
         if rest := [one for one in early if one not in mine]:
             self._early.put(_early_key(event), rest)
-        for one in mine:
+        for one in sorted(mine, key=lambda one: one.time):
             self._go_on(turn, one)
 
     def _turn_of(self, event: LogEvent) -> Turn | None:
@@ -285,6 +285,9 @@ class LogTurns:
 
     def _take_place(self, turn: Turn, reading: Reading) -> None:
         turn.has_root = turn.has_spans = True
+        node = self._tree.node(turn.root)
+        if node is not None and node.task is not None:
+            node.start = node.task.started = reading.start  # the prompt was noted a moment after that
         self._forget_models(turn)
         self._remind(turn, self._now() + self._grace)
 

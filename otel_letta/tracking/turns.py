@@ -131,9 +131,12 @@ class Turn:
 
     def model_spoke(self, event: LogEvent) -> bool:
         """Take in an event about the model; False if it changes nothing."""
+        happened, before = event.happened, self.model
+        if event.time == self.model_at and happened is Happened.REPLIED and before is Happened.ANSWERED:
+            self.model_began = event.began  # two records of one call, in the wrong order
+            return False
         if event.time < self.model_at:
             return False
-        happened, before = event.happened, self.model
         if happened is Happened.ANSWERED and before is Happened.WANTED and not event.timed:
             return False  # the answer is complete, and is a wish to use a tool
         self.model, self.model_at = happened, event.time
