@@ -263,6 +263,8 @@ class LogTurns:
         return turn.root if turn is not None and turn.root != key and self._is_open(turn) else None
 
     def _turn_around(self, reading: Reading) -> Turn | None:
+        if reading.role is None and not self._turns:  # as of nearly all spans
+            return None
         trace = reading.key[0]
         turn = self._by_trace.get(trace) or self._joined.get(trace)
         if turn is not None:

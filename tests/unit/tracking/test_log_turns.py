@@ -309,9 +309,9 @@ def test_the_resource_names_the_asker() -> None:
 
 # -- spans of the same run ---------------------------------------------------------------------------------------------
 
-AGENT = {"gen_ai__operation__name": "invoke_agent", "gen_ai__conversation__id": "s-1"}
-TOOL = {"gen_ai__operation__name": "execute_tool", "gen_ai__tool__name": "Bash"}
-CHAT = {"gen_ai__operation__name": "chat", "gen_ai__usage__output_tokens": 5}
+AGENT: dict[str, Any] = {"gen_ai__operation__name": "invoke_agent", "gen_ai__conversation__id": "s-1"}
+TOOL: dict[str, Any] = {"gen_ai__operation__name": "execute_tool", "gen_ai__tool__name": "Bash"}
+CHAT: dict[str, Any] = {"gen_ai__operation__name": "chat", "gen_ai__usage__output_tokens": 5}
 
 
 def run_of_spans(trace: int = TRACE, **tool: Any) -> list[ReadableSpan]:
@@ -337,7 +337,7 @@ def run_of_logs(**where: Any) -> list[tuple[str, float, dict[str, Any]]]:
 @pytest.mark.parametrize("call", [{"gen_ai__tool__call__id": "c1"}, {}], ids=["with a call id", "without"])
 @pytest.mark.parametrize("order", ["logs first", "spans first", "a mix"])
 def test_spans_and_logs_of_a_run_are_one_task_and_tools_are_told_once(
-    where: dict[str, int], call: dict[str, str], order: str
+    where: dict[str, int], call: dict[str, Any], order: str
 ) -> None:
     logged = Logged()
     logs, spans = run_of_logs(**where), run_of_spans(**call)
