@@ -32,6 +32,7 @@ from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
 from otel_letta.tracking import Tracker
+from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
 
 _logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def tracker_for(
         wait_timeout=settings.wait_timeout,
         grace=settings.grace,
         idle_timeout=settings.idle_timeout,
+        answer_timeout=settings.answer_timeout,
         chat_attributes=settings.chat_id_attributes,
         content=settings.content,
         claimed=claimed,
@@ -124,6 +126,11 @@ class Pipeline:
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
         self._ended_spans.export(spans)
+
+    def take_event(self, event: LogEvent) -> None:
+        """Take over a log event that tells of an agent's turn; never waits."""
+        # The tracker of now: a forked child has another one.
+        self._inbox.put(lambda: self._tracker.event(event))
 
     # -- sources -----------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_declared import DeclaredRules
@@ -82,6 +83,7 @@ class Tracker:
         wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
         wake_on_wait, wait_timeout: see `Ledger`.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
+        answer_timeout: see `LogTurns`.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
         agent_options: see `AgentTracker`.
     """
@@ -101,6 +103,7 @@ class Tracker:
         wake_on_wait: bool = True,
         wait_timeout: float = 86_400.0,
         claimed: Callable[[str], bool] = lambda session: False,
+        answer_timeout: float = 60.0,
         most_tasks: int = 10_000,
         **agent_options: Unpack[AgentOptions],
     ) -> None:
@@ -122,6 +125,8 @@ class Tracker:
         self._declared = DeclaredRules(
             self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
         )
+        self._turns = LogTurns(self.tree, self._agents, now, answer_timeout, **agent_options)
+        self.event = self._turns.take  # takes in a log event
         self._resource: object = None
         self._is_letta_server = False
         self.spans_ignored = 0
@@ -249,6 +254,7 @@ class Tracker:
             self._declared.observe_agents_step(task, reading, facts, said, aborted)
             return True
         parent, under = self._next_above(above, outside, reading.scope if late and not has_role else None)
+        parent = parent or self._turns.root_above(key)
         ours = self._agents.observe(
             reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
         )
@@ -304,6 +310,8 @@ class Tracker:
 
     def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
         """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
+        if self._turns.join(reading):
+            return
         key = reading.key
         if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
             return
@@ -367,27 +375,31 @@ class Tracker:
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again (Unix ns), None for never."""
+        next_turn = self._turns.tick()
         for waiting in self.tree.due(self._now()):
             if isinstance(waiting, Trace):
                 self._agents.due(waiting)
             else:
                 self._declared.release(waiting)
-        alarms = [alarm for alarm in (self.tree.next_alarm, self._ledger.expire()) if alarm is not None]
-        return min(alarms, default=None)
+        alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
+        return min((alarm for alarm in alarms if alarm is not None), default=None)
 
     def release(self, *, anonymous: bool = True) -> None:
         """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
         that have ended are judged."""
+        self._turns.settle()
         self._agents.judge_ended()
         self._declared.release_all(anonymous=anonymous)
 
     def shutdown(self) -> None:
         """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
         self._declared.shut_down()
+        self._turns.conclude_answered()
         self.release()  # first, since agents may be steps of what waits
         self._agents.end_all(wording.SHUT_DOWN)
 
     def finish(self) -> None:
-        """End everything, because no more spans will come: as if all times of waiting had passed."""
+        """End everything, because no more will come: as if all times of waiting had passed."""
+        self._turns.conclude_all()
         self.release()
         self._agents.end_all()

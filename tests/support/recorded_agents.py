@@ -112,8 +112,7 @@ def play(files: Iterable[Path]) -> Played:
     settings = Settings.resolve(require_agent=False, environ={}, dotenv_path=os.devnull)
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(shown):
         player = Replay(settings, [reports.append, _as_text, _as_json])
-        for file in files:
-            player.read(str(file))
+        player.read(*map(str, files))
         player.finish()
     return Played(reports, shown.getvalue())
 
