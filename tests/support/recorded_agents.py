@@ -42,7 +42,6 @@ _MARKER = "SECRET-"
 _STOPPED = re.compile(r"stopped|cancelled|interrupted")
 _LOST = re.compile(r"\blost\b")
 _TOOL = re.compile(r"Used tool|Tool .*(failed|denied)|Denied tool")
-_WAITS = "waits for"
 _NO_NAME_FOR_PEOPLE = re.compile(r"agent$|invoke_agent$|.*\w\.[A-Za-z_]")
 _SHOWN_ERROR = re.compile(r'"code": ?2\b|"exception|"error')
 """A status, an event or an attribute that says what went wrong. Where there is none, "stopped" is all that can be known
@@ -82,7 +81,7 @@ class Played(NamedTuple):
     def waiting(self) -> int:
         """The tasks whose last report is that they wait for somebody."""
         last = {report.task_id: report for report in self.reports}
-        return sum(not report.status.is_terminal and _WAITS in report.content for report in last.values())
+        return sum(report.waiting for report in last.values())
 
 
 def _cases() -> dict[str, list[Path]]:
@@ -209,15 +208,15 @@ def _faults_of_any(played: Played) -> list[str]:
 
 def _faults_of_words(played: Played, expected: dict[str, Any], shown: bool) -> list[str]:
     verdict, contents = expected["verdict"], [report.content for report in played.ends]
-    if not shown and verdict.startswith("failed") and "lost" not in verdict:
-        verdict = "stopped"
-    if verdict.startswith("in_progress") and expected["ends"] and sum(_WAITS in r.content for r in played.reports) != 1:
+    if verdict.startswith("in_progress") and expected["ends"] and sum(r.waiting for r in played.reports) != 1:
         return ["its pause is not reported once"]
     if not contents or len(set(expected["ends"])) != 1:
         return []  # nothing, or several kinds of ends: the statuses were compared
     for word, needed, forbidden in _WORDS:
         if word in verdict:
             for content in contents:
+                if not shown and "stopped" in content:
+                    continue
                 if (needed and not needed.search(content)) or (forbidden and forbidden.search(content)):
                     return [f"words: {content[:70]}"]
             return []
