@@ -4,7 +4,7 @@
 made by hand, and ``not_yet.json`` which of all these are still wrong, each with a short reason. The list only becomes
 shorter: `tests/behaviour/test_recorded_agents.py` fails when an entry has become right. To write it anew:
 
-    python -m tests.support.recorded_agents            # what is wrong now, and write the list; reasons are kept
+    python -m tests.support.recorded_agents            # say what is wrong now; write the list and the pages' tables
     python -m tests.support.recorded_agents NAME…      # every report of some recordings; writes nothing
 """
 
@@ -236,6 +236,7 @@ def wrong_now(repro_faults: Callable[[str], list[str]]) -> dict[str, str]:
 
 def main(names: list[str]) -> None:
     from tests.behaviour.test_recorded_agents import repro_faults
+    from tests.support.agent_tables import write_tables
 
     for name in names:
         played = play_repro(name.removeprefix("repro/")) if name.startswith("repro/") else play_case(name)
@@ -247,6 +248,7 @@ def main(names: list[str]) -> None:
     if not names:
         wrong = wrong_now(repro_faults)
         _NOT_YET.write_text(json.dumps(wrong, indent=0, ensure_ascii=False) + "\n", "utf-8")
+        write_tables()
         for name, reason in wrong.items():
             print(f"{name}: {reason}")
         print(f"{len(wrong)} of {len(CASES) + len(REPROS)} are wrong.")
