@@ -81,4 +81,5 @@ HOST_NAME: Final = "host.name"
 EXCEPTION_EVENT: Final = "exception"  # OpenTelemetry exception conventions, stable
 EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
+EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
 ERROR_TYPE: Final = "error.type"

@@ -29,6 +29,7 @@ from otel_letta.text import clean_line, percent
 from otel_letta.tracking import Reading
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.order import in_order
 
 __all__ = ["Replay", "replay"]
 
@@ -152,7 +153,7 @@ class Replay:
             )
             if event is not None:
                 self._tracker.event(event)
-        for span in batch.spans:
+        for span in in_order(batch.spans):
             self._tracker.ended_alone(Reading.of(span, self._opt_in.name_of(span)))
 
     def _batches(self, name: str, lines: IO[bytes]) -> Iterator[tuple[str, Batch]]:

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing
+from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import Reading, SpanKey, key_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class EndedSpans:
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans, on an exporter's thread."""
-        for span in spans:
+        for span in in_order(spans):
             opted = None if self._opt_in is None else self._opt_in.name_of(span)
             declares = opted is not None or not declares_nothing(attributes_in(span))
             key = key_of(span)

@@ -113,7 +113,7 @@ class AgentTracker:
         node, arrived = trace.nodes.get(key), []
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
-            node.ambient = ambient
+            node.ambient, node.seen_at = ambient, self._now()
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
             self._update(node, reading, facts, aborted)

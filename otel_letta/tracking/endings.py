@@ -51,11 +51,12 @@ class Endings:
         root = task.root
         if root is None or task.ended:
             return
-        below, torn = family(root)[1:], False
+        below, torn = family(root)[1:], 0
         for orphan in trace.orphans_of(task):
             if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
                 below += family(orphan)
-                torn |= not orphan.live and orphan not in trace.away
+                if not orphan.live and orphan not in trace.away:
+                    torn = max(torn, orphan.start)
         verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
 
@@ -186,6 +187,6 @@ def _is_settled(run: Node) -> bool:
 
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
-    told = [node for node in nodes if node.told and not node.twin and not node.finishes]
+    told = [node for node in nodes if node.told and not (node.twin or node.finishes)]
     told = [node for node in told if node.role in (Role.TOOL, Role.LLM)]
-    return sum(node.role is Role.TOOL for node in told), sum(node.failed for node in told)
+    return sum(node.role is Role.TOOL for node in told), sum(node.failed and node.waits_for is None for node in told)

@@ -108,7 +108,7 @@ class Ledger:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = _service(reading)
-        self._enter(task, said.task_id or task.automatic_id)
+        self._enter(task, said.task_id or task.automatic_id, said.chat_id)
         return task
 
     def address(self, task: InferredTask, reading: Reading, said: Declaration | None, inbound: Inbound) -> None:
@@ -116,7 +116,8 @@ class Ledger:
         task.agent_id = self.agent_of(reading, said or Declaration(), None)
         task.inbound_chat, message = inbound
         task.default_chat = reading.default(semconv.CHAT_ID)
-        task.message_id = message or (reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None)
+        task.message_id = message
+        task.default_message = reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None
         task.service = _service(reading)
 
     def find(self, agent: str | None, task_id: str | None) -> Task | None:
@@ -138,15 +139,15 @@ class Ledger:
         task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
         task.failed_steps += inferred.problems
 
-    def _enter(self, task: Task, task_id: str) -> None:
+    def _enter(self, task: Task, task_id: str, chat: str | None = None) -> None:
         task.id = task_id
         past = self._past.get((task.agent_id, task_id))
         if past is not None:
             task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
-        parked = self._parked.take_declared(task, task_id)
+        parked = self._parked.take_declared(task, task_id, chat)
         if parked is not None:
             go_on(task, parked)
-        self.tasks[(task.agent_id, task_id)] = task
+        self.tasks[(task.agent_id, task.id)] = task
 
     def drop(self, task: Task) -> None:
         """Forget a task without a report."""
@@ -154,6 +155,10 @@ class Ledger:
         # The memory of ended spans keeps the object; its texts can be long.
         task.ended = True
         task.content = task.root_content = task.result = None
+
+    def was(self, task: Task) -> bool:
+        """Return True if a task with its id has ended."""
+        return (task.agent_id, task.id) in self._past
 
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""
@@ -262,7 +267,12 @@ class Ledger:
         rank, _, chat = task.chat or (0, 0, None)
         if task.inbound_chat is not None and (chat is None or rank > 0):
             chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer
+        elif task.default_chat is not None and rank > 0:
+            chat = task.default_chat  # so did whoever started the program
         task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
+        if task.message_id in (None, task.default_message):
+            # The resource's message asked in the resource's chat, and in no other.
+            task.message_id = task.default_message if task.default_chat in (None, task.chat_id) else None
         self.report(task, status, content, at, error=error, name=self.name_of(task), waiting=waiting)
 
     # -- reports -----------------------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ class Node:
     """Work that another process did when it was called."""
     ambient = False
     """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
+    seen_at = 0
+    """The time when it arrived, if it bounds a run."""
     twin = False
     """A second instrumentation reports the same tool call."""
     kept: tuple[AgentFacts | None, Declaration | None] | None = None

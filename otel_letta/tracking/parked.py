@@ -42,11 +42,14 @@ class Parked:
     def has_of(self, service: str | None) -> bool:
         return any(isinstance(task, InferredTask) and task.service == service for task in self._tasks.values())
 
-    def take_declared(self, task: Task, task_id: str) -> Task | None:
+    def take_declared(self, task: Task, task_id: str, chat: str | None) -> Task | None:
         """Take out the one with an id, or the one in the chat of a task that has none."""
         found = self._tasks.get((task.agent_id, task_id))
-        if found is None and task_id == task.automatic_id and task.chat_id is not None:
-            found = next((t for t in self._tasks.values() if _is_anonymous(t) and _same_chat(t, task)), None)
+        if found is None and task_id == task.automatic_id and chat is not None:
+            wanted = (task.agent_id, chat)
+            found = next(
+                (t for t in self._tasks.values() if _is_anonymous(t) and (t.agent_id, t.chat_id) == wanted), None
+            )
         return self._take(found)
 
     def take_inferred(self, task: InferredTask) -> InferredTask | None:
@@ -69,10 +72,6 @@ class Parked:
 
 def _is_anonymous(task: Task) -> bool:
     return task.id == task.automatic_id and not isinstance(task, InferredTask)
-
-
-def _same_chat(one: Task, other: Task) -> bool:
-    return (one.agent_id, one.chat_id) == (other.agent_id, other.chat_id)
 
 
 def go_on(task: Task, parked: Task) -> None:

@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
-from otel_letta.text import as_text, clean_error
-from otel_letta.tracking.conventions import EVENTS, MARKS, Role, role_of
+from otel_letta.text import as_text, clean_error, pattern
+from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
 from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
 
@@ -21,7 +21,7 @@ __all__ = ["NOTED", "Reading", "SpanKey", "attributes_of", "key_of", "may_declar
 SpanKey = tuple[int, int]
 """Trace id and span id."""
 
-NOTED = semconv.INTERESTING | MARKS
+NOTED = semconv.INTERESTING | ASKED
 """A span without any of these is no task, no step, and has no role, unless a setting or a filter says so."""
 
 _ERROR_CAP = 16_384
@@ -58,6 +58,8 @@ class Reading:
     """Name and allowed attributes of each span event that a convention knows."""
     exception: tuple[str, str]
     """Type and message of the last exception that the span recorded, as they came."""
+    is_group = False
+    """That exception was the first of a group."""
     raised_at: int
     """The time of that exception; 0 for none, or one after which another event came."""
     opted: str | None
@@ -109,6 +111,10 @@ class Reading:
                 kind = as_text(attributes.get(semconv.EXCEPTION_TYPE)) or ""
                 message = as_text(attributes.get(semconv.EXCEPTION_MESSAGE)) or ""
                 raised_at = nanoseconds_of(event.timestamp)
+                if kind.endswith("ExceptionGroup"):
+                    leaf = leaf_of_group(as_text(attributes.get(semconv.EXCEPTION_STACKTRACE)) or "")
+                    kind, message = leaf or (kind, message)
+                    self.is_group = leaf is not None
             elif is_progress_event(name, attributes, self.attributes):
                 progress.append((nanoseconds_of(event.timestamp), dict(attributes)))
         self.events, self.signals, self.raised_at = progress, signals, raised_at
@@ -122,6 +128,8 @@ class Reading:
         if self.failed:  # the SDK keeps a description of errors only
             described = as_text(status.description) or ""
             self.described = described[:_ERROR_CAP]
+            if self.is_group and "ExceptionGroup" in described[:ID_CAP]:
+                self.described = ": ".join(self.exception)[:_ERROR_CAP]
             if len(described) > _ERROR_CAP:
                 self.error = clean_error(described)  # its last line may be the one that says why
 
@@ -134,6 +142,11 @@ class Reading:
         kind = kind or as_text(self.attributes.get(semconv.ERROR_TYPE)) or ""
         # The SDK's own description is "ValueError: bad row"; a hand-made one may say more than the exception does.
         return clean_error(self.described or (f"{kind}: {message}" if kind and message else kind or message))
+
+    @property
+    def denied(self) -> bool:
+        """True if it says that a person refused a tool's call: the one that it is, or is a part of."""
+        return denies(self.attributes)
 
     @property
     def raised_at_end(self) -> bool:
@@ -149,7 +162,20 @@ class Reading:
     @cached_property
     def declaration(self) -> Declaration | None:
         """The span's own statement about a task, in attributes of ours; None if it makes none."""
-        return declaration_of(self.name, self.attributes, self.opted)
+        return declaration_of(self.name, self.own_attributes, self.opted)
+
+    @property
+    def own_attributes(self) -> Mapping[str, Any]:
+        """The attributes without those of ours that an agent's program copied from its resource onto all spans: they
+        are the resource's words, and declare nothing."""
+        attributes, resource = self.attributes, self.resource
+        if semconv.INTERESTING.isdisjoint(attributes) or ASKED.isdisjoint(attributes):
+            return attributes
+        shared = [name for name in semconv.INTERESTING if name in attributes and name in resource]
+        copies = [name for name in shared if as_text(attributes[name]) == as_text(resource[name])]
+        if not copies:
+            return attributes
+        return {name: value for name, value in attributes.items() if name not in copies}
 
     @property
     def above(self) -> SpanKey | None:
@@ -167,6 +193,27 @@ class Reading:
         light = copy.copy(self)
         light.attributes, light.events, light.signals, light.described, light.exception = {}, (), (), "", ("", "")
         return light
+
+
+_IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
+_GROUPS_LINE = pattern(r"^[ |]*\+-")
+_STACK_CAP = 262_144
+
+
+def leaf_of_group(stack: str) -> tuple[str, str] | None:
+    """Return type and text of the first exception in a group that is none itself, and how many more there are; None if
+    the stack trace, which alone names them, does not show them."""
+    leaves, before = [], ""
+    for line in stack[:_STACK_CAP].splitlines():
+        if _GROUPS_LINE.match(line):
+            found = _IN_A_GROUP.match(before)
+            if found is not None and not found["kind"].endswith("ExceptionGroup"):
+                leaves.append((found["kind"], found["text"] or ""))
+        before = line
+    if not leaves:
+        return None
+    kind, text = leaves[0]
+    return kind, text + (f", and {len(leaves) - 1} more" if len(leaves) > 1 else "")
 
 
 def key_of(span: ReadableSpan) -> SpanKey:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otel_letta.report import TaskStatus
+from otel_letta.text import pattern
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
@@ -22,6 +23,8 @@ from otel_letta.tracking.tree import Tree
 
 __all__ = ["AgentRules", "merge_declaration"]
 
+_CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
+_ANY_AGENTS = ("agent", "invoke_agent")
 _ROOT_ROLES = (Role.AGENT, Role.STEP)
 
 
@@ -87,7 +90,9 @@ class AgentRules:
         if not node.told and node is not task.root:
             self._end_of_step(task, node, facts)
         if task.root is not None and task.root.end is not None and task.deadline is None:
-            task.deadline = self._now() + self._grace
+            # Of what bounds a run, most of the time may have gone by before its place was known.
+            since = task.root.seen_at if task.root.ambient else self._now()
+            task.deadline = max(self._now(), since + self._grace)
             self._tree.remind(trace, task.deadline)
         if node in trace.away:
             self._tree.remind(trace, node.patience)
@@ -123,6 +128,8 @@ class AgentRules:
             task.started = top.start
             if not fresh:
                 return task, False
+        if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
+            task.rename(top.key)
         trace.tasks.append(task)
         return task, True
 
@@ -150,7 +157,7 @@ class AgentRules:
             task.started = min(task.started, node.start)
         if node.chat is not None and not node.foreign and (task.chat is None or node.chat[0] <= task.chat[0]):
             task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
-        if is_root and node.name:
+        if is_root and is_human(node):
             task.name = node.name
         elif not task.name:
             task.name = node.hint
@@ -179,12 +186,19 @@ class AgentRules:
         node.told = True
         if node.role is Role.STEP or node.twin or node.finishes:
             return
-        task.problems += node.failed
+        if node.denied:
+            task.tools += 1
+            self._report_step(task, wording.tool_denied(node.name or "without a name"))
+            return
+        failed = node.failed and node.waits_for is None
+        task.problems += failed
         if node.role is Role.TOOL:
             task.tools += 1
-            reason = str(node.reason) if node.failed else None
+            reason = str(node.reason) if failed else None
             took = seconds_between(node.start, node.end or 0)
             text = wording.tool_used(node.name or "without a name", took, reason)
+            if node.waits_for is not None:
+                text += f", it {wording.waits_for(node.waits_for)}"
             self._report_step(task, text + _quoted(facts, "arguments") + _quoted(facts, "results"))
 
     def _end_of_sub_agent(self, task: InferredTask, node: Node) -> None:
@@ -205,6 +219,12 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
+
+
+def is_human(node: Node) -> bool:
+    """Return True for a name that people gave: in an attribute for it, or a span's name that is no dotted code and no
+    word for what any agent does."""
+    return bool(node.name) and (node.named or not (_CODE.fullmatch(node.name) or node.name in _ANY_AGENTS))
 
 
 def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:

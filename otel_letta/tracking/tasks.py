@@ -86,6 +86,8 @@ class InferredTask(Task):
     """The chat id in the context of its start."""
     default_chat: str | None = None
     """The chat id of the resource."""
+    default_message: str | None = None
+    """The message id of the resource."""
     declared_name: str | None = None
     prompt = ""
     session: str | None = None
@@ -95,6 +97,10 @@ class InferredTask(Task):
 
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
+
+    def rename(self, key: SpanKey) -> None:
+        """Know it by another span."""
+        self.key, self.id = key, automatic_id(key)
 
     def had_ended(self, at: int) -> bool:
         """Return True if its root had ended before a time: work that starts then belongs to the next task."""

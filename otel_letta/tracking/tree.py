@@ -183,11 +183,11 @@ class Tree:
             above = trace.nodes.get(key)
             if above is not None:
                 if node.ambient:
-                    self._dissolve(trace, node, above)
+                    self.look_through(trace, node, above)
                 else:
                     self._hang(node, above)
                 return
-            if key in self.plain and node.role in (Role.TOOL, Role.LLM):
+            if key in self.plain and (node.ambient or node.role in (Role.TOOL, Role.LLM)):
                 self._hold(trace, node, key)
                 return
             link = self._link(key)
@@ -212,8 +212,11 @@ class Tree:
         if above.children is None:
             above.children = {}
         above.children[node] = None
-        if node.role is Role.TOOL and above.role is Role.TOOL and node.name == above.name:
-            above.twin = True
+        if node.role is Role.TOOL and above.role is Role.TOOL:
+            if node.name == above.name:
+                above.twin = True
+            elif node.call_id is not None and node.call_id == above.call_id:
+                (above if node.named and not above.named else node).twin = True
 
     def _hold(self, trace: Trace, node: Node, key: SpanKey) -> None:
         """Let a span wait at one without a role that has ended, until that is known to bound a run, or not to."""
@@ -221,16 +224,6 @@ class Tree:
         trace.waiting.setdefault(key, {})[node] = None
         trace.held[key] = max(self.plain[key].until, self._now())
         self.remind(trace, trace.held[key])
-
-    def _dissolve(self, trace: Trace, node: Node, above: Node) -> None:
-        """Look through a span that seemed to bound a run: one with a role is above it."""
-        node.shortcut = above
-        children, node.children = node.children or {}, None
-        above.children = {**(above.children or {}), **children}
-        for child in children:
-            child.above = above
-        del trace.nodes[node.key]
-        self.size -= 1
 
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
@@ -254,14 +247,19 @@ class Tree:
             return False
         return any(task.awaits == key for task in trace.tasks)
 
-    def look_through(self, trace: Trace, node: Node) -> None:
-        """Let those below a span that seemed to bound a run wait for what is above it."""
+    def look_through(self, trace: Trace, node: Node, above: Node | None = None) -> None:
+        """Hang what is below a span that seemed to bound a run below one with a role, or let it wait for that."""
         trace.unwait(node)
-        for child in node.children or ():
-            child.above, child.shortcut, child.missing = None, None, node.missing
-            if node.missing is not None:
-                trace.waiting.setdefault(node.missing, {})[child] = None
-        node.children = None
+        node.shortcut = above
+        children, node.children = node.children or {}, None
+        for child in children:
+            child.above = above
+            if above is None:
+                child.shortcut, child.missing = None, node.missing
+        if above is not None:
+            above.children = {**(above.children or {}), **children}
+        elif node.missing is not None and children:
+            trace.waiting.setdefault(node.missing, {}).update(children)
         del trace.nodes[node.key]
         self.size -= 1
 
@@ -368,8 +366,7 @@ class Tree:
                 if isinstance(who, Trace):
                     who.alarm = None
                 yield who
-        kept = len(self.doubts) + len(self.traces)
-        if len(self._alarms) > 2 * kept + 1_000:  # most of them need not wait any more
+        if len(self._alarms) > 2 * (len(self.doubts) + len(self.traces)) + 1_000:  # most of them need not wait any more
             self._alarms = [alarm for alarm in self._alarms if self._is_set(alarm)]
             heapq.heapify(self._alarms)
 

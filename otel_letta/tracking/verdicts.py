@@ -59,7 +59,7 @@ _COMPLETED = Verdict(TaskStatus.COMPLETED)
 _STOPPED = Verdict(TaskStatus.FAILED, stopped=True)
 
 
-def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: bool = False) -> Verdict:
+def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: int = 0) -> Verdict:
     """The verdict on a task whose root has ended.
 
     A failed tool or model call below is a problem of a step: agents recover from those. Only what came last, with
@@ -67,7 +67,8 @@ def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: bool = F
 
     Args:
         outside: when the last call of a tool started that belongs to the task and is not below its root.
-        torn: a span of its work names a parent in the same process that never came: that one was cut off.
+        torn: when the last span of its work started that names a parent in the same process which never came: that
+            one was cut off.
     """
     ended = [span for span in below if span.end is not None]
     return (
@@ -76,8 +77,9 @@ def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: bool = F
         or (_judge_run(below, outside) if root.is_run else None)
         or _by_sub_agent(ended)
         or _by_last_tool(root, ended)
+        or _by_torn(root, ended, torn)
         or _by_last_model(root, ended)
-        or (_STOPPED if torn and not root.ok else _COMPLETED)
+        or _COMPLETED
     )
 
 
@@ -141,6 +143,13 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
     if bad is not None:
         return _failed(bad, ended)
     return None if root.ok else _STOPPED
+
+
+def _by_torn(root: Node, ended: Sequence[Node], torn: int) -> Verdict | None:
+    """Something was cut off, and no model was asked after that."""
+    if root.ok or not torn or any(span.role is Role.LLM and span.start > torn for span in ended):
+        return None
+    return _STOPPED
 
 
 def _asked_again(tool: Node, models: Sequence[Node]) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "started",
     "sub_agent",
     "told_elsewhere",
+    "tool_denied",
     "tool_used",
     "using_tool",
     "waits_for",
@@ -85,6 +86,10 @@ def tool_used(name: str, seconds: float, reason: str | None = None) -> str:
 
 def model_trouble(reason: str) -> str:
     return f"Trouble with the model: {reason}" if reason else "Trouble with the model"
+
+
+def tool_denied(name: str) -> str:
+    return f"Tool {name} was denied"
 
 
 def sub_agent(name: str, reason: str | None = None) -> str:

@@ -74,8 +74,9 @@ def play(name: str, **options: Any) -> Played:
 
 def play_live(name: str, **options: Any) -> Live:
     """Play a trace again in this process, each span from its start to its end, through a real SDK."""
-    live = Live(**options)
     recorded = [span for batch in batches(name) for span in batch.spans]
+    service = recorded[0].resource.attributes["service.name"]  # it names agents without a name of their own
+    live = Live(**{"resource": {"service.name": service}, **options})
     live.clock.now = 0
     opened: dict[int, Span] = {}
     moments = [(span.end_time or 0, 1, index, span) for index, span in enumerate(recorded)]

@@ -41,7 +41,7 @@ SHOWN = {
     "idle_timeout": ("60", "60 s"),
     "answer_timeout": ("45", "45 s"),
     "wake_after": ("0", "0 s"),
-    "wake_on_wait": ("no", "false"),
+    "wake_on_wait": ("False", "false"),
     "wait_timeout": ("3600", "3600 s"),
     "content": ("Errors,arguments", "arguments, errors"),
     "chat_id_attributes": ("session.id,thread", "session.id, thread"),

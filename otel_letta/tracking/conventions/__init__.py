@@ -9,23 +9,48 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from otel_letta.text import as_text
+from otel_letta.tracking.conventions.adk import ADK
+from otel_letta.tracking.conventions.agentops import AGENTOPS
+from otel_letta.tracking.conventions.ai_sdk import AI_SDK
+from otel_letta.tracking.conventions.braintrust import BRAINTRUST
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role
 from otel_letta.tracking.conventions.gen_ai import GEN_AI, GEN_AI_BARE
 from otel_letta.tracking.conventions.gen_ai_pauses import GEN_AI_PAUSES
+from otel_letta.tracking.conventions.gen_ai_span_kind import GEN_AI_SPAN_KIND
 from otel_letta.tracking.conventions.gen_ai_tasks import GEN_AI_TASKS
+from otel_letta.tracking.conventions.genkit import GENKIT
 from otel_letta.tracking.conventions.laminar import LAMINAR
+from otel_letta.tracking.conventions.langfuse import LANGFUSE
+from otel_letta.tracking.conventions.langsmith import LANGSMITH
 from otel_letta.tracking.conventions.letta import LETTA
 from otel_letta.tracking.conventions.logfire import LOGFIRE
 from otel_letta.tracking.conventions.mcp import MCP
+from otel_letta.tracking.conventions.mlflow import MLFLOW
 from otel_letta.tracking.conventions.openinference import OPENINFERENCE
 from otel_letta.tracking.conventions.openllmetry import OPENLLMETRY
+from otel_letta.tracking.conventions.openllmetry_llm import OPENLLMETRY_LLM
+from otel_letta.tracking.conventions.span_type import SPAN_TYPE
+from otel_letta.tracking.conventions.spring_ai import SPRING_AI
+from otel_letta.tracking.conventions.spring_ai_alibaba import SPRING_AI_ALIBABA
 
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["CONTENT_FIELDS", "CONVENTIONS", "EVENTS", "MARKS", "Convention", "Role", "role_of"]
+__all__ = [
+    "ASKED",
+    "CONTENT_FIELDS",
+    "CONVENTIONS",
+    "EVENTS",
+    "MARKS",
+    "Convention",
+    "Role",
+    "denies",
+    "names_of",
+    "role_of",
+]
 
 CONVENTIONS = (
     LETTA,
@@ -35,6 +60,19 @@ CONVENTIONS = (
     OPENINFERENCE,
     OPENLLMETRY,
     LAMINAR,
+    AI_SDK,
+    GENKIT,
+    SPRING_AI,
+    SPRING_AI_ALIBABA,
+    GEN_AI_SPAN_KIND,
+    LANGFUSE,
+    MLFLOW,
+    AGENTOPS,
+    LANGSMITH,
+    BRAINTRUST,
+    SPAN_TYPE,
+    OPENLLMETRY_LLM,
+    ADK,
     GEN_AI_BARE,
     GEN_AI_PAUSES,
     GEN_AI_TASKS,
@@ -42,6 +80,9 @@ CONVENTIONS = (
 
 MARKS = frozenset().union(*(convention.marks for convention in CONVENTIONS))
 """Attributes of spans that agent frameworks make."""
+
+ASKED = MARKS.union(*(convention.also_asked for convention in CONVENTIONS))
+"""Attributes without any of which a span has no role."""
 
 EVENTS: Mapping[str, tuple[str, ...]] = {
     name: attributes for convention in CONVENTIONS for name, attributes in convention.events.items()
@@ -67,16 +108,32 @@ _DECIDING = tuple(
 def role_of(reading: Reading) -> Role | None:
     """Return the role of a span. The most specific convention that the span follows decides, alone."""
     names = reading.attributes.keys()
-    if names.isdisjoint(MARKS):  # this way round it takes as many steps as there are marks, not attributes
+    if names.isdisjoint(ASKED):  # this way round it takes as many steps as there are marks, not attributes
         return None
     for marks, decide in _DECIDING:
         if not names.isdisjoint(marks):
             role = decide(reading)
             if role is not UNCLAIMED:
-                return role
+                return None if role is Role.TOOL and _is_no_tool(reading) else role
     return None
+
+
+def _is_no_tool(reading: Reading) -> bool:
+    """Return True for a span around calls of tools that is named like one: ``(merged tools)``."""
+    name = next((name for name in _TOOL_NAMES if name in reading.attributes), None)
+    text = as_text(reading.attributes[name]) if name is not None else None
+    return text is not None and text[:1] == "(" and text[-1:] == ")"
 
 
 def names_of(role: Role) -> tuple[str, ...]:
     """Return the attributes that hold what people call a span of this role."""
     return tuple(itertools.chain.from_iterable(convention.names.get(role, ()) for convention in CONVENTIONS))
+
+
+_TOOL_NAMES = names_of(Role.TOOL)
+_DENIED = {name: value for convention in CONVENTIONS for name, value in convention.denied.items()}
+
+
+def denies(attributes: Mapping[str, Any]) -> bool:
+    """Return True for attributes that say that a person refused a tool's call: its own, or a part's of it."""
+    return any(name in attributes and as_text(attributes[name]) == value for name, value in _DENIED.items())

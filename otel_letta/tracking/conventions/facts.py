@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
-from otel_letta.text import as_text, clean_line
+from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, Role
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
 from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_timed_out, is_wait
@@ -44,6 +44,8 @@ class AgentFacts:
     """The same as it was written, such as ``SAFETY``."""
     cancelled = False
     """Its error, its finish reason or an attribute says that somebody cancelled it."""
+    marks_success = False
+    """An agent whose convention marks those that ended well. Without `answered` it did not."""
     timed_out = False
     """Its error says that the time was over."""
     raised: Reason | None = None
@@ -76,16 +78,29 @@ class AgentFacts:
         self.extras = extras
         """Content that the settings ask for, by field."""
 
+    def finish_by(self, reasons: Iterable[Any]) -> None:
+        """Take over why an answer ended. ``reasons``: values of attributes of finish reasons, if there are any."""
+        found = finish_of(reasons)
+        if found is None:
+            return
+        self.finish, self.finish_word = found
+        self.answered = self.finish not in _NO_OUTCOMES
+        self.cancelled = self.cancelled or self.finish is Finish.CANCELLED
 
+
+_TOOL_CALLS = pattern(r"\.tool_calls\.\d")
 _CHOSEN = tuple(name for convention in CONVENTIONS for name in convention.chosen_chats)
 _GIVEN = tuple(name for convention in CONVENTIONS for name in convention.chats)
-_CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, *_GIVEN))}
+_OF_RESOURCE = len(_CHOSEN)
+"""The rank of the resource's own word. Whoever set that chose it: it beats what a framework gave."""
+_CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, "", *_GIVEN)) if name}
 _ANSWERS = frozenset().union(*(convention.answers for convention in CONVENTIONS))
 _ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in convention.answer_prefixes)
 _NO_ANSWERS = frozenset().union(*(convention.no_answers for convention in CONVENTIONS))
 _FINISHES = tuple(name for convention in CONVENTIONS for name in convention.finishes)
 _CALL_IDS = tuple(name for convention in CONVENTIONS for name in convention.call_ids)
-_DENIED = {name: value for convention in CONVENTIONS for name, value in convention.denied.items()}
+_ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
+_ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
 _CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
@@ -103,20 +118,22 @@ def read_agent(
     """
     attributes = reading.attributes
     extras = dict(_extras(attributes, role, content)) if content else {}
-    facts = AgentFacts(role, name_of(reading, role), extras)
+    name, named = name_of(reading, role)
+    facts = AgentFacts(role, name, extras)
+    facts.named = named
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
-    facts.chat = _conversation(attributes, chat_attributes)
+    facts.chat = _conversation(reading, chat_attributes)
     if _failed(reading):
         facts.failed = True
-        facts.reason = reason_of(reading, whole="errors" in content)
+        facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
         facts.plan = plan_of(attributes)
         facts.call_id = next((found for name in _CALL_IDS if (found := id_of(attributes.get(name)))), None)
-        facts.denied = _holds(attributes, _DENIED)
+        facts.denied = reading.denied
     else:
         _read_answer(facts, reading)
-    _read_interruption(facts, reading)
+    _read_interruption(facts, reading, content)
     for marks, events, refine in _REFINING:
         if not attributes.keys().isdisjoint(marks) or any(name in events for name, _ in reading.signals):
             refine(reading, facts, frozenset(content))
@@ -127,14 +144,17 @@ def read_agent(
     return facts
 
 
-def _conversation(attributes: Mapping[str, Any], more: Sequence[str]) -> tuple[int, str] | None:
+def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
+    attributes, default = reading.own_attributes, reading.default(semconv.CHAT_ID)
     found = [(rank, name) for name, rank in _CHATS.items() if name in attributes]
-    found += [(len(_CHATS) + n, name) for n, name in enumerate(more) if name in attributes]
+    found += [(len(_CHATS) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
     for rank, name in found:
+        if default is not None and rank > _OF_RESOURCE:
+            break
         value = id_of(attributes[name])
-        if value is not None and (rank < len(_CHOSEN) or name in more or not _says_more_than_an_id(value)):
+        if value is not None and (rank < _OF_RESOURCE or name in more or not _says_more_than_an_id(value)):
             return rank, value
-    return None
+    return None if default is None else (_OF_RESOURCE, default)
 
 
 def _says_more_than_an_id(value: str) -> bool:
@@ -146,22 +166,36 @@ def _read_answer(facts: AgentFacts, reading: Reading) -> None:
     attributes = reading.attributes
     signs = [name for name in attributes if _is_answers(name)]
     facts.records_answers = bool(signs)
+    facts.answered = any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
     reasons = [attributes[name] for name in _FINISHES if name in attributes]
     reasons += [values[name] for _, values in reading.signals for name in _FINISHES if name in values]
-    found = finish_of(iter(reasons))
-    if found is not None:
-        facts.finish, facts.finish_word = found
-        facts.cancelled = facts.finish is Finish.CANCELLED
-    facts.answered = facts.finish not in _NO_OUTCOMES and (
-        facts.finish is not None or any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
-    )
+    facts.finish_by(reasons)
+    # Some models say that they are done when they ask for a tool, too.
+    if facts.finish in (None, Finish.ANSWERED) and any(_TOOL_CALLS.search(name) for name in signs):
+        facts.finish, facts.finish_word = Finish.TOOLS, "tool_calls"
 
 
 def _is_answers(name: object) -> bool:
     return type(name) is str and (name in _ANSWERS or name.startswith(_ANSWER_PREFIXES))
 
 
-def _read_interruption(facts: AgentFacts, reading: Reading) -> None:
+def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
+    whole = "errors" in content
+    return reason_of(reading, types=_ERROR_TYPES, texts=_ERROR_TEXTS, fixed=_may_quote(reading, role), whole=whole)
+
+
+def _may_quote(reading: Reading, role: Role) -> bool:
+    """Return True for a span whose error may hold a value without quotation marks.
+
+    What a model's provider says is about the call. Tools fail with what they worked on, and agents repeat it: in Python
+    that stands in quotation marks more often than not, in other languages hardly ever (measured with Go, Rust, Java).
+    """
+    if role is Role.AGENT or role is Role.STEP:
+        return (as_text(reading.resource.get("telemetry.sdk.language")) or "python") != "python"
+    return role is Role.TOOL
+
+
+def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:
     """Read what an error says that is none: somebody cancelled the work, or it waits for somebody."""
     attributes = reading.attributes
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
@@ -173,13 +207,14 @@ def _read_interruption(facts: AgentFacts, reading: Reading) -> None:
     kinds = [kind for kind in (error_type, exception) if kind]
     if any(is_wait(kind, "") for kind in kinds) or (facts.role is not Role.LLM and is_wait("", text)):
         facts.waits_for = A_PERSON
+        facts.reason = Reason("", f"waits for {A_PERSON}") if facts.failed else facts.reason
         return
     at_end = reading.raised_at_end
     if facts.failed or at_end:
         facts.cancelled = facts.cancelled or is_cancelled("", text) or any(is_cancelled(kind, "") for kind in kinds)
         facts.timed_out = is_timed_out("", text) or any(is_timed_out(kind, "") for kind in kinds)
     if at_end and not facts.failed:
-        facts.raised = reason_of(reading)
+        facts.raised = _reason(reading, facts.role, content)
 
 
 def _failed(reading: Reading) -> bool:

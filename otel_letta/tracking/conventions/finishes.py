@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from otel_letta.text import as_text, clean_line, pattern
@@ -50,15 +50,16 @@ _SPLIT = pattern(r"[\[\]\"',\s]+")
 
 def is_filler(value: Any) -> bool:
     """Return True for an attribute's value that stands for no value: empty, zero, or a word for nothing."""
-    if value is None or value is False or value == 0:
+    kind = type(value)  # whoever subclasses these may have any code in it
+    if value is None or (kind in (int, float, bool) and not value):
         return True
-    if isinstance(value, (tuple, list)):
+    if kind in (tuple, list):
         return all(is_filler(item) for item in value[:_MOST_CHOICES])
     text = as_text(value)
     return text is not None and len(text) <= _WORD_CAP and text.strip(" []{}\"'").lower() in FILLERS
 
 
-def finish_of(values: Iterator[Any]) -> tuple[Finish, str] | None:
+def finish_of(values: Iterable[Any]) -> tuple[Finish, str] | None:
     """Return why an answer ended, and the word for it; None if nothing says so.
 
     Args:
@@ -78,7 +79,7 @@ def finish_of(values: Iterator[Any]) -> tuple[Finish, str] | None:
 
 
 def _words_of(value: Any) -> Iterator[str]:
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list):
         for item in value[:_MOST_CHOICES]:
             yield from _words_of(item)
         return

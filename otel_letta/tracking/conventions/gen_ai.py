@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text
@@ -25,6 +25,14 @@ _OPERATIONS: Mapping[str, Role] = {
     "execute_task": Role.STEP,
 }
 
+_NO_WORK = frozenset(
+    {"create_agent", "embeddings", "retrieval", "rerank", "agent_step", "schedule_tool_calls"}
+    | {"execute_agent_loop_cycle", "invoke_node", "memory"}
+)
+"""Parts of agents that have spans with roles below them, and operations that are no agent's work."""
+_CALL_IDS = ("gen_ai.tool.call.id", "gen_ai.tool.call_id", "gen_ai.tool_call.id")
+_TOOLS_OWN = frozenset({semconv.GEN_AI_TOOL_NAME, *_CALL_IDS})
+
 
 def _role(reading: Reading) -> Role | Unclaimed | None:
     operation = as_text(reading.attributes.get(semconv.GEN_AI_OPERATION))
@@ -35,7 +43,22 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
         kind = as_text(reading.attributes.get(semconv.TRACELOOP_KIND))
         if kind in ("task", "tool"):
             return role_of_kind(kind)
-    return _OPERATIONS.get(operation)
+    if operation in _OPERATIONS:
+        return _OPERATIONS[operation]
+    if operation in _NO_WORK:
+        return None
+    return _role_by_evidence(reading.attributes)
+
+
+def _role_by_evidence(attributes: Mapping[str, Any]) -> Role | Unclaimed:
+    """Return the role of a span whose operation nobody knows, by what else it says."""
+    if not _TOOLS_OWN.isdisjoint(attributes):
+        return Role.TOOL
+    if semconv.GEN_AI_MODEL in attributes and any(
+        type(name) is str and name.startswith(("gen_ai.response.", "gen_ai.usage.")) for name in attributes
+    ):
+        return Role.LLM
+    return UNCLAIMED
 
 
 GEN_AI = Convention(
@@ -59,7 +82,14 @@ GEN_AI = Convention(
         "gen_ai.completion.0.finish_reason",
         "finish_reason",
     ),
-    call_ids=("gen_ai.tool.call.id", "gen_ai.tool_call.id", "tool_call.id", "tool_call_id", "call_id"),
+    call_ids=(
+        "gen_ai.tool.call.id",
+        "gen_ai.tool.call_id",
+        "gen_ai.tool_call.id",
+        "tool_call.id",
+        "tool_call_id",
+        "call_id",
+    ),
     error_types=("gen_ai.tool.error.type",),
     failed={"gen_ai.tool.status": "error", "tool.status": "error", "gen_ai.tool.call.outcome": "error"},
     denied={"decision": "reject"},
@@ -78,14 +108,18 @@ GEN_AI = Convention(
 
 
 def _bare_role(reading: Reading) -> Role | Unclaimed | None:
-    if semconv.GEN_AI_MODEL in reading.attributes:
+    attributes = reading.attributes
+    if semconv.GEN_AI_OPERATION in attributes:
+        return UNCLAIMED  # one that the attributes do not bear out
+    if semconv.GEN_AI_MODEL in attributes:
         return Role.LLM
-    return Role.TOOL if semconv.GEN_AI_TOOL_NAME in reading.attributes else UNCLAIMED
+    return UNCLAIMED if _TOOLS_OWN.isdisjoint(attributes) else Role.TOOL
 
 
 GEN_AI_BARE = Convention(
     name="gen_ai without an operation",
-    marks=frozenset({semconv.GEN_AI_MODEL, semconv.GEN_AI_TOOL_NAME}),
+    marks=frozenset({semconv.GEN_AI_MODEL}) | _TOOLS_OWN,
     role=_bare_role,
+    names={Role.TOOL: ("tool.name", "tool_name")},
 )
 """The last to be asked: spans of older versions, which every other convention knows better."""

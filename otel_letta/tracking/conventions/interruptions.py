@@ -15,7 +15,9 @@ _CANCELLED_TYPE = pattern(
     r"(?i)(?:.*[.:$*_])?\w*?(?:cancell?(?:ed|ation)|abort(?:ed)?|keyboardinterrupt|(?<![a-z])interrupted)(?:error|exception)?"
 )
 _CANCELLED_TEXT = pattern(
-    r"(?i)(?:\bcontext cancell?ed\b|\bparent job is cancelling\b|\bsleep interrupted\b|\bcancell?ed by (?:the )?user\b"
+    r"(?i)(?:\bcontext cancell?ed\b|\bparent job is cancelling\b|\bsleep interrupted\b"
+    r"|\b(?:interrupt|termination|terminated) signal received\b|\bsignal: (?:interrupt|terminated|killed)\b"
+    r"|\brequest was interrupted\b|\bcancell?ed by (?:the )?user\b"
     r"|\b(?:the )?user (?:aborted|cancell?ed)\b"
     r"|\b(?:operation|request|delay|call|task|run|stream|agent|turn|session|coroutine|future|job)"
     r" (?:was |is |has been )?(?:aborted|cancell?ed)\b)"
@@ -61,7 +63,8 @@ def is_cancelled(kind: str, text: str) -> bool:
     """Return True for an error's type or text that says that somebody cancelled the work."""
     if kind and _CANCELLED_TYPE.fullmatch(kind.strip()[:200]):
         return True
-    return bool(text) and _CANCELLED_TEXT.search(text[:2_000]) is not None
+    # JavaScript puts a stack trace behind the first line.
+    return bool(text) and _CANCELLED_TEXT.search(text[:2_000].strip().partition("\n")[0]) is not None
 
 
 @functools.lru_cache(maxsize=128)

@@ -77,7 +77,7 @@ def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None
     if _is_of_run(attributes):
         seen.hint = _AGENT
     if seen.is_run:
-        seen.name, seen.hint = _AGENT, ""
+        seen.name, seen.named, seen.hint = _AGENT, True, ""
         cause = _cause_of(reading.described or reading.exception[1])
         if seen.failed and cause:
             seen.reason = clean_reason(cause, whole="errors" in content)

@@ -30,20 +30,46 @@ _NAMES = {role: names_of(role) for role in Role}
 _AGENT_FIRST = (semconv.GEN_AI_AGENT_NAME, *_NAMES[Role.AGENT])
 """A workflow's span may name an agent of it, and an agent's the workflow around it."""
 _REPEATED = frozenset().union(*_NAMES.values(), *(convention.repeated_names for convention in CONVENTIONS))
+_OPERATIONS = frozenset(
+    {"agent", "ai_agent", "invoke_agent", "create_agent", "invoke_workflow", "workflow", "execute_task", "task"}
+    | {"invoke", "run", "execute", "chain", "generate", "interaction", "invocation", "chat", "completion"}
+    | {"turn", "step"}
+)
+"""Names of spans that say what is done, and not by whom."""
+_CODE = pattern(r"[\w$-]+(?:\.[\w$-]+)+")
+_IN_BRACKETS = pattern(r"<[^<>]*>|\([^()]*\)")
+"""What stands for a name that is not known: ``<not found>``."""
 _PREFIX = pattern(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent|tools/call)\s+")
 _SUFFIX = pattern(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool))$")
 
 
-def name_of(reading: Reading, role: Role) -> str:
-    """Return what people call a span with a role; empty where it has no name that is surely one."""
+def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
+    """Return what people call a span with a role, and whether an attribute says so; empty where it has no name that is
+    surely one."""
     if role is Role.LLM:
-        return ""
+        return "", False
     attributes = reading.attributes
     names = _NAMES[role]
     if role is Role.AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
         names = _AGENT_FIRST
-    name = _first_name(attributes, names) or _span_name(reading.name, attributes)
-    return name.split("__", 2)[-1] if role is Role.TOOL and name.startswith("mcp__") else name
+    name = _first_name(attributes, names)
+    if role is Role.TOOL:
+        if not name or _IN_BRACKETS.fullmatch(name):
+            name = _span_name(reading.name, attributes)
+        return name.split("__", 2)[-1] if name.startswith("mcp__") else name, True
+    if name:
+        return name, True
+    return _said_by_people(_span_name(reading.name, attributes)), False
+
+
+def _is_code(name: str) -> bool:
+    """Return True for dotted code: ``session.llm``, ``AiService.chat``."""
+    return _CODE.fullmatch(name) is not None
+
+
+def _said_by_people(name: str) -> str:
+    """Return a span's name if it may be what people call an agent; empty for the name of its operation."""
+    return "" if name.lower() in _OPERATIONS or _is_code(name) else name
 
 
 def agent_hint(reading: Reading) -> str:
@@ -57,7 +83,7 @@ def early_name(reading: Reading, near: Mapping[str, Any]) -> str:
     Args:
         near: attributes of a span below it, which may hold the text that the name is part of.
     """
-    return _span_name(reading.name, {**near, **reading.attributes})
+    return _said_by_people(_span_name(reading.name, {**near, **reading.attributes}))
 
 
 def name_for_logs(reading: Reading) -> str:

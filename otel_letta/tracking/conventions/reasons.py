@@ -5,19 +5,22 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line, pattern
+from otel_letta.tracking.conventions.interruptions import is_cancelled
 from otel_letta.tracking.values import NAME_CAP
 
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["ADDRESS", "Reason", "clean_reason", "parse_literal", "reason_of"]
+__all__ = ["ADDRESS", "Reason", "clean_reason", "kind_of", "parse_literal", "reason_of"]
 
 _REASON_CAP = 200
 _KIND_CAP = 200
+_TEXT_CAP = 16_384
 ADDRESS = pattern(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 
 
@@ -41,19 +44,55 @@ class Reason(NamedTuple):
 _EMPTY_WORDS = pattern(r"(?i)(?:run\s+)?(?:status:\s*)?(?:error|failed|failure|unknown)\.?")
 
 
-def reason_of(reading: Reading, *, whole: bool = False) -> Reason:
-    """Return why a span failed. ``whole``: the error's line with all that it quotes."""
-    kind = as_text(reading.attributes.get(semconv.ERROR_TYPE)) or ""
+_NO_KINDS = frozenset(
+    {"_OTHER", "other", "error", "Error", "Exception", "unknown", "errorString", "wrapError", "wrapErrors", "joinError"}
+    | {
+        "fundamental",
+        "withStack",
+        "TelemetrySafeError",
+        "UnknownError",
+        "BaseException",
+        "RuntimeException",
+        "Throwable",
+    }
+)
+"""Types of errors that say no more than that it is one. Go's are what its own functions make of any text."""
+
+
+def reason_of(
+    reading: Reading, *, types: Sequence[str] = (), texts: Sequence[str] = (), fixed: bool = False, whole: bool = False
+) -> Reason:
+    """Return why a span failed.
+
+    Args:
+        types: further attributes that may hold the error's type.
+        texts: further attributes that may hold its text.
+        fixed: only text that no program puts values into.
+        whole: the error's line with all that it quotes.
+    """
+    attributes = reading.attributes
     exception, message = reading.exception
-    if kind == "_OTHER" or not kind:
-        kind = exception
-    text = reading.described or message or as_text(reading.attributes.get("error.message")) or ""
-    return clean_reason(text, kind, whole=whole)
+    kinds = [as_text(attributes.get(name)) or "" for name in (semconv.ERROR_TYPE, *types)]
+    kind = next((kind for kind in (*kinds, exception) if kind and kind_of(kind) not in _NO_KINDS), "")
+    candidates = [reading.described, message]
+    candidates += [as_text(attributes.get(name)) or "" for name in ("error.message", *texts)]
+    first = Reason()
+    for text in filter(None, candidates):
+        reason = clean_reason(text[:_TEXT_CAP], kind, fixed=fixed, whole=whole)
+        if reason.text or not reason.kind:
+            return reason
+        first = first or reason
+    return first or clean_reason("", kind)
+
+
+def kind_of(kind: str) -> str:
+    """Return an error's type without its package: ``*url.Error``, ``java.lang.IllegalStateException``."""
+    return kind.strip("*& ").rpartition(".")[2].rpartition("::")[2]
 
 
 # A constructor as it is shown by repr(): frameworks put that, and a stack trace right behind it, into the status.
 _REPR = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120})\((?P<quote>['\"])(?P<text>.*?)(?P=quote),?\)\s*\Z", re.DOTALL)
-_TYPED = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120}(?:Error|Exception|Exit|Interrupt|Warning|Failure)):\s+")
+_TYPED = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120}(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
 _PROVIDER = pattern(r"(?P<head>Error code: \d{3}|status_code: \d{3})(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{")
 _DETAILED = pattern(r"Error (?:in agent run|running tool)[^:{]{0,80}: (?={)")
 _DETAILS = frozenset({"error", "tool_name"})
@@ -71,21 +110,27 @@ _TYPE_NAME = pattern(r"[\w.:$<>\[\]-]+")
 
 
 @functools.lru_cache(maxsize=128)  # a provider that fails says the same again and again
-def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
+def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool = False) -> Reason:
     """Return one line of an error's text without what it quotes: texts in quotation marks, dictionaries, lists and
-    addresses in an error are the values that somebody's program worked on."""
-    kind = clean_line(kind, _KIND_CAP)
+    addresses in an error are the values that somebody's program worked on.
+
+    Args:
+        fixed: without what may be a value outside of quotation marks, either.
+        whole: with all that it quotes.
+    """
+    kind = clean_line(kind, _KIND_CAP).lstrip("*&")
     # An error's type is one word; what has more of them is an error's text.
-    kind = clean_line(kind.rpartition(".")[2] or kind, NAME_CAP) if _TYPE_NAME.fullmatch(kind) else ""
+    kind = clean_line(kind_of(kind) or kind, NAME_CAP) if _TYPE_NAME.fullmatch(kind) else ""
+    kind = f"HTTP {kind}" if _STATUS.fullmatch(kind) else "" if kind in _NO_KINDS else kind
     text = text.partition("Traceback (most recent")[0].strip()
     shown = _REPR.match(text)
     if shown is not None:
-        kind, text = kind or shown["kind"].rpartition(".")[2], shown["text"].replace("\\n", "\n")
+        kind, text = kind or _told_kind(shown["kind"]), shown["text"].replace("\\n", "\n")
     if not whole:
         text = _unwrapped(text)
     typed = _TYPED.match(text)
     if typed is not None:
-        kind, text = kind or typed["kind"].rpartition(".")[2], text[typed.end() :]
+        kind, text = kind or _told_kind(typed["kind"]), text[typed.end() :]
     elif kind:
         # Classes of users' own may have any name; the SDK writes it in front of the text.
         before, colon, after = text.partition(": ")
@@ -94,6 +139,10 @@ def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
         return Reason(kind)  # its text is the key alone
     if kind == "CancelledError":
         return Reason("", "cancelled or timed out")
+    if is_cancelled(kind, text):
+        return Reason("", "cancelled")
+    if _DEADLINE.search(text):
+        return Reason("" if kind in _DEADLINE_KINDS else kind, "timed out")
     head, _, rest = text.partition("\n")
     if head.rstrip().endswith(":"):
         text = f"{head.rstrip()} {rest.lstrip()}"
@@ -103,10 +152,52 @@ def clean_reason(text: str, kind: str = "", *, whole: bool = False) -> Reason:
         line = _BRACED.sub("{…}", _QUOTED_ELSEWHERE.sub("'…'", _QUOTED.sub("'…'", line)))
         line = ADDRESS.sub("…", _LISTED.sub("[…]", _TAGGED.sub("<…>", line)))
         line = _HOME.sub("~", line)
+        line = _fixed(line) if fixed else line
     line = clean_line(line, _REASON_CAP)
-    if _EMPTY_WORDS.fullmatch(line) or not any(character.isalnum() for character in line):
+    line = f"HTTP {line}" if _STATUS.fullmatch(line) else line
+    if _EMPTY_WORDS.fullmatch(line) or _STOCK.fullmatch(line) or not any(character.isalnum() for character in line):
         line = ""
     return Reason(kind, line)
+
+
+def _told_kind(kind: str) -> str:
+    kind = kind_of(kind)
+    return "" if kind in _NO_KINDS else kind
+
+
+_STATUS = pattern(r"[45]\d\d")
+_DEADLINE = pattern(r"\bdeadline exceeded\b")
+_DEADLINE_KINDS = frozenset({"deadlineExceededError", "Error"})
+_STOCK = pattern(
+    r"(?i)(?:tool(?: execution| call)? failed|session error|unexpected exit|(?:model|api) call failed|error|failed"
+    r"|an? (?:unknown |unexpected |internal )?error (?:has )?occurred|interrupted|null|none|undefined)[.:]?\s*"
+)
+"""Texts that stand for any reason."""
+_KNOWN_PART = pattern(
+    r"(?i)(?:http |status(?: code)? |error code:? )?[45]\d\d\b.*"
+    r"|connection (?:refused|reset.*|closed|error.*|timed out)"
+    r"|timed out|timeout|eof|unexpected eof|permission denied|no such (?:file or directory|host)|not found|unauthorized"
+    r"|forbidden|too many requests|rate limit.*|quota exceeded|overloaded|(?:invalid|incorrect) api key.*|broken pipe"
+    r"|service unavailable|bad gateway|internal server error|no route to host|network is unreachable|out of memory"
+    r"|disk full|no space left on device|division by zero|upstream.*"
+)
+"""Parts behind a colon that are no value."""
+_VALUE_LIKE = pattern(
+    r"(?=\S*[A-Za-z])(?=\S*\d)\S+|\S*[\w-][/\\_@#=][\w-]\S*|\S*\w\.\w\S*|\S*\b[A-Z]{2,}-\S*|\b\d{5,}\b"
+)
+
+
+def _fixed(line: str) -> str:
+    """Return the part of an error's line that is the program's own words. In most languages a value stands behind a
+    colon, without quotation marks: ``no such note: budget``."""
+    parts = line.split(": ")
+    kept = [_VALUE_LIKE.sub("…", parts[0])]
+    for part in parts[1:]:
+        if _KNOWN_PART.fullmatch(part.strip()) is None:
+            kept.append("…")
+            break
+        kept.append(part)
+    return ": ".join(kept)
 
 
 def _unwrapped(text: str) -> str:

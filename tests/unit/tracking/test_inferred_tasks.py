@@ -62,17 +62,17 @@ EXPECTED: dict[str, list[Told]] = {
     "claude_agent_sdk.native.llm_error": [
         Told(
             FAILED,
-            "claude_code.interaction",
+            "claude_agent_sdk.native",
             ["search_docs"],
             "1f0b4ebc-9fd3-402b-953d-d32dc7360870",
             "Internal server",
         )
     ],
     "claude_agent_sdk.native.success": [
-        Told(COMPLETED, "claude_code.interaction", chat="96086ace-08b4-492d-948b-c92f2db074c1")
+        Told(COMPLETED, "claude_agent_sdk.native", chat="96086ace-08b4-492d-948b-c92f2db074c1")
     ],
     "claude_agent_sdk.native.tool_error": [
-        Told(COMPLETED, "claude_code.interaction", chat="c7272729-84f7-4ced-8b53-ddb5c1e57ec8", problems=1)
+        Told(COMPLETED, "claude_agent_sdk.native", chat="c7272729-84f7-4ced-8b53-ddb5c1e57ec8", problems=1)
     ],
     "crewai.oi.handoff": [
         Told(
@@ -231,7 +231,7 @@ def test_a_recorded_agent_is_told_as_it_went(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in NEVER_ENDED])
 def test_a_recorded_agent_is_told_alike_when_it_runs_here(name: str) -> None:
-    live = play_live(name)
+    live = play_live(name, resource={"service.name": name.rpartition(".")[0]})
     # The other process's own ids are not those of the traces that the SDK makes here.
     for want, end in zip(EXPECTED[name], live.ends, strict=True):
         assert (end.status, end.name, want.says in end.content) == (want.status, want.name, True)

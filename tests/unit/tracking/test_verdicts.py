@@ -1,0 +1,152 @@
+"""Cancelled is not success: what came last tells how an agent's task ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import Status, StatusCode
+
+from otel_letta.report import TaskStatus
+from tests.unit.tracking.test_inferred_tasks import agent, arrived, chat, made, tool
+
+FAILED, COMPLETED = TaskStatus.FAILED, TaskStatus.COMPLETED
+STOPPED = (FAILED, "'A' stopped: it ended without an answer")
+CANCELLED = (FAILED, "'A' was cancelled")
+OP = {"gen_ai.operation.name": "chat"}
+
+
+def verdict(*below: ReadableSpan, **root: Any) -> tuple[TaskStatus, str]:
+    (end,) = arrived(*below, agent("A", 1, None, 0, 9, **root)).ends
+    return end.status, end.content
+
+
+def last(**attributes: Any) -> list[ReadableSpan]:
+    """Return a model call, a tool, and a model call with these attributes (dots for double underscores)."""
+    named = {name.replace("__", "."): value for name, value in attributes.items()}
+    return [chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2), chat(4, 1, 2, 3, attributes={**OP, **named})]
+
+
+def ok(span: ReadableSpan) -> ReadableSpan:
+    span._status = Status(StatusCode.OK)
+    return span
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"gen_ai__response__finish_reasons": ("stop",)}, (COMPLETED, "Finished 'A' in 9.0 s, 1 tool")),
+        ({"gen_ai__response__finish_reasons": '["STOP"]'}, (COMPLETED, "Finished 'A' in 9.0 s, 1 tool")),
+        ({"gen_ai__response__finish_reasons": ("length",)}, (COMPLETED, "Finished 'A' in 9.0 s, 1 tool, 1 problem")),
+        ({"gen_ai__response__finish_reasons": ("cancelled",)}, CANCELLED),
+        ({"gen_ai__response__finish_reasons": "ABORTED"}, CANCELLED),
+        ({"gen_ai__response__finish_reasons": ("",)}, STOPPED),
+        ({"gen_ai__response__finish_reason": ""}, STOPPED),
+        (
+            {"gen_ai__response__finish_reasons": ("SAFETY",)},
+            (FAILED, "'A' failed: blocked by the model's filter (SAFETY)"),
+        ),
+        (
+            {"gen_ai__response__finish_reasons": ("error",)},
+            (FAILED, "'A' stopped: the model's answer ended with an error"),
+        ),
+        ({"gen_ai__response__model": "m"}, STOPPED),
+        ({"gen_ai__response__model": "none", "gen_ai__response__id": ""}, STOPPED),
+        ({}, STOPPED),
+    ],
+    ids=str,
+)
+def test_a_finish_reason_says_whether_the_model_answered(
+    attributes: dict[str, Any], expected: tuple[TaskStatus, str]
+) -> None:
+    assert verdict(*last(**attributes)) == expected
+
+
+def test_a_root_that_says_it_was_cancelled_was() -> None:
+    reasons = {"gen_ai.response.finish_reasons": ("cancelled",)}
+    assert verdict(chat(2, 1), attributes=reasons) == CANCELLED
+
+
+def test_a_tool_that_is_last_means_that_something_stopped_it() -> None:
+    assert verdict(chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2)) == STOPPED
+    # A model's span may enclose the tools that the model asked for, and ends after them.
+    assert verdict(chat(2, 1, 0, 3), tool("t", 3, 2, 1, 2)) == STOPPED
+    assert verdict(chat(2, 1, 0, 3), tool("t", 3, 2, 1, 2), chat(4, 1, 3, 4))[0] is COMPLETED
+
+
+@pytest.mark.parametrize("name", ["final_answer", "final_result", "transfer_to_reporter", "StructuredOutput"])
+def test_an_agent_may_end_on_a_tool_that_is_made_for_that(name: str) -> None:
+    assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2))[0] is COMPLETED
+
+
+def test_a_root_that_says_ok_may_end_on_any_tool() -> None:
+    root = ok(agent("A", 1, None, 0, 9))
+    assert arrived(chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2), root).ends[0].status is COMPLETED
+
+
+def test_a_tool_whose_own_agent_called_models_is_last_only_if_the_callers_models_are_traced() -> None:
+    inner = [chat(4, 3, 1, 2)]
+    assert verdict(*inner, tool("ask", 3, 1, 1, 3))[0] is COMPLETED
+    assert verdict(*inner, tool("ask", 3, 1, 1, 3), chat(2, 1, 0, 1)) == STOPPED
+
+
+@pytest.mark.parametrize(
+    "kind", ["asyncio.exceptions.CancelledError", "AbortError", "*errors.CanceledError", "trio.Cancelled"]
+)
+def test_a_cancellations_exception_on_the_last_span_is_one_though_no_status_is_set(kind: str) -> None:
+    event = ("exception", {"exception.type": kind, "exception.message": ""})
+    status, content = verdict(chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2, events=(event,)))
+    assert status is FAILED
+    assert "was cancelled" in content
+
+
+@pytest.mark.parametrize("text", ["context canceled", "This operation was aborted", "Request was aborted.", "Abort"])
+def test_an_error_that_says_so_is_a_cancellation(text: str) -> None:
+    assert verdict(chat(2, 1), error=text) == CANCELLED
+
+
+def test_a_timeout_is_said_as_one() -> None:
+    assert verdict(chat(2, 1), error="context deadline exceeded") == (
+        FAILED,
+        "'A' timed out: context deadline exceeded",
+    )
+
+
+def test_an_exception_at_the_end_of_a_call_without_an_answer_is_why_it_failed() -> None:
+    event = ("exception", {"exception.type": "HttpError", "exception.message": "500"})
+    calls = [chat(2, 1, 0, 1), chat(3, 1, 2, 3, attributes=OP, events=(event,))]
+    assert verdict(*calls) == (FAILED, "'A' failed: 500")
+    assert verdict(chat(2, 1), events=(event,)) == (FAILED, "'A' failed: 500")
+
+
+def test_no_answer_says_nothing_where_none_is_ever_recorded() -> None:
+    calls = [chat(2, 1, 0, 1, attributes=OP), tool("t", 3, 1, 1, 2), chat(4, 1, 2, 3, attributes=OP)]
+    assert verdict(*calls) == STOPPED
+    root = ok(agent("A", 1, None, 0, 9))
+    assert arrived(*calls, root).ends[0].status is COMPLETED
+
+
+def test_a_span_whose_parent_never_came_was_cut_off() -> None:
+    torn = made("part", 5, 99, 4, 5, {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "part"})
+    assert verdict(torn, chat(2, 1, 0, 1), chat(4, 1, 2, 3)) == STOPPED
+    assert verdict(torn, chat(2, 1, 0, 1), chat(4, 1, 6, 7))[0] is COMPLETED  # it went on after that
+    assert arrived(torn, chat(2, 1, 0, 1), chat(4, 1, 2, 3), ok(agent("A", 1))).ends[0].status is COMPLETED
+
+
+def test_a_refused_tool_is_told_as_refused() -> None:
+    played = arrived(
+        chat(2, 1, 0, 1),
+        made("blocked", 5, 3, 1, 2, {"decision": "reject"}),
+        tool("rm", 3, 1, 1, 2, attributes={"decision": "reject"}),
+        chat(4, 1, 2, 3),
+        agent("A", 1),
+    )
+    assert "Tool rm was denied; 1 tool used" in [report.content for report in played.reports]
+
+
+def test_the_wrapper_of_a_tool_with_its_call_id_is_the_same_call() -> None:
+    call = {"gen_ai.tool.call.id": "call-1"}
+    inner, outer = tool("read", 3, 2, 1, 2, attributes=call), tool("tool.execution", 2, 1, 1, 2.1, attributes=call)
+    played = arrived(inner, outer, chat(4, 1, 3, 4), agent("A", 1))
+    assert played.ends[0].content == "Finished 'A' in 9.0 s, 1 tool"

@@ -1,0 +1,184 @@
+"""A pause is no end: a task that waits for somebody stays in progress, and goes on as the same task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otel_letta.report import TaskStatus
+from otel_letta.tracking import Reading
+from tests.support.tracked import Alone, Live
+from tests.unit.tracking.test_inferred_tasks import Played, agent, arrived, chat, made, tool
+
+
+class Exported(Alone):
+    """Hands over each span when it has ended."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.tracker.ended_alone(Reading.of(span))
+
+
+IN_PROGRESS, COMPLETED, FAILED = TaskStatus.IN_PROGRESS, TaskStatus.COMPLETED, TaskStatus.FAILED
+DAY = 86_400
+INTERRUPT = (
+    "exception",
+    {"exception.type": "langgraph.errors.GraphInterrupt", "exception.message": "Interrupt(value={})"},
+)
+
+
+def refund(first: int, trace: int, start: float, *, waits: bool, chat_id: str | None = "c-1") -> list[Any]:
+    """Return the spans of an agent that asks a person, or goes on and answers."""
+    conversation = {"gen_ai.conversation.id": chat_id} if chat_id else {}
+    events = (INTERRUPT,) if waits else ()
+    spans = [
+        chat(first + 1, first, start, start + 1, trace_id=trace),
+        tool("refund", first + 2, first, start + 1, start + 2, trace_id=trace, events=events),
+    ]
+    if not waits:
+        spans.append(chat(first + 3, first, start + 2, start + 3, trace_id=trace))
+    return [*spans, agent("desk", first, None, start, start + 4, trace_id=trace, attributes=conversation)]
+
+
+def test_an_interrupted_agent_waits_once_and_goes_on_as_the_same_task_in_another_trace() -> None:
+    played = Played()
+    played.arrive(refund(10, 1, 0, waits=True))
+    played.pass_seconds(10)
+    assert played.ends == []
+    assert [(r.status, r.content, r.wakes) for r in played.reports if r.waiting] == [
+        (IN_PROGRESS, "waits for a person: refund", True)
+    ]
+    played.pass_seconds(5_000)  # it is not lost by idling
+    before = played.reports[-1]
+    assert before.waiting
+    played.arrive(refund(20, 2, 5_000, waits=False))
+    played.pass_seconds(10)
+    assert [(end.status, end.task_id) for end in played.ends] == [(COMPLETED, before.task_id)]
+    assert {report.key for report in played.reports} == {before.key}
+    assert [report.sequence for report in played.reports] == list(range(1, len(played.reports) + 1))
+    assert not played.reports[-1].waiting
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_within_its_request_does_not_matter_for_what_goes_on(reverse: bool) -> None:
+    played = Played()
+    played.arrive(refund(10, 1, 0, waits=True)[:: -1 if reverse else 1])
+    played.pass_seconds(10)
+    played.arrive(refund(20, 2, 100, waits=False)[:: -1 if reverse else 1])
+    played.pass_seconds(10)
+    assert len({report.task_id for report in played.reports}) == 1
+    assert [end.status for end in played.ends] == [COMPLETED]
+
+
+def test_another_conversation_is_another_task() -> None:
+    played = Played()
+    played.arrive(refund(10, 1, 0, waits=True))
+    played.pass_seconds(10)
+    played.arrive(refund(20, 2, 100, waits=False, chat_id="c-2"))
+    played.pass_seconds(10)
+    assert len({report.task_id for report in played.reports}) == 2
+    assert len(played.ends) == 1
+
+
+def test_it_may_wait_again() -> None:
+    played = Played()
+    for n in range(3):
+        played.arrive(refund(10 * (n + 1), n + 1, 100 * n, waits=n < 2))
+        played.pass_seconds(10)
+    assert [report.waiting for report in played.reports].count(True) == 2
+    assert [end.status for end in played.ends] == [COMPLETED]
+
+
+def test_an_interrupt_that_is_recorded_as_an_error_waits_too() -> None:
+    root = agent("desk", 1, None, 0, 4, error="(Interrupt(value={'SECRET': 1}),)", events=(INTERRUPT,))
+    played = arrived(chat(2, 1, 0, 1), tool("refund", 3, 1, 1, 2), root)
+    assert played.ends == []
+    assert played.reports[-1].content == "waits for a person"
+
+
+def test_nobody_came_for_a_day() -> None:
+    played = arrived(*refund(10, 1, 0, waits=True), wait=10)
+    played.pass_seconds(DAY - 60)
+    assert played.ends == []
+    played.pass_seconds(61)
+    assert [(end.status, end.content) for end in played.ends] == [
+        (FAILED, "'desk' failed: lost, it waited for 24 h and nobody came")
+    ]
+    played.pass_seconds(10 * DAY)
+    assert len(played.ends) == 1
+
+
+def test_settings_of_waiting() -> None:
+    played = arrived(*refund(10, 1, 0, waits=True), wait=10, wake_on_wait=False, wait_timeout=60.0)
+    assert [report.wakes for report in played.reports if report.waiting] == [False]
+    played.pass_seconds(61)
+    assert [end.status for end in played.ends] == [FAILED]
+
+
+@pytest.mark.parametrize("end", ["shutdown", "finish"])
+def test_a_waiting_task_is_no_failure_when_the_program_ends(end: str) -> None:
+    played = arrived(*refund(10, 1, 0, waits=True), wait=10)
+    getattr(played.tracker, end)()
+    assert played.ends == []
+
+
+# -- declared ----------------------------------------------------------------------------------------------------------
+
+WAITING = {"letta.task.id": "job-7", "letta.task.status": "in_progress", "letta.task.content": "waits for approval"}
+
+
+@pytest.mark.parametrize("driver", [Live, Exported])
+@pytest.mark.parametrize(
+    "said",
+    [
+        WAITING,
+        {"letta.task.id": "job-7", "letta.task.waiting": True},
+        {"letta.task.id": "job-7", "letta.task.waiting": True, "letta.chat.id": "c", "letta.task.content": "approve 3"},
+    ],
+)
+def test_a_declared_task_that_waits_goes_on_in_another_trace(driver: Any, said: dict[str, Any]) -> None:
+    one = driver()
+    one.tracer.start_span("refund", attributes={**said, "letta.task.progress": 0.4}).end()
+    assert one.ends == []
+    assert one.last.waiting
+    assert one.last.wakes
+    assert one.last.content in (said.get("letta.task.content"), "waits for a person")
+    one.tracer.start_span("refund", attributes={"letta.task.id": "job-7", "letta.task.progress": 0.6}).end()
+    assert [end.task_id for end in one.ends] == ["job-7"]
+    assert one.ends[0].status is COMPLETED
+    assert len({report.key for report in one.reports}) == 1
+    assert [report.sequence for report in one.reports] == list(range(1, len(one.reports) + 1))
+    assert [report.run for report in one.reports] == [1] * len(one.reports)
+
+
+@pytest.mark.parametrize("driver", [Live, Exported])
+def test_a_status_of_its_start_that_was_left_there_is_no_pause(driver: Any) -> None:
+    one = driver()
+    one.tracer.start_span("job", attributes={"letta.task.id": "j", "letta.task.status": "in_progress"}).end()
+    assert [end.status for end in one.ends] == [COMPLETED]
+    started = {"letta.task.id": "k", "letta.task.status": "in_progress", "letta.task.content": "reads files"}
+    one.tracer.start_span("job", attributes=started).end()
+    assert [end.status for end in one.ends] == [COMPLETED] * 2
+
+
+@pytest.mark.parametrize("driver", [Live, Exported])
+def test_an_error_or_an_end_that_it_declares_wins_over_waiting(driver: Any) -> None:
+    one = driver()
+    span = one.tracer.start_span("job", attributes=WAITING)
+    span.record_exception(ValueError("broken"))
+    span.set_status(made("x", 1, error="broken").status)
+    span.end()
+    one.tracer.start_span("job", attributes={**WAITING, "letta.task.status": "completed"}).end()
+    assert [end.status for end in one.ends] == [FAILED, COMPLETED]
+
+
+def test_a_declared_task_without_an_id_goes_on_in_the_same_chat() -> None:
+    live = Live()
+    live.tracer.start_span("a", attributes={"letta.chat.id": "c", "letta.task.waiting": True}).end()
+    live.tracer.start_span("a", attributes={"letta.chat.id": "d"}).end()
+    live.tracer.start_span("a", attributes={"letta.chat.id": "c"}).end()
+    waited = next(report for report in live.reports if report.waiting)
+    assert [end.task_id == waited.task_id for end in live.ends] == [False, True]
+    live.tracker.shutdown()
+    assert len(live.ends) == 2
