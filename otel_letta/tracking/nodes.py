@@ -199,6 +199,8 @@ class Doubt:
         mine, its = self.said, above.said
         if mine.task_id is not None:
             return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
+        if self.reading.start > (above.reading.end or self.reading.start):
+            return Place.OWN  # a job that it left behind
         if mine.chat_id is None:
             return Place.STEP
         if its.is_anonymous:

@@ -179,7 +179,7 @@ class Tracker:
         reading.end = None  # it may have ended since; `ended` is called for that, after all that comes before
         ids = Inbound.of(inbound)
         if not self._observe_agent(reading, above, outside, ids, late=late):
-            self._declared.observe(reading, self._task_around(above), self._nearest(above)[1], ids, report=True)
+            self._declared.observe(reading, self._task_around(above), self._nearest(above, reading.start)[1], ids, report=True)
         return reading.key in self.tree.open
 
     def ended(
@@ -197,7 +197,7 @@ class Tracker:
         ours = self.tree.has_declared(key) or self._observe_agent(reading, above, outside, ids, aborted, late=True)
         if not ours:
             self._pass_awaited(key, above, outside)
-            around, (_, agent) = self._task_around(above), self._nearest(above)
+            around, (_, agent) = self._task_around(above), self._nearest(above, reading.start)
             news = self._declared.observe(reading, around, agent, ids, report=False)
             ours = self._declared.end(reading, aborted, news=news)
             self.spans_ignored += not ours
@@ -249,7 +249,7 @@ class Tracker:
             self._ledger.warn(reading, said)
         self.tree.follow(key).has_role = True
         facts = self._agents.read(reading, role)
-        task, _ = self._nearest(above)
+        task, _ = self._nearest(above, reading.start)
         if task is not None and key not in self.tree.awaited:
             self._declared.observe_agents_step(task, reading, facts, said, aborted)
             return True
@@ -261,10 +261,16 @@ class Tracker:
         self.spans_ignored += reading.end is not None and not ours
         return True
 
-    def _nearest(self, above: Sequence[Ancestor]) -> tuple[Task | None, SpanKey | None]:
-        """Return the declared task of the nearest span above that has one or a role, or else that span."""
+    def _nearest(self, above: Sequence[Ancestor], start: int) -> tuple[Task | None, SpanKey | None]:
+        """Return the declared task of the nearest span above that has one or a role, or else that span.
+
+        Args:
+            start: the time when the span below started; tasks that had ended by then are passed over.
+        """
         for ancestor in above:
             task, has_role = self.tree.standing(ancestor.key)
+            if task is not None and task.had_ended(start):
+                continue
             if task is not None or has_role:
                 return task, ancestor.key if task is None else None
         return None, None

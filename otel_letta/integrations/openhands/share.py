@@ -26,8 +26,10 @@ class Share(Component):
     closes a callback.
     """
 
+    _kind = "otel_letta.integrations.openhands"
+
     def __init__(self, transport: Transport | None, options: dict[str, Any]) -> None:
-        super().__init__("otel_letta.integrations.openhands", live=False, transport=transport, options=options)
+        super().__init__(transport=transport, **options)
         if self._handle is not None:
             settings = self._handle.pipeline.settings
             self._runs = self._handle.add_source(
