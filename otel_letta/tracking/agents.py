@@ -147,6 +147,7 @@ class AgentTracker:
         node.answered, node.records_answers, node.ok = facts.answered, facts.records_answers, reading.ok
         node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
         node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
+        node.links = reading.links
         node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
         node.is_run, node.finishes = facts.is_run, facts.finishes
         node.failed, node.reason = facts.failed, facts.reason

@@ -11,6 +11,7 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
@@ -23,15 +24,24 @@ class Endings:
 
     Args:
         apply: applies the rules to a span whose place is known now.
+        catch_up: reports what was held back of a task.
     """
 
     def __init__(
-        self, tree: Tree, ledger: Ledger, now: Callable[[], int], apply: Callable[[Trace, Node], object]
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        now: Callable[[], int],
+        apply: Callable[[Trace, Node], object],
+        catch_up: Callable[[Trace, InferredTask], object],
+        subagents: SubAgents,
     ) -> None:
         self._tree = tree
         self._ledger = ledger
         self._now = now
         self._apply = apply
+        self._catch_up = catch_up
+        self._subagents = subagents
         self.over_since: Recent[int, int] = Recent(REMEMBERED)
         """The end of the last task of a trace."""
         self.outside: Recent[int, int] = Recent(1_000)
@@ -51,6 +61,13 @@ class Endings:
         root = task.root
         if root is None or task.ended:
             return
+        if self._subagents.place(trace, task):
+            return
+        self._subagents.gather(trace, task)
+        if not task.begun:
+            self._catch_up(trace, task)
+            if task.ended:
+                return
         below, torn = family(root)[1:], 0
         for orphan in trace.orphans_of(task):
             if task.awaits is not None or (root.start <= orphan.start <= (root.end or 0) and not orphan.ambient):
@@ -101,7 +118,9 @@ class Endings:
         else:
             tops = trace.orphans_of(task)
             nodes = [node for top in tops for node in family(top)]
-            task.name = task.name or next((node.name for node in tops if node.role is Role.AGENT), "")
+            agents = {node.name: None for node in nodes if node.role is Role.AGENT and node.name}
+            named = next((node.name for node in tops if node.role is Role.AGENT), "")
+            task.name = task.name or named or (next(iter(agents)) if len(agents) == 1 else "")
             verdict = judge_orphans(tops, [node for node in nodes if node.missing is None])
             at = max((node.end or 0 for node in nodes), default=0) or self._now()
         if verdict is None:
@@ -165,6 +184,7 @@ class Endings:
         nodes: Sequence[Node],
     ) -> None:
         task.deadline = None
+        self._subagents.forget(task)
         if status is TaskStatus.IN_PROGRESS:
             self._ledger.park(task, content, at)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from otel_letta import semconv
@@ -69,6 +70,7 @@ class Node:
     denied = False
     call_id: str | None = None
     named = False
+    links: Sequence[SpanKey] = ()
     is_run = False
     finishes = False
     chat: tuple[int, str] | None = None

@@ -16,8 +16,9 @@ from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between, standing
-from otel_letta.tracking.nodes import Fate, Node, Trace
+from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Tree
 
@@ -25,6 +26,9 @@ __all__ = ["AgentRules", "merge_declaration"]
 
 _CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
 _ANY_AGENTS = ("agent", "invoke_agent")
+_MOST_HOPS = 100
+_MOST_UNTOLD = 256
+"""Spans of a trace that may be held back."""
 _ROOT_ROLES = (Role.AGENT, Role.STEP)
 
 
@@ -40,7 +44,8 @@ class AgentRules:
         self._ledger = ledger
         self._now = now
         self._grace = grace
-        self.endings = Endings(tree, ledger, now, self.apply)
+        self._subagents = SubAgents(tree, self.apply)
+        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
 
     def apply(
         self,
@@ -72,6 +77,8 @@ class AgentRules:
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
+        if self._is_early(trace, task, node):
+            return True
         if not task.begun and self._ledger.may_resume(task):
             self._ledger.resume(task)
             if not task.resumed and task.root is None and task.chat is None:
@@ -89,15 +96,37 @@ class AgentRules:
             return True
         if not node.told and node is not task.root:
             self._end_of_step(task, node, facts)
+        self._set_deadline(trace, task)
+        if node in trace.away:
+            self._tree.remind(trace, node.patience)
+        self.endings.judge_if_complete(trace, task)
+        return True
+
+    def _set_deadline(self, trace: Trace, task: InferredTask) -> None:
         if task.root is not None and task.root.end is not None and task.deadline is None:
             # Of what bounds a run, most of the time may have gone by before its place was known.
             since = task.root.seen_at if task.root.ambient else self._now()
             task.deadline = max(self._now(), since + self._grace)
             self._tree.remind(trace, task.deadline)
-        if node in trace.away:
-            self._tree.remind(trace, node.patience)
-        self.endings.judge_if_complete(trace, task)
-        return True
+
+    def _is_early(self, trace: Trace, task: InferredTask, node: Node) -> bool:
+        """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent."""
+        root = task.root
+        if task.begun or task.due or root is None or root.end is None or root.live or root.role is not Role.AGENT:
+            return False
+        self._subagents.note(trace, task)
+        self._set_deadline(trace, task)
+        if len(trace.nodes) > _MOST_UNTOLD:
+            self.catch_up(trace, task)
+        return not task.due and task.deadline is not None and self._now() < task.deadline
+
+    def catch_up(self, trace: Trace, task: InferredTask) -> None:
+        """Report what happened in a task that was held back until it was clear that it is no other one's work."""
+        task.due = True
+        nodes = [] if task.root is None else family(task.root)
+        nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        for node in sorted(nodes, key=lambda node: (node is not task.root, node.end or 0)):
+            self.apply(trace, node)
 
     def _task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
         """Return the task that a span is part of, and whether that is new; None for a span that is part of none."""
@@ -155,7 +184,11 @@ class AgentRules:
         is_root = node is task.root
         if task.root is None and node.start:
             task.started = min(task.started, node.start)
-        if node.chat is not None and not node.foreign and (task.chat is None or node.chat[0] <= task.chat[0]):
+        if (
+            node.chat is not None
+            and not _may_be_anothers(task, node)
+            and (task.chat is None or node.chat[0] <= task.chat[0])
+        ):
             task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
         if is_root and is_human(node):
             task.name = node.name
@@ -219,6 +252,17 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
+
+
+def _may_be_anothers(task: InferredTask, node: Node) -> bool:
+    """Return True for a span whose conversation may be a sub-agent's own: work of another process, or of an agent that
+    a tool is, or an agent that nobody knows yet what is above."""
+    if node.foreign or (task.root is None and node.role is Role.AGENT and node.missing is not None):
+        return True
+    above, hops = node.above, 0
+    while above is not None and above.role is not Role.TOOL and hops < _MOST_HOPS:
+        above, hops = above.above, hops + 1
+    return above is not None and above.role is Role.TOOL
 
 
 def is_human(node: Node) -> bool:

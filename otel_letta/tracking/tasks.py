@@ -77,6 +77,10 @@ class InferredTask(Task):
     awaits: SpanKey | None = None
     """The open span that is its root if it gets a role."""
     begun = False
+    due = False
+    """Its root came when it had ended, and now it is clear that nobody called it."""
+    noted: tuple[str | None, str] | None = None
+    """Its service and conversation, as sub-agents are looked for by these."""
     resumed = False
     """It goes on after it has waited."""
     tools = 0

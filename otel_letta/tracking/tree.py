@@ -24,9 +24,7 @@ __all__ = ["REMEMBERED", "Recent", "Tree"]
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000
-_MOST_PLAIN = 2_000
-_MOST_HOPS = 10_000
-"""Made-up parents can go in circles."""
+_MOST_PLAIN, _MOST_HOPS = 2_000, 10_000  # made-up parents can go in circles
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -185,7 +183,7 @@ class Tree:
                 if node.ambient:
                     self.look_through(trace, node, above)
                 else:
-                    self._hang(node, above)
+                    self.hang(node, above)
                 return
             if key in self.plain and (node.ambient or node.role in (Role.TOOL, Role.LLM)):
                 self._hold(trace, node, key)
@@ -205,9 +203,10 @@ class Tree:
                 return
             key, remote = link
 
-    def _hang(self, node: Node, above: Node) -> None:
+    def hang(self, node: Node, above: Node) -> None:
+        """Make a span the child of another one; parents that go in a circle have no top."""
         if above.top is node:
-            return  # parents that go in a circle have no top
+            return
         node.above = node.shortcut = above
         if above.children is None:
             above.children = {}

@@ -173,6 +173,8 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return None
     race = [span for span in models if (span.end or 0) >= last.start]
     if any(span.answered and not span.failed for span in race):
+        if last.finish is Finish.TOOLS and last.answered and not (root.ok or root.answered or _is_used(last, ended)):
+            return _STOPPED  # it asked for a tool, and was never asked again
         return Verdict(TaskStatus.COMPLETED, cut=all(s.finish is Finish.LENGTH for s in race if s.answered))
     bad = _last(span for span in race if span.failed or span.cancelled or span.raised is not None)
     if bad is not None:
@@ -182,6 +184,11 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
     # Some instrumentations never record an answer, and then the lack of one says nothing.
     silent = not any(span.records_answers for span in models)
     return _COMPLETED if silent and (root.ok or root.answered) else _STOPPED
+
+
+def _is_used(model: Node, ended: Sequence[Node]) -> bool:
+    """Return True if a tool was called after a model: whether that was the last step is judged by the tool."""
+    return any(span.role is Role.TOOL and span.start >= model.start for span in ended)
 
 
 def _by_finish(span: Node) -> Verdict | None:

@@ -201,7 +201,7 @@ def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
     exception, message = reading.exception
     facts.cancelled = facts.cancelled or _holds(attributes, _CANCELLED)
-    if not (facts.failed or exception):
+    if not (facts.failed or exception or message):
         return
     text = reading.described or message
     kinds = [kind for kind in (error_type, exception) if kind]

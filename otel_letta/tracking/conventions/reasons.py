@@ -92,7 +92,7 @@ def kind_of(kind: str) -> str:
 
 # A constructor as it is shown by repr(): frameworks put that, and a stack trace right behind it, into the status.
 _REPR = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120})\((?P<quote>['\"])(?P<text>.*?)(?P=quote),?\)\s*\Z", re.DOTALL)
-_TYPED = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120}(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
+_TYPED = pattern(r"(?P<kind>(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
 _PROVIDER = pattern(r"(?P<head>Error code: \d{3}|status_code: \d{3})(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{")
 _DETAILED = pattern(r"Error (?:in agent run|running tool)[^:{]{0,80}: (?={)")
 _DETAILS = frozenset({"error", "tool_name"})
@@ -155,7 +155,13 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
         line = _fixed(line) if fixed else line
     line = clean_line(line, _REASON_CAP)
     line = f"HTTP {line}" if _STATUS.fullmatch(line) else line
-    if _EMPTY_WORDS.fullmatch(line) or _STOCK.fullmatch(line) or not any(character.isalnum() for character in line):
+    if (
+        line in _NO_KINDS
+        or line == kind
+        or _EMPTY_WORDS.fullmatch(line)
+        or _STOCK.fullmatch(line)
+        or not any(character.isalnum() for character in line)
+    ):
         line = ""
     return Reason(kind, line)
 

@@ -107,17 +107,14 @@ def test_an_error_that_says_so_is_a_cancellation(text: str) -> None:
 
 
 def test_a_timeout_is_said_as_one() -> None:
-    assert verdict(chat(2, 1), error="context deadline exceeded") == (
-        FAILED,
-        "'A' timed out: context deadline exceeded",
-    )
+    assert verdict(chat(2, 1), error="context deadline exceeded") == (FAILED, "'A' timed out")
 
 
 def test_an_exception_at_the_end_of_a_call_without_an_answer_is_why_it_failed() -> None:
-    event = ("exception", {"exception.type": "HttpError", "exception.message": "500"})
+    event = ("exception", {"exception.type": "HttpError", "exception.message": "HTTP 500"})
     calls = [chat(2, 1, 0, 1), chat(3, 1, 2, 3, attributes=OP, events=(event,))]
-    assert verdict(*calls) == (FAILED, "'A' failed: 500")
-    assert verdict(chat(2, 1), events=(event,)) == (FAILED, "'A' failed: 500")
+    assert verdict(*calls) == (FAILED, "'A' failed: HTTP 500")
+    assert verdict(chat(2, 1), events=(event,)) == (FAILED, "'A' failed: HTTP 500")
 
 
 def test_no_answer_says_nothing_where_none_is_ever_recorded() -> None:
@@ -150,3 +147,12 @@ def test_the_wrapper_of_a_tool_with_its_call_id_is_the_same_call() -> None:
     inner, outer = tool("read", 3, 2, 1, 2, attributes=call), tool("tool.execution", 2, 1, 1, 2.1, attributes=call)
     played = arrived(inner, outer, chat(4, 1, 3, 4), agent("A", 1))
     assert played.ends[0].content == "Finished 'A' in 9.0 s, 1 tool"
+
+
+def test_a_model_that_asked_for_a_tool_and_was_never_asked_again_has_not_answered() -> None:
+    asks = {"gen_ai.response.finish_reasons": ("tool_calls",)}
+    assert verdict(*last(gen_ai__response__finish_reasons=("tool_calls",))) == STOPPED
+    assert verdict(chat(2, 1, 0, 1, attributes={**OP, **asks})) == STOPPED
+    # Frameworks that end on a tool without a span of its own record what it gave on the root.
+    answered = {"gen_ai.output.messages": "[]", "gen_ai.usage.output_tokens": 7}
+    assert verdict(chat(2, 1, 0, 1, attributes={**OP, **asks}), attributes=answered)[0] is COMPLETED
