@@ -52,7 +52,7 @@ class Courier:
         with self.lock:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
-                lane = lane._replace(conversation_id=None)
+                lane = Lane(lane.server, lane.agent_id)
             before = self._last_lane.pop(report.key, lane)
             if before != lane and before in self._lanes:
                 # The chat was named late: what waits for the other conversation would arrive after the end.

@@ -148,7 +148,7 @@ class BoardKeeper(Worker):
         try:
             if self._retry.parked is not None:
                 self._transport.reload()
-                self._follow_settings()
+            self._follow_settings()
             block = self._claim(until)
             with self._lock:
                 self._dirty = self._urgent = False

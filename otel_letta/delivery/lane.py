@@ -109,8 +109,9 @@ class LaneWorker(Worker):
             if self.retry.parked is not None:
                 # A person may have mended it: read the settings again, and ask cheaply before risking a turn.
                 self._courier.transport.reload()
-                if self._moved(parcels):
-                    return
+            if self._moved(parcels):
+                return
+            if self.retry.parked is not None:
                 self._courier.transport.probe(self.mailbox.lane, until=until)
             self._send(parcels, until)
         except LettaError as error:
@@ -124,12 +125,15 @@ class LaneWorker(Worker):
             self._courier.close_if_last()
 
     def _moved(self, parcels: list[Parcel]) -> bool:
-        """Move everything to the server and agent that the settings name now. Return False if they are this lane's."""
+        """Move everything to the server and agent that the settings name now. Return False if those are this lane's.
+
+        Another lane may have had the settings read again, so this is asked before each request.
+        """
         courier, lane = self._courier, self.mailbox.lane
         report = next((parcel.report for parcel in parcels if parcel.losses is None), None)
-        if report is None:
-            return False
-        target = courier.transport.lane(report.agent_id, report.chat_id)._replace(conversation_id=lane.conversation_id)
+        # What stands for lost ends names no agent: they stay with the lane's.
+        now = courier.transport.lane(lane.agent_id if report is None else report.agent_id, None)
+        target = Lane(now.server, now.agent_id, lane.conversation_id)
         if target == lane:
             return False
         _logger.warning("reports to %s go to %s now", lane, target)
@@ -216,7 +220,7 @@ class LaneWorker(Worker):
             _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
             with self._lock:
                 courier.conversation_is_gone(lane)
-                courier.reroute([*parcels, *self.mailbox.take_all()], lane._replace(conversation_id=None))
+                courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, lane.agent_id))
             return
         if error.may_have_landed:
             parcels = self._not_landed(parcels, until)

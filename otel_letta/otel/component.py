@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
@@ -17,8 +17,10 @@ from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
+    from typing_extensions import Unpack
 
     from otel_letta.otel.selfmetrics import SelfMetrics
+    from otel_letta.settings import SettingsOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -37,8 +39,6 @@ class Component:
     """A plug-in of the SDK with a share in a pipeline.
 
     Args:
-        kind: the class's name, for the log.
-        live: whether it sees spans start.
         transport: instead of the server that the settings name; for tests.
         meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
         task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
@@ -48,29 +48,34 @@ class Component:
             ignored with a warning, unless nothing names the server: it may have been meant to.
     """
 
+    _kind: ClassVar[str]
+    """The name that the log and the metrics use."""
+    _live: ClassVar[bool] = False
+    """True for one that sees spans start."""
+
     def __init__(
         self,
-        kind: str,
         *,
-        live: bool,
-        transport: Transport | None,
+        transport: Transport | None = None,
         meter_provider: MeterProvider | None = None,
         task_filter: TaskFilter | None = None,
-        options: dict[str, Any],
+        **options: Unpack[SettingsOptions],
     ) -> None:
+        kind = self._kind
         self._life = Life.IDLE
         self._handle: Handle | None = None
         self._metrics: SelfMetrics | None = None
         try:
-            settings, complaints = Settings.from_options(options, lenient=True)
+            settings, complaints = Settings.from_options(cast("dict[str, Any]", options), lenient=True)
             for error in complaints:  # a slip in a YAML file must not switch reporting off
                 _logger.warning("%s ignores an option: %s", kind, error)
             if settings.disabled:
                 _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
                 return
             self._metrics = _self_metrics(kind, settings, meter_provider)
-            self._handle = join(settings, transport, live=live, metrics=self._metrics, task_filter=task_filter)
+            self._handle = join(settings, transport, live=self._live, metrics=self._metrics, task_filter=task_filter)
             self._life = Life.ACTIVE
+            self._activated(self._handle.pipeline)
         except LettaConfigurationError as error:
             # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
             # other exporters and instrumentations with it (measured).
@@ -79,6 +84,9 @@ class Component:
         except Exception as error:
             _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
             _logger.debug("unexpected error", exc_info=True)
+
+    def _activated(self, pipeline: Pipeline) -> None:
+        """Do what an active component needs more."""
 
     @property
     def active(self) -> bool:
@@ -125,10 +133,14 @@ class Component:
 
     def _count(self, count: Callable[[_T, str | None], None], what: _T, error: str | None) -> None:
         """Count spans for the metrics; on the pipeline's thread, since they have to be read for that."""
-        if self._pipeline is not None:
-            self._pipeline.call(count, what, error)
-        else:
-            count(what, error)
+        pipeline = self._pipeline
+        try:
+            if pipeline is not None:
+                pipeline.call(count, what, error)
+            else:
+                count(what, error)
+        except Exception as trouble:  # noqa: BLE001
+            self._swallow("counting spans", trouble)
 
     def _swallow(self, where: str, error: Exception) -> None:
         """Log a bug of ours, since a hook's exception would replace the traced program's own."""

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component, Life
-from otel_letta.tracking.opt_in import TaskFilter
-
-if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
-    from typing_extensions import Unpack
-
-    from otel_letta.settings import SettingsOptions
 
 __all__ = ["LettaSpanExporter"]
 
@@ -36,26 +27,10 @@ class LettaSpanExporter(Component, SpanExporter):
     `LettaSpanProcessor`, instead or beside it. The setting ``baggage`` has no effect here: an ended span does not know
     the context that it started in.
 
-    Args:
-        transport, meter_provider, task_filter, options: see `Component`.
+    The keywords are those of `otel_letta.otel.component.Component`.
     """
 
-    def __init__(
-        self,
-        *,
-        transport: Transport | None = None,
-        meter_provider: MeterProvider | None = None,
-        task_filter: TaskFilter | None = None,
-        **options: Unpack[SettingsOptions],
-    ) -> None:
-        super().__init__(
-            "LettaSpanExporter",
-            live=False,
-            transport=transport,
-            meter_provider=meter_provider,
-            task_filter=task_filter,
-            options=dict(options),
-        )
+    _kind = "LettaSpanExporter"
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Hand the spans over; never waits for Letta, so SUCCESS means accepted, not delivered.

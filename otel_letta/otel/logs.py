@@ -14,7 +14,6 @@ from typing import Any
 from opentelemetry.sdk._logs import LogRecordProcessor
 
 from otel_letta import semconv
-from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component
 from otel_letta.text import as_text
 from otel_letta.tracking.log_events import EVENT_NAME, LogEvent, last_part
@@ -35,13 +34,10 @@ class LettaLogRecordProcessor(Component, LogRecordProcessor):
     Events by which coding agents tell of a turn, its tools and answers, in the field or the attribute ``event.name``,
     become tasks as spans of agents do. Their prompts, arguments and outputs are not read.
 
-    Args:
-        transport: instead of Letta's REST API; for tests.
-        options: as for `LettaSpanProcessor`, and best the very same.
+    The keywords are those of `otel_letta.otel.component.Component`, and best the same as for the `LettaSpanProcessor`.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Any) -> None:
-        super().__init__("LettaLogRecordProcessor", live=False, transport=transport, options=options)
+    _kind = "LettaLogRecordProcessor"
 
     def on_emit(self, log_record: Any) -> None:
         """Take note of a log record. Called by the SDK on the emitting thread; neither raises nor waits."""

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component, Life
-from otel_letta.tracking.opt_in import TaskFilter
-
-if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
-    from typing_extensions import Unpack
-
-    from otel_letta.settings import SettingsOptions
+from otel_letta.pipeline.pipeline import Pipeline
 
 __all__ = ["LettaSpanProcessor"]
 
@@ -45,29 +36,15 @@ class LettaSpanProcessor(Component, SpanProcessor):
     Hooks neither raise nor wait. Spans that are recorded but not sampled are reported; spans that a sampler drops
     never come here. Exporter and processor on one provider report a task once.
 
-    Args:
-        transport, meter_provider, task_filter, options: see `Component`.
+    The keywords are those of `otel_letta.otel.component.Component`.
     """
 
-    def __init__(
-        self,
-        *,
-        transport: Transport | None = None,
-        meter_provider: MeterProvider | None = None,
-        task_filter: TaskFilter | None = None,
-        **options: Unpack[SettingsOptions],
-    ) -> None:
-        super().__init__(
-            "LettaSpanProcessor",
-            live=True,
-            transport=transport,
-            meter_provider=meter_provider,
-            task_filter=task_filter,
-            options=dict(options),
-        )
+    _kind = "LettaSpanProcessor"
+    _live = True
 
-        pipeline, kind = self._pipeline, type(self)
-        if pipeline is not None and self._metrics is None and kind.on_start is _ON_START and kind.on_end is _ON_END:
+    def _activated(self, pipeline: Pipeline) -> None:
+        kind = type(self)
+        if self._metrics is None and kind.on_start is _ON_START and kind.on_end is _ON_END:
             # Every recorded span of the program passes here: a method that only calls another one costs too much.
             self.on_start, self.on_end = pipeline.watcher.on_start, pipeline.watcher.on_end  # type: ignore[method-assign,assignment]
 

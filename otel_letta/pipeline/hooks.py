@@ -45,6 +45,7 @@ def make_hooks(
     """
     records, twins = watcher.open.records, watcher.open.twins
     get, enter, take = records.get, records.setdefault, records.pop
+    asks_all, undeclared = watcher.asks_all, declares_nothing
 
     def on_start(span: Span, parent_context: Context | None = None) -> None:
         parent: Any
@@ -64,11 +65,12 @@ def make_hooks(
                 if above is not None and (up := above[1]) is not None and up[0] is None:
                     shorten(above)
             exception = handled()
-            if watcher.asks_all or (exception is not None and not isinstance(exception, Exception)):
+            if asks_all or (exception is not None and not isinstance(exception, Exception)):
                 watcher.prepare(record, span, parent_context, exception)
             if enter(span_id, record) is not record and not watcher.open.add_twin(key[:2], record):
                 return
-            if (attributes and not declares_nothing(attributes)) or (len(record) > 2 and record[2].opted is not None):
+            declares = attributes and not undeclared(attributes)
+            if declares or (asks_all and len(record) > 2 and record[2].opted is not None):
                 watcher.note_start(record)
             elif not watcher.watching:
                 watcher.begin()
@@ -87,7 +89,7 @@ def make_hooks(
             record = take(span_id, None) if not twins else watcher.take(key[:2])
             if record is None or len(record) > 2:
                 watcher.note_end(record, span, attributes)
-            elif not attributes or declares_nothing(attributes):
+            elif not attributes or undeclared(attributes):
                 record[0] = None
             else:
                 watcher.note_unread_end(record, span)

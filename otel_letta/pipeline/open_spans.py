@@ -117,6 +117,10 @@ class OpenSpans:
         """Return the records of all open spans in the order of their starts."""
         return [*self.records.values(), *self.twins.values()]
 
+    def keys(self) -> set[SpanKey]:
+        """Return the keys of all open spans."""
+        return {key for key in map(_key, self.all()) if key is not None}
+
     def observe(self, record: Record) -> OpenSpan | None:
         """Return the `OpenSpan` of a record, made now if there is none; None if its span was over before that.
 

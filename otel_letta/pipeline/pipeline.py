@@ -103,7 +103,7 @@ class Pipeline:
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._sources: dict[type[Source], Source] = {}
         opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
-        self._inbox = Inbox(self._tend, self.complain, self._deliver_at_process_end)
+        self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
         self.watcher = Watcher(settings, self._inbox, opt_in, self._ended_spans.put, self.complain)
         self._begin(forked=False)
@@ -224,9 +224,9 @@ class Pipeline:
         ends = [source.shutdown for source in self._sources.values()] if sources else []
         self._inbox.run(timeout, self.watcher.poll, self._tracker.shutdown, *ends)
 
-    def _deliver_at_process_end(self) -> None:
-        """Deliver at the end of a child of multiprocessing: with fork and forkserver it exits without `atexit`, so
-        no provider is shut down there."""
+    def _register_process_end(self) -> None:
+        """Register `at_process_end` in a child of multiprocessing: with fork and forkserver it exits without `atexit`,
+        so no provider is shut down there."""
         process = sys.modules.get("multiprocessing.process")
         if process is not None and process.parent_process() is not None:
             from multiprocessing import util

@@ -71,8 +71,8 @@ class Watcher:
         """Begin with no span open, in a new process."""
         self._tracker = tracker
         if forked:
-            waiting = {entry.key for entry in map(self.open.observe, self.open.all()) if entry is not None}
-            self._foreign |= waiting
+            # First of all: clearing may run destructors that end some of them.
+            self._foreign |= self.open.keys()
             self._forked_at = time.time_ns()
             self.open.clear()
         self.watching = False

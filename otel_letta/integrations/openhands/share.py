@@ -26,8 +26,10 @@ class Share(Component):
     closes a callback.
     """
 
+    _kind = "otel_letta.integrations.openhands"
+
     def __init__(self, transport: Transport | None, options: dict[str, Any]) -> None:
-        super().__init__("otel_letta.integrations.openhands", live=False, transport=transport, options=options)
+        super().__init__(transport=transport, **options)
         if self._handle is not None:
             cap = self._handle.pipeline.settings.content_cap
             self._runs = self._handle.add_source(Runs(host=socket.gethostname(), content_cap=cap))

@@ -13,10 +13,12 @@ import pytest
 
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.mailbox import otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
+from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
@@ -591,6 +593,64 @@ def test_ends_for_a_server_that_moved_go_to_the_new_address_once_the_setting_is_
     ((lane, (message,)),) = letta.delivered
     assert lane == Lane("http://new.test", "agent-1", CONVERSATION)
     assert message.otid != letta.requests[0][1][0].otid  # an end's id names its server
+
+
+@pytest.fixture
+def two_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InMemoryLetta, InMemoryLetta, str]]:
+    """A server that the settings name, another that knows the same agent, and the agent."""
+    with InMemoryLetta() as old, InMemoryLetta() as new:
+        agent = old.create_agent()
+        new.create_agent(agent_id=agent)
+        monkeypatch.setenv("LETTA_BASE_URL", old.base_url)
+        monkeypatch.setenv("LETTA_AGENT_ID", agent)
+        yield old, new, agent
+
+
+def courier_of_environment(**options: Any) -> Courier:
+    settings = Settings.resolve(delivery="messages", server="rest", **options)
+    return Courier(SelectingTransport(settings), settings, Stats(), Crew())
+
+
+def test_parked_ends_go_to_the_lane_of_the_server_that_the_settings_name_now(
+    two_servers: tuple[InMemoryLetta, InMemoryLetta, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, agent = two_servers
+    old.fail_next(402, times=99, path="/messages", method="POST")
+    courier = courier_of_environment(probe_interval=0.05)
+    report = end("a")
+    courier.put(report)
+    assert old.wait_for(lambda: len(old.requests) >= 2)
+    monkeypatch.setenv("LETTA_BASE_URL", new.base_url)
+    new.wait_for_messages(agent, 1)
+    assert flush(courier, 5)
+    later = end("b")
+    courier.put(later)
+    assert flush(courier, 5)
+    finish(courier)
+    assert not old.reports(agent)
+    # As from a process that has never known the old server.
+    lane = Lane(new.base_url, agent)
+    assert set(courier.transport.landed(lane, [otid_of(r, lane) for r in (report, later)])) == {
+        otid_of(r, lane) for r in (report, later)
+    }
+    assert courier.lanes()[str(lane)]["waiting"] == 0
+    courier.transport.close()
+
+
+def test_what_waits_for_another_try_follows_the_settings_that_another_lane_had_read_again(
+    two_servers: tuple[InMemoryLetta, InMemoryLetta, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, agent = two_servers
+    old.fail_next(503, path="/messages", method="POST")
+    courier = courier_of_environment()
+    courier.put(end("a"))
+    assert old.wait_for(lambda: any(request.method == "POST" for request in old.requests))
+    monkeypatch.setenv("LETTA_BASE_URL", new.base_url)
+    courier.transport.reload()
+    new.wait_for_messages(agent, 1)
+    assert flush(courier, 5)
+    finish(courier)
+    assert not old.reports(agent) and len(new.reports(agent)) == 1
 
 
 # -- conversations ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.letta.rest import RestTransport
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.locks import HostLock
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.fake_transport import Clock, end, progress
@@ -171,6 +172,26 @@ def test_nothing_is_written_when_nothing_changed(keep: Callable[..., Keeper]) ->
     keeper.look()
     keeper.idle()
     assert keeper.writes == 1
+
+
+def test_after_new_settings_with_another_address_the_board_stands_at_that_server(
+    server: InMemoryLetta, agent: str, keep: Callable[..., Keeper]
+) -> None:
+    with InMemoryLetta() as other:
+        other.create_agent(agent_id=agent)
+        keeper = keep()
+        keeper.report(progress("a", 0.1))
+        keeper.wait()
+        keeper.letta.use(Settings.resolve(base_url=other.base_url, agent_id=agent))
+        keeper.report(progress("a", 0.2))
+        keeper.flush()
+        assert "10%" in (server.board(agent) or "") and "20%" in (other.board(agent) or "")
+        # Under the lock that any process takes for that server's board.
+        lock = HostLock(f"board {other.base_url} {agent} task_progress")
+        assert not lock.try_acquire()
+        keeper.crash()
+        assert lock.try_acquire()
+        lock.release()
 
 
 def test_a_flush_does_not_wait_for_the_interval(server: InMemoryLetta, agent: str, keep: Callable[..., Keeper]) -> None:

@@ -170,6 +170,7 @@ def test_an_end_that_is_not_delivered_before_shutdown_counts_as_failed(world: Wo
     world.letta.stop_listening()
     exporter = world.exporter(shutdown_timeout=0.3)
     world.do("task")
+    assert until(lambda: [lane["waiting"] for lane in exporter.stats()["lanes"].values()] == [1])
     exporter.shutdown()
     assert world.count(EXPORTED, "not_delivered_before_shutdown") == 1
 

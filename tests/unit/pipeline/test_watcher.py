@@ -258,6 +258,23 @@ def test_spans_that_were_open_at_a_fork_are_the_parents(world: World) -> None:
     assert world.read() == [("ended", "own")]
 
 
+def test_a_span_that_its_destructor_ends_in_a_forked_child_is_the_parents_too(world: World) -> None:
+    class EndsItself:
+        def __init__(self) -> None:
+            self.span = world.tracer.start_span("inherited", attributes=TASK)
+            self.span.owner = self  # type: ignore[attr-defined]
+
+        def __del__(self) -> None:
+            self.span.end()
+
+    EndsItself()
+    world.inbox.restart()
+    world.inbox._thread = threading.current_thread()
+    world.watcher.restart(world.tracker, forked=True)
+    gc.collect()
+    assert world.read() == []
+
+
 # -- ended spans alone -------------------------------------------------------------------------------------------------
 
 
