@@ -46,6 +46,8 @@ _FIELDS = (
     "timestamp",
     "trace_id",
 )
+_HEAD_START = 2_000_000_000
+"""Nanoseconds. Programs send logs and spans of one moment side by side, and spans can join what logs have told of."""
 _LONGEST_PAUSE = 60.0
 """Seconds of real time. With ``--speed`` a night without spans is not waited for."""
 
@@ -132,7 +134,7 @@ class Replay:
                 else:
                     sources.append(self._batches(name, lines))
             # One file needs no order, and may be a pipe whose next line is far away.
-            for name, batch in sources[0] if len(sources) == 1 else heapq.merge(*sources, key=lambda b: b[1].newest):
+            for name, batch in sources[0] if len(sources) == 1 else heapq.merge(*sources, key=_place_of):
                 self._play(name, batch)
 
     def _play(self, name: str, batch: Batch) -> None:
@@ -203,6 +205,12 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
         if raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
             raw = stack.enter_context(gzip.open(raw))
         yield raw
+
+
+def _place_of(read: tuple[str, Batch]) -> int:
+    """Return the time at which a batch of one of several files is played, Unix nanoseconds."""
+    batch = read[1]
+    return batch.newest - _HEAD_START if batch.records else batch.newest
 
 
 def _counted(number: int, what: str) -> str:

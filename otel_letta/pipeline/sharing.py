@@ -122,7 +122,7 @@ def _import_early() -> None:
     import tempfile
 
     tempfile.gettempdir()
-    for name in ("httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
+    for name in ("hashlib", "httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "ssl" in sys.modules:

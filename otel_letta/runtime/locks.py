@@ -11,12 +11,10 @@ of the lock: nobody waits long for a process that was killed or stopped while it
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -112,6 +110,8 @@ class HostLock:
     """
 
     def __init__(self, name: str) -> None:
+        import hashlib  # this and tempfile: 7 ms that most programs need only when they first report
+
         self._name = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:32]
         self._fd: int | None = None
 
@@ -229,6 +229,8 @@ def folder() -> Path:
     Raises:
         OSError: it cannot be made, or what is there belongs to somebody else.
     """
+    import tempfile
+
     if sys.platform == "win32":
         path = Path(tempfile.gettempdir()) / "otel_letta"
         path.mkdir(exist_ok=True)
@@ -259,6 +261,8 @@ _warned = False
 def _warn_once(error: OSError) -> None:
     global _warned
     if not _warned:
+        import tempfile
+
         _warned = True
         _logger.warning(
             "cannot lock files in %s (%s): processes on this host may write to one Letta agent at the same time, "

@@ -95,7 +95,7 @@ class LogTurns:
         if not own_trace:
             key = made_up(("turn", *conversation, event.turn, str(event.time)))
         others = self._by_conversation.get(conversation) or [] if event.conversation else []
-        if key in self._turns or any(self._is_open(turn) and turn.continues(event) for turn in others):
+        if key in self._turns or any(self._is_open(turn) and self._continues(turn, event) for turn in others):
             return  # sent again, or more of the same
         for other in others:
             if other.began <= event.time:
@@ -105,30 +105,39 @@ class LogTurns:
         self._turns.put(key, turn)
         if event.conversation:
             self._by_conversation.put(conversation, [*others[-20:], turn])
+        turn.told_by_spans = root is None
         if root is not None:
             self._by_trace.put(root[0], turn)
             self._take_over(turn)
         self._catch_up(turn, event)
 
+    def _continues(self, turn: Turn, event: LogEvent) -> bool:
+        """Return True for a further prompt of a turn: one that says so, or came into its trace while it was at work."""
+        if event.turn and event.turn == turn.id:
+            return True
+        return turn.own_trace and event.trace_id == turn.root[0] and self._verdict(turn).stopped
+
     def _root_for(self, key: SpanKey, event: LogEvent, own_trace: bool) -> SpanKey | None:
         """Return the span that is to be a turn's root: the prompt's own, or that of the task by which spans have told
         of the turn until now. None if spans have told of all of it."""
-        tree = self._tree
+        tree, node = self._tree, self._tree.node(key)
         task, has_role = tree.standing(key)
-        if tree.node(key) is not None:
-            return key
-        if task is not None or has_role:
+        if node is None and (task is not None or has_role):
             return None
+        if node is not None and node.role is Role.AGENT:
+            return None if node.live else key
+        own = key if node is None else made_up(("turn", *map(str, key)))
         seen = self._spans_of.get((service_of(event.resource), event.conversation)) or ()
         traces = {span[0]: None for span, _ in seen} | ({key[0]: None} if own_trace else {})
         for trace_id in [*traces, *tree.busy]:
             trace = tree.traces.get(trace_id)
             for found in trace.tasks if trace is not None else ():
                 if (trace_id in traces or is_of(found, event)) and began_with(found, event):
-                    # A task whose root has not come yet gets one.
-                    return (trace_id, key[1]) if found.root is None else found.root.key
+                    if found.root is None:  # it gets one
+                        return trace_id, own[1]
+                    return None if found.root.live else found.root.key
         told = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
-        return None if told else key
+        return None if told else (key[0], own[1])
 
     def _take_over(self, turn: Turn) -> None:
         """Make the turn the root of what its trace has shown until now."""
@@ -137,7 +146,7 @@ class LogTurns:
         for node in list(trace.nodes.values()) if trace is not None else ():
             turn.has_spans = turn.own_trace
             if node.role is Role.TOOL:
-                turn.add(ToolCall(node.key, node.name, "", node.start, node.end))
+                turn.add(ToolCall(node.key, node.name, "", node.start, node.end, by_span=True))
         turn.root_is_over = tree.links.get(root) == (None, False)
         if tree.node(root) is not None:
             turn.has_root = True
@@ -170,6 +179,7 @@ class LogTurns:
         if not self._is_open(turn):
             return
         turn.latest = max(turn.latest, event.time)
+        self._tree.traces[turn.root[0]].active_at = self._now()
         if event.happened is Happened.ENDED:
             self._conclude(turn)
             return
@@ -190,15 +200,18 @@ class LogTurns:
             self._agents.note(turn.root, wording.model_trouble(str(turn.reason)))
 
     def _tool(self, turn: Turn, event: LogEvent) -> None:
-        key = turn.root[0], made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.time}"))[1]
+        key = (
+            turn.root[0],
+            made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.began} {event.time}"))[1],
+        )
         reading = turn.reading(key, turn.root, _of_tool(event.tool, event.call), event.began)
         name = self._agents.read(reading, Role.TOOL).name
-        tool = turn.find(name, event.call, event.began, event.time)
+        tool = turn.logged(name, event)
         begins = event.happened is Happened.DECIDED
         if tool is not None and (tool.end is not None or begins):
             return
         if tool is None:
-            tool = ToolCall(key, name, event.call, event.began, None)
+            tool = ToolCall(key, name, event.call, event.began, None, by_span=False)
             turn.add(tool)
         if begins:
             self._observe(reading)
@@ -216,12 +229,11 @@ class LogTurns:
     # -- nodes -------------------------------------------------------------------------------------------------------
 
     def _observe(self, reading: Reading) -> None:
-        role = reading.role
-        if role is not None:
+        if (role := reading.role) is not None:
             self._agents.observe(reading, self._agents.read(reading, role), None, parent=reading.parent)
 
     def _is_open(self, turn: Turn) -> bool:
-        return self._tree.node(turn.root) is not None
+        return not turn.told_by_spans and self._tree.node(turn.root) is not None
 
     # -- spans of the same run ---------------------------------------------------------------------------------------
 
@@ -230,9 +242,8 @@ class LogTurns:
         turn = self._turn_around(reading)
         if turn is None:
             return False
-        own = reading.key
-        if own[0] != turn.root[0]:
-            self._joined.put(own[0], turn)
+        if reading.key[0] != turn.root[0]:
+            self._joined.put(reading.key[0], turn)
             self._move(reading, turn)
         elif reading.role is not None and turn.own_trace:
             turn.has_spans = True
@@ -246,7 +257,7 @@ class LogTurns:
                 # Nothing in a process goes on when its local root has ended: this is the turn's span, without a role.
                 reading.role = Role.AGENT
             self._take_place(turn, reading)
-        elif role is Role.AGENT and not turn.has_root and _is_around(reading, turn):
+        elif role is Role.AGENT and not turn.has_root and turn.is_within(reading):
             self._agents.passed(reading.key, turn.root)
             reading.key = turn.root
             self._take_place(turn, reading)
@@ -258,7 +269,7 @@ class LogTurns:
         return False
 
     def root_above(self, key: SpanKey) -> SpanKey | None:
-        """Return the root of an open turn in the trace of a live span that has nothing above it."""
+        """Return the root of an open turn in the trace of a live span without anything above."""
         turn = self._by_trace.get(key[0])
         return turn.root if turn is not None and turn.root != key and self._is_open(turn) else None
 
@@ -275,14 +286,13 @@ class LogTurns:
         key = service_of(reading.resource), conversation
         self._spans_of.put(key, [*(self._spans_of.get(key) or [])[-20:], (reading.key, reading.start)])
         for turn in reversed(self._by_conversation.get(key) or []):
-            if turn.began - NEAR <= reading.start:
+            if turn.began - NEAR <= reading.start and not turn.told_by_spans:
                 return turn if self._is_open(turn) or reading.start <= turn.latest else None
         return None
 
     def _move(self, reading: Reading, turn: Turn) -> None:
         """Let a span of another trace be one of the turn's."""
-        reading.key = turn.root[0], reading.key[1]
-        above = reading.parent
+        above, reading.key = reading.parent, (turn.root[0], reading.key[1])
         reading.parent, reading.remote = turn.root if above is None else (turn.root[0], above[1]), None
 
     def _take_place(self, turn: Turn, reading: Reading) -> None:
@@ -304,12 +314,12 @@ class LogTurns:
     def _join_tool(self, turn: Turn, reading: Reading) -> bool:
         name, call = self._agents.read(reading, Role.TOOL).name, call_of(reading.attributes)
         end = reading.end or reading.start
-        tool = turn.find(name, call, reading.start, end)
+        tool = turn.spanned(reading.key, name, call, reading.start, end)
         if tool is None:
-            turn.add(ToolCall(reading.key, name, call, reading.start, end))
-            return False
-        if tool.key == reading.key:
-            return False
+            turn.add(ToolCall(reading.key, name, call, reading.start, end, by_span=True))
+        if tool is None or tool.is_span:
+            return False  # the tree knows what to do with several spans of one call
+        tool.wrapper = reading.parent
         self._agents.passed(reading.key, tool.key)
         if tool.end is not None:
             return True
@@ -383,11 +393,6 @@ class LogTurns:
 def _of_tool(name: str, call: str) -> dict[str, str]:
     attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: name}
     return {**attributes, "gen_ai.tool.call.id": call} if call else attributes
-
-
-def _is_around(reading: Reading, turn: Turn) -> bool:
-    """Return True for the span of the agent whose turn it is, not of a sub-agent of it."""
-    return reading.start <= turn.began + NEAR and (reading.end or 0) >= turn.began
 
 
 def _early_key(event: LogEvent) -> tuple[str, str]:

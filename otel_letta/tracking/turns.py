@@ -29,21 +29,29 @@ _MOST_TOOLS = 1_000
 
 
 class ToolCall:
-    """A tool call, told by a log event, or by a span before that."""
+    """A tool call that a log event, a span, or both have told of."""
 
-    def __init__(self, key: SpanKey, name: str, call: str, began: int, end: int | None) -> None:
+    wrapper: SpanKey | None = None
+    """The span above the one that told of it: that may be of the same call."""
+
+    def __init__(self, key: SpanKey, name: str, call: str, began: int, end: int | None, *, by_span: bool) -> None:
         self.key = key
         self.name = name
         self.call = call
         self.began = began
         self.end = end
+        self.is_span = by_span
+        """Its node is that of a span."""
+        self.by_span = by_span
+        self.by_log = not by_span
+        self.is_decided = False
+        """A log event told of its beginning, and none of its end."""
 
     def is_same(self, name: str, call: str, began: int, end: int) -> bool:
+        """Return True if somebody else's account is of the same call."""
         if self.call and call:
             return self.call == call
-        if self.name != name:
-            return False
-        return self.end is None or (began <= self.end + _SLACK and self.began <= end + _SLACK)
+        return self.name == name and (self.end is None or (began <= self.end + _SLACK and self.began <= end + _SLACK))
 
 
 class Turn:
@@ -61,6 +69,8 @@ class Turn:
     has_spans = False
     """Spans with a role have joined it in its own trace, so the agent's will."""
     models_by_spans = False
+    told_by_spans = False
+    """All of it is, so its events are not for us."""
     root_is_over = False
     """The prompt's span was the last of its process, and ended without a role before the prompt's record came."""
     has_root = False
@@ -91,14 +101,29 @@ class Turn:
     def open_tools(self) -> list[ToolCall]:
         return [tool for tool in self.tools if tool.end is None]
 
-    def find(self, name: str, call: str, began: int, end: int) -> ToolCall | None:
-        return next((tool for tool in self.tools if tool.is_same(name, call, began, end)), None)
+    def logged(self, name: str, event: LogEvent) -> ToolCall | None:
+        """Return the call that a log event speaks of; None for one that is not known yet."""
+        for tool in self.tools:
+            known = (tool.call and tool.call == event.call) or not tool.by_log or tool.is_decided or tool.end is None
+            if known and tool.is_same(name, event.call, event.began, event.time):
+                tool.by_log, tool.is_decided = True, event.happened is Happened.DECIDED
+                tool.call = tool.call or event.call
+                return tool
+        return None
 
-    def continues(self, event: LogEvent) -> bool:
-        """Return True for a further prompt of the turn: one that says so, or came into its trace."""
-        if event.turn and event.turn == self.id:
-            return True
-        return self.own_trace and event.trace_id == self.root[0]
+    def spanned(self, key: SpanKey, name: str, call: str, began: int, end: int) -> ToolCall | None:
+        """Return the call that a span is of; None for one that is not known yet."""
+        for tool in self.tools:
+            known = (tool.call and tool.call == call) or not tool.by_span or tool.wrapper == key
+            if known and tool.is_same(name, call, began, end):
+                tool.by_span = True
+                tool.call = tool.call or call
+                return tool
+        return None
+
+    def is_within(self, reading: Reading) -> bool:
+        """Return True for the span of the agent whose turn it is, not of a sub-agent of it."""
+        return reading.start <= self.began + NEAR and (reading.end or 0) >= self.began
 
     def reading(
         self,

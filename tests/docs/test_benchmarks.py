@@ -24,7 +24,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path) -> No
     head, rule, *lines = done.stdout.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["what", "figure", "target", ""]
     assert set(rule) == set("|- ")
-    assert any(line.startswith("| import otel_letta") and "≤ 60 ms" in line for line in lines)
+    assert any(line.startswith("| import otel_letta") and "≤ 0.25×" in line for line in lines)
     assert any("CPUs" in line and "Python" in line and "opentelemetry-sdk" in line for line in lines)
 
     figures = json.loads(file.read_text(encoding="utf-8"))["figures"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from otel_letta.runtime import locks
 from tests.support.conversations import agent, letta, settings  # noqa: F401 - fixtures
 
 
 @pytest.fixture
 def private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Locks and sessions of this test alone."""
-    monkeypatch.setattr(locks.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path / f"otel_letta-{os.getuid()}"

@@ -447,6 +447,91 @@ def test_a_live_agent_below_a_span_that_logged_a_prompt_is_part_of_the_turn() ->
     assert len({report.task_id for report in live.reports}) == 1
 
 
+@pytest.mark.parametrize("order", ["logs", "logs first", "spans first", "a mix"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_calls_of_one_tool_side_by_side_are_two_and_a_wrapper_is_none(order: str, ids: bool) -> None:
+    logged = Logged()
+
+    def log(number: int) -> None:
+        call = {"call_id": f"c{number}"} if ids else {}
+        logged.log("tool_call", 2.0, trace=TRACE, span=ROOT, function_name="read", duration_ms=900 + number, **call)
+
+    def spans(number: int) -> None:
+        more: dict[str, Any] = {"gen_ai__operation__name": "execute_tool", "gen_ai__tool__name": "read"}
+        more |= {"gen_ai__tool__call__id": f"c{number}"} if ids else {}
+        at = 1.0 + number / 100
+        logged.arrive(
+            [
+                span("read.execution", 10 * number + 1, 10 * number, at, 2.0, **more),
+                span("read", 10 * number, ROOT, at, 2.0, **more),
+            ]
+        )
+
+    logged.log("user_prompt", 0, trace=TRACE, span=ROOT)
+    for step in {
+        "logs": [log],
+        "logs first": [log, spans],
+        "spans first": [spans, log],
+        "a mix": [lambda number: (spans if number == 1 else log)(number), lambda n: (log if n == 1 else spans)(n)],
+    }[order]:
+        step(1)
+        step(2)
+    logged.log("assistant_response", 3, trace=TRACE, span=ROOT)
+    logged.tracker.finish()
+    assert sum("Used tool read" in text for text in logged.said) == 2
+    assert logged.ends[0].content == "Finished 'coder' in 3.0 s, 2 tools"
+
+
+def test_where_the_agents_own_spans_are_live_its_logs_say_nothing_more() -> None:
+    live = Live()
+    agent = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "helper"}
+    with live.tracer.start_as_current_span("agent", attributes=agent) as root:
+        for around in (root, live.tracer.start_span("plain")):
+            context = around.get_span_context()
+            for name in ("user_prompt", "tool_decision", "assistant_response"):
+                found = event(name, 0, trace=context.trace_id, span=context.span_id, tool_name="Bash")
+                assert found is not None
+                live.tracker.event(found)
+    live.tracker.finish()
+    assert [report.content.partition(" in ")[0] for report in live.reports] == ["Started 'helper'", "Finished 'helper'"]
+
+
+def test_a_prompt_that_was_logged_inside_a_models_span_belongs_to_the_agent_around_it() -> None:
+    for spans_first in (True, False):
+        logged = Logged()
+        steps: list[Any] = [run_of_spans(), *run_of_logs(trace=TRACE, span=3)]
+        for step in steps if spans_first else [*steps[1:], steps[0]]:
+            if isinstance(step, list):
+                logged.arrive(step)
+            else:
+                logged.log(step[0], step[1], **step[2])
+        logged.pass_seconds(100)
+        assert (len(logged.tasks), len(logged.ends)) == (1, 1)
+        assert logged.ends[0].content.endswith("4.1 s, 1 tool")
+
+
+def test_prompts_in_one_trace_are_one_turn_while_it_is_at_work_and_two_behind_an_answer() -> None:
+    logged = Logged()
+    for name, at, span_id in (
+        ("user_prompt", 0, 1),
+        ("user_prompt", 1, 2),
+        ("assistant_response", 2, 2),
+        ("user_prompt", 10, 3),
+        ("assistant_response", 12, 3),
+    ):
+        logged.log(name, at, trace=TRACE, span=span_id)
+    logged.pass_seconds(61)
+    assert [end.content for end in logged.ends] == ["Finished 'coder' in 2.0 s"] * 2
+
+
+def test_a_turn_whose_model_is_called_again_and_again_is_not_lost() -> None:
+    logged = Logged(idle_timeout=100.0)
+    logged.log("user_prompt", 0)
+    for second in range(50, 500, 50):
+        logged.log("api_request", second)
+    assert not logged.ends
+
+
 def test_a_prompt_inside_a_declared_task_is_a_step_of_it() -> None:
     live = Live()
     with live.tracer.start_as_current_span("job", attributes={"letta.chat.id": "c"}) as outer:
