@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.recorded_agents import CASES, EXPECTED, not_yet
 
-__all__ = ["PAGES", "FAMILIES", "page_with_table", "table", "write_tables"]
+__all__ = ["FAMILIES", "PAGES", "page_with_table", "table", "write_tables"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {"coding agents": DOCS / "uses" / "coding-agents.md", "frameworks": DOCS / "uses" / "frameworks.md"}
