@@ -118,7 +118,7 @@ class AgentRules:
         self._set_deadline(trace, task)
         if len(trace.nodes) > _MOST_UNTOLD:
             self.catch_up(trace, task)
-        return not task.due and task.deadline is not None and self._now() < task.deadline
+        return not task.due
 
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""

@@ -64,11 +64,14 @@ class SubAgents:
             elif self._tree.is_over(link):
                 self._drop(trace, task)
                 return True
-        for other, where in self._beside(trace, task):
-            if _encloses(other, task) and other.root is not None:
-                self._move(trace, task, where, other.root)
-                return True
-        return False
+        callers = [beside for beside in self._beside(trace, task) if _encloses(beside[0], task)]
+        if not callers:
+            return False
+        # Agents that ran side by side have one caller: the longest.
+        caller, where = max(callers, key=lambda beside: _length(beside[0]))
+        assert caller.root is not None
+        self._move(trace, task, where, caller.root)
+        return True
 
     def gather(self, trace: Trace, task: InferredTask) -> None:
         """Make the agents within a task's time its work, before it is judged."""
@@ -113,6 +116,10 @@ class SubAgents:
             task.root.task = None
         if task in trace.tasks:
             trace.tasks.remove(task)
+
+
+def _length(task: InferredTask) -> int:
+    return 0 if task.root is None else (task.root.end or 0) - task.root.start
 
 
 def _encloses(outer: InferredTask, inner: InferredTask) -> bool:

@@ -9,7 +9,7 @@ from otel_letta import semconv
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, Role
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
-from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_timed_out, is_wait
+from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_denied, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
 from otel_letta.tracking.conventions.plans import plan_of, progress_event
 from otel_letta.tracking.conventions.reasons import ADDRESS, Reason, reason_of
@@ -209,6 +209,8 @@ def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[
         facts.waits_for = A_PERSON
         facts.reason = Reason("", f"waits for {A_PERSON}") if facts.failed else facts.reason
         return
+    if facts.role is Role.TOOL and (is_denied("", text) or any(is_denied(kind, "") for kind in kinds)):
+        facts.denied = True
     at_end = reading.raised_at_end
     if facts.failed or at_end:
         facts.cancelled = facts.cancelled or is_cancelled("", text) or any(is_cancelled(kind, "") for kind in kinds)

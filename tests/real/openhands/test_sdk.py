@@ -234,7 +234,7 @@ def test_waiting_for_confirmation_is_in_progress(
     with reporting(conversation, observer):
         conversation.send_message("go")
         conversation.run()
-    assert received.reports()[-1]["content"] == "Waiting for confirmation"
+    assert received.reports()[-1]["content"] == "waits for a person: confirm 'say hi'"
     with reporting(conversation, observer):
         conversation.run()
     assert received.end()["result"] == "said it"

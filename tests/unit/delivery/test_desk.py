@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -236,3 +237,16 @@ def test_no_thread_outlives_a_closed_desk(letta: WithBlocks, make: Callable[...,
     assert desk.close(soon())
     with desk._crew.lock:
         assert desk._crew.settled.wait_for(lambda: not any(w.has_thread for w in desk._workers()), 5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "wakes", "sent"),
+    [("auto", True, 1), ("messages", True, 1), ("board", True, 0), ("auto", False, 0), ("messages", False, 0)],
+)
+def test_a_task_that_waits_for_a_person_wakes_the_agent(
+    make: Callable[..., Desk], letta: WithBlocks, mode: str, wakes: bool, sent: int
+) -> None:
+    desk = make(mode)
+    desk.put(dataclasses.replace(progress("a"), waiting=True, content="waits for a person", wakes=wakes))
+    assert desk.flush(soon())
+    assert len(letta.delivered) == sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -137,6 +138,16 @@ def test_a_task_sends_at_most_one_in_progress_message_an_interval() -> None:
     assert box.deliver(59.9) == []
     assert box.next_due(59.9) == 60
     assert box.deliver(60) == [("a", 0.3)]
+
+
+def test_a_task_that_waits_for_a_person_waits_for_no_interval() -> None:
+    box = Box(interval=60)
+    box.put(progress("a"), now=0)
+    box.deliver(0)
+    box.put(progress("a", 0.3), now=1)
+    asks = dataclasses.replace(progress("a", 0.3), waiting=True, content="waits for a person")
+    assert box.put(asks, now=2) == 2
+    assert contents(box.take_at(2)) == ["waits for a person"]
 
 
 def test_what_waits_for_the_interval_is_replaced_by_what_is_newer() -> None:

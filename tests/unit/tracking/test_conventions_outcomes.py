@@ -226,6 +226,16 @@ def test_a_refusal_is_seen_on_the_tool_and_on_its_part() -> None:
     assert not read({"span.type": "tool.blocked_on_user", "decision": "accept"}).denied
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("denied", ""), ("", "Tool execution was rejected by the user"), ("ToolError", "The user declined this call")],
+)
+def test_a_tools_error_may_be_a_refusal(kind: str, text: str) -> None:
+    assert facts({**TOOL, "error.type": kind}, error=text).denied
+    assert facts({**TOOL, "gen_ai.tool.call.outcome": "denied"}).denied
+    assert not facts(TOOL, error="permission denied").denied
+
+
 def test_an_exception_at_the_end_counts_where_the_status_is_never_set() -> None:
     boom = raised("java.lang.IllegalStateException", "boom")
     found = facts(AGENT, events=[boom])

@@ -109,7 +109,7 @@ def test_a_tool_that_was_not_found_has_the_name_in_its_spans() -> None:
     found = facts(
         {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "<not found>"}, name="execute_tool read"
     )
-    assert found.name == "read"
+    assert (found.name, found.named) == ("read", False)
 
 
 @pytest.mark.parametrize(

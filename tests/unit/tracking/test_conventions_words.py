@@ -41,6 +41,23 @@ def test_what_a_models_provider_says_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"error": {"message": "upstream exploded", "code": null}}', "upstream exploded"),
+        ('HTTP 500 - {"error": {"message": "upstream exploded", "code": null}}', "HTTP 500 - upstream exploded"),
+        (
+            'POST "http://h/v1": 500 Internal Server Error {"message": "overloaded"}',
+            "POST '…': 500 Internal Server Error - overloaded",
+        ),
+    ],
+)
+def test_a_providers_body_gives_its_message(text: str, told: str) -> None:
+    assert facts(CHAT, error=text).reason.text == told
+    assert "overloaded" not in facts(TOOL, error=text).reason.text
+    assert "exploded" not in facts(TOOL, error=text).reason.text
+
+
+@pytest.mark.parametrize(
     ("kind", "told"),
     [
         ("*url.Error", ""),
