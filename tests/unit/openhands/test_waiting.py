@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from otel_letta.integrations import openhands
 from otel_letta.integrations.openhands import callback
 from otel_letta.integrations.openhands.events import Event, EventKind
 from otel_letta.report import TaskStatus
@@ -136,12 +137,17 @@ class LocalConversation(Conversation):
 LocalConversation.__module__ = "openhands.sdk.conversation.impl.local_conversation"
 
 
-def test_a_callback_alone_reports_a_wait(settings: dict[str, Any], letta: InMemoryLetta, agent: str) -> None:
-    observer = callback(**settings)
+@pytest.mark.parametrize("delivery", ["auto", "messages"])
+def test_a_callback_alone_reports_a_wait_which_wakes_the_agent(
+    delivery: str, settings: dict[str, Any], letta: InMemoryLetta, agent: str
+) -> None:
+    observer = callback(**{**settings, "delivery": delivery})
     conversation = LocalConversation(observer)
     observer._bind(conversation)
     conversation.act()
     assert letta.wait_for(lambda: any(WAITS in report["content"] for report in letta.reports(agent)), 20)
+    openhands.shutdown()
+    assert [report["status"] for report in letta.reports(agent) if report["status"] != "in_progress"] == []
 
 
 # -- agents behind the Agent Client Protocol ---------------------------------------------------------------------------
