@@ -104,7 +104,7 @@ _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.e
 _CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
-_REFINING = tuple((c.marks | c.also_asked, c.events.keys(), c.refine) for c in CONVENTIONS if c.refine is not None)
+_REFINING = tuple((c.marks | c.also_asked, frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None)
 
 
 def read_agent(
@@ -134,8 +134,9 @@ def read_agent(
     else:
         _read_answer(facts, reading)
     _read_interruption(facts, reading, content)
+    names, signals = attributes.keys(), [name for name, _ in reading.signals]
     for marks, events, refine in _REFINING:
-        if not attributes.keys().isdisjoint(marks) or any(name in events for name, _ in reading.signals):
+        if not names.isdisjoint(marks) or (signals and not events.isdisjoint(signals)):
             refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
@@ -146,7 +147,7 @@ def read_agent(
 
 def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
     attributes, default = reading.own_attributes, reading.default(semconv.CHAT_ID)
-    found = [(rank, name) for name, rank in _CHATS.items() if name in attributes]
+    found = sorted((_CHATS[name], name) for name in _CHATS.keys() & attributes.keys())
     found += [(len(_CHATS) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
     for rank, name in found:
         if default is not None and rank > _OF_RESOURCE:
@@ -164,7 +165,7 @@ def _says_more_than_an_id(value: str) -> bool:
 
 def _read_answer(facts: AgentFacts, reading: Reading) -> None:
     attributes = reading.attributes
-    signs = [name for name in attributes if _is_answers(name)]
+    signs = [n for n in attributes if n in _ANSWERS or (type(n) is str and n.startswith(_ANSWER_PREFIXES))]
     facts.records_answers = bool(signs)
     facts.answered = any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
     reasons = [attributes[name] for name in _FINISHES if name in attributes]
@@ -173,10 +174,6 @@ def _read_answer(facts: AgentFacts, reading: Reading) -> None:
     # Some models say that they are done when they ask for a tool, too.
     if facts.finish in (None, Finish.ANSWERED) and any(_TOOL_CALLS.search(name) for name in signs):
         facts.finish, facts.finish_word = Finish.TOOLS, "tool_calls"
-
-
-def _is_answers(name: object) -> bool:
-    return type(name) is str and (name in _ANSWERS or name.startswith(_ANSWER_PREFIXES))
 
 
 def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
