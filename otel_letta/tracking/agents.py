@@ -239,20 +239,14 @@ class AgentTracker:
 
     def note(self, root: SpanKey, text: str) -> None:
         """Report something about the task of a root."""
-        node = self._tree.node(root)
-        if node is not None and node.task is not None and not node.task.ended:
+        if (node := self._tree.node(root)) is not None and node.task is not None:
             self._rules.report(node.task, text)
 
     def end_turn(self, root: SpanKey, verdict: Verdict, at: int) -> None:
         """End the task of a root that has no span of its own."""
-        trace, node = self._tree.traces.get(root[0]), self._tree.node(root)
-        if trace is None or node is None or node.task is None or node.task.ended:
-            return
-        node.end = at
-        orphans = [orphan for orphan in trace.orphans_of(node.task) if node.start <= orphan.start <= at]
-        nodes = [*family(node), *(each for orphan in orphans for each in family(orphan))]
-        self._endings.conclude(trace, node.task, verdict, at, nodes)
-        self._tidy(trace)
+        if (trace := self._tree.traces.get(root[0])) is not None:
+            self._endings.end_turn(trace, root, verdict, at)
+            self._tidy(trace)
 
     # -- declarations ------------------------------------------------------------------------------------------------
 

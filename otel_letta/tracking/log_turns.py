@@ -19,7 +19,7 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.log_events import Happened, LogEvent, call_of, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
-from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, is_of, made_up, service_of
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, service_of
 from otel_letta.tracking.verdicts import Verdict
 
 __all__ = ["LogTurns"]
@@ -64,6 +64,8 @@ class LogTurns:
         self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
         self._spans_of: Recent[tuple[str, str], list[tuple[SpanKey, int]]] = Recent(1_000)
         """The last spans with a role, and their starts, by service and conversation."""
+        self._calls: Recent[SpanKey, str] = Recent(REMEMBERED)
+        """Ids of tool calls whose spans came before any log event did."""
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
         """Services and scopes that say when an answer is complete."""
         self._alarms: list[tuple[int, int, Turn]] = []
@@ -82,9 +84,9 @@ class LogTurns:
             self._answering.put((service_of(event.resource), event.scope), None)
         turn = self._turn_of(event)
         if turn is None:
-            early = self._early.get(_early_key(event)) or []
+            early = self._early.get(early_key(event)) or []
             early.append(event)
-            self._early.put(_early_key(event), early[-_MOST_EARLY:])
+            self._early.put(early_key(event), early[-_MOST_EARLY:])
         else:
             self._go_on(turn, event)
 
@@ -146,7 +148,8 @@ class LogTurns:
         for node in list(trace.nodes.values()) if trace is not None else ():
             turn.has_spans = turn.own_trace
             if node.role is Role.TOOL:
-                turn.add(ToolCall(node.key, node.name, "", node.start, node.end, by_span=True))
+                call = self._calls.get(node.key) or ""
+                turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
         turn.root_is_over = tree.links.get(root) == (None, False)
         if tree.node(root) is not None:
             turn.has_root = True
@@ -157,10 +160,10 @@ class LogTurns:
 
     def _catch_up(self, turn: Turn, event: LogEvent) -> None:
         """Take in what came before the turn's beginning did."""
-        early = self._early.pop(_early_key(event), [])
+        early = self._early.pop(early_key(event), [])
         mine = [one for one in early if one.time >= event.time and one.turn in ("", turn.id)]
         if rest := [one for one in early if one not in mine]:
-            self._early.put(_early_key(event), rest)
+            self._early.put(early_key(event), rest)
         for one in sorted(mine, key=lambda one: one.time):
             self._go_on(turn, one)
 
@@ -280,6 +283,8 @@ class LogTurns:
         turn = self._by_trace.get(trace) or self._joined.get(trace)
         if turn is not None:
             return turn
+        if reading.role is Role.TOOL and (call := call_of(reading.attributes)):
+            self._calls.put(reading.key, call)
         conversation = conversation_of(reading.attributes)
         if not conversation or reading.role is None:
             return None
@@ -393,7 +398,3 @@ class LogTurns:
 def _of_tool(name: str, call: str) -> dict[str, str]:
     attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: name}
     return {**attributes, "gen_ai.tool.call.id": call} if call else attributes
-
-
-def _early_key(event: LogEvent) -> tuple[str, str]:
-    return service_of(event.resource), event.conversation or f"{event.trace_id:032x}"

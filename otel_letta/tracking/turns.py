@@ -19,7 +19,7 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "is_of", "made_up", "service_of"]
+__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "early_key", "is_of", "made_up", "service_of"]
 
 NEAR = 500_000_000
 """Nanoseconds between a prompt and the start of the span around its turn, which may be either first."""
@@ -103,23 +103,29 @@ class Turn:
 
     def logged(self, name: str, event: LogEvent) -> ToolCall | None:
         """Return the call that a log event speaks of; None for one that is not known yet."""
-        for tool in self.tools:
-            known = (tool.call and tool.call == event.call) or not tool.by_log or tool.is_decided or tool.end is None
-            if known and tool.is_same(name, event.call, event.began, event.time):
-                tool.by_log, tool.is_decided = True, event.happened is Happened.DECIDED
-                tool.call = tool.call or event.call
-                return tool
-        return None
+        untold = [tool for tool in self.tools if not tool.by_log or tool.is_decided or tool.end is None]
+        tool = self._find(untold, name, event.call, event.began, event.time)
+        if tool is not None:
+            tool.by_log, tool.is_decided = True, event.happened is Happened.DECIDED
+        return tool
 
     def spanned(self, key: SpanKey, name: str, call: str, began: int, end: int) -> ToolCall | None:
         """Return the call that a span is of; None for one that is not known yet."""
-        for tool in self.tools:
-            known = (tool.call and tool.call == call) or not tool.by_span or tool.wrapper == key
-            if known and tool.is_same(name, call, began, end):
-                tool.by_span = True
-                tool.call = tool.call or call
-                return tool
-        return None
+        untold = [tool for tool in self.tools if not tool.by_span or tool.wrapper == key]
+        tool = self._find(untold, name, call, began, end)
+        if tool is not None:
+            tool.by_span = True
+        return tool
+
+    def _find(self, untold: list[ToolCall], name: str, call: str, began: int, end: int) -> ToolCall | None:
+        """Return the call with an id, or else the nearest of those that may be the same."""
+        found = next((tool for tool in self.tools if call and tool.call == call), None)
+        if found is None:
+            near = [tool for tool in untold if tool.is_same(name, call, began, end)]
+            found = min(near, key=lambda tool: abs((tool.end or end) - end), default=None)
+        if found is not None:
+            found.call = found.call or call
+        return found
 
     def is_within(self, reading: Reading) -> bool:
         """Return True for the span of the agent whose turn it is, not of a sub-agent of it."""
@@ -201,6 +207,11 @@ def began_with(task: InferredTask, event: LogEvent) -> bool:
     if task.root is None:
         return task.started >= event.time - NEAR
     return task.root.start <= event.time + NEAR and (task.root.end is None or task.root.end >= event.time)
+
+
+def early_key(event: LogEvent) -> tuple[str, str]:
+    """Return what an event is kept under until the beginning of its turn comes."""
+    return service_of(event.resource), event.conversation or f"{event.trace_id:032x}"
 
 
 def service_of(resource: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import os
+import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from otel_letta.cli.replay import Replay
+from otel_letta.otlp.json import read_batches
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 from otel_letta.tracking import Reading
@@ -695,6 +697,38 @@ def test_spans_beside_the_logs_change_neither_the_number_of_tasks_nor_tools_nor_
     status, tools, _ = RUNS[name]
     files = [AGENTS / f"{name}.otlp.jsonl.gz", AGENTS / f"{name}.logs.jsonl.gz"]
     check(replayed(files[::-1] if spans_last else files), status, tools)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_SPANS if name.startswith(("claude_code.", "codex."))])
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_of_spans_and_logs_may_come_in_any_order_within_the_grace(name: str, seed: int) -> None:
+    batches = []
+    for kind in ("otlp", "logs"):
+        with gzip.open(AGENTS / f"{name}.{kind}.jsonl.gz") as lines:
+            batches += list(read_batches(lines))
+    last = max(batch.newest for batch in batches)
+    random.Random(seed).shuffle(batches)
+    logged = Logged()
+    logged.clock.now = last
+    for batch in batches:
+        for record in batch.records:
+            found = LogEvent.of(
+                record.event_name,
+                record.attributes,
+                record.resource.attributes,
+                time=record.time,
+                trace_id=record.trace_id,
+                span_id=record.span_id,
+                scope=record.scope.name,
+            )
+            if found is not None:
+                logged.tracker.event(found)
+        for one in batch.spans:
+            logged.tracker.ended_alone(Reading.of(one))
+        logged.tracker.tick()
+    logged.pass_seconds(100)
+    logged.tracker.finish()
+    check(logged.reports, *RUNS[name][:2])
 
 
 def test_the_recordings_hold_what_must_not_be_told() -> None:
