@@ -18,7 +18,7 @@ for ended spans, children before their parents. Both end in the same reports. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from opentelemetry.trace import SpanKind
 
@@ -26,7 +26,9 @@ from otel_letta import semconv
 from otel_letta.report import ProgressReport
 from otel_letta.text import as_text
 from otel_letta.tracking import wording
+from otel_letta.tracking.above import Ancestor, await_ends, nearest, next_above, task_around
 from otel_letta.tracking.agents import AgentTracker
+from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
@@ -34,30 +36,12 @@ from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_declared import DeclaredRules
-from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import Tree
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["AgentOptions", "Ancestor", "Tracker"]
-
-
-class Ancestor(Protocol):
-    """A span above another one, as its watcher knows it."""
-
-    @property
-    def key(self) -> SpanKey: ...
-
-    @property
-    def scope(self) -> str | None:
-        """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
-
-    def read(self) -> Reading | None:
-        """Read it as it is now; None if it cannot be read any more."""
-
-    def await_end(self) -> bool:
-        """Have its end brought to `Tracker.ended_plain` even if it stays plain; False if it has ended already."""
 
 
 class AgentOptions(TypedDict, total=False):
@@ -179,7 +163,9 @@ class Tracker:
         reading.end = None  # it may have ended since; `ended` is called for that, after all that comes before
         ids = Inbound.of(inbound)
         if not self._observe_agent(reading, above, outside, ids, late=late):
-            self._declared.observe(reading, self._task_around(above), self._nearest(above, reading.start)[1], ids, report=True)
+            self._declared.observe(
+                reading, task_around(self.tree, above), nearest(self.tree, above, reading.start)[1], ids, report=True
+            )
         return reading.key in self.tree.open
 
     def ended(
@@ -196,18 +182,21 @@ class Tracker:
         key, ids = reading.key, Inbound.of(inbound)
         ours = self.tree.has_declared(key) or self._observe_agent(reading, above, outside, ids, aborted, late=True)
         if not ours:
-            self._pass_awaited(key, above, outside)
-            around, (_, agent) = self._task_around(above), self._nearest(above, reading.start)
+            self._pass_awaited(key, above, outside, reading, aborted)
+            around, (_, agent) = task_around(self.tree, above), nearest(self.tree, above, reading.start)
             news = self._declared.observe(reading, around, agent, ids, report=False)
             ours = self._declared.end(reading, aborted, news=news)
             self.spans_ignored += not ours
         self.tree.close(key)
         return ours
 
-    def ended_plain(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
+    def ended_plain(
+        self, reading: Reading, above: Sequence[Ancestor], outside: SpanKey | None = None, aborted: str | None = None
+    ) -> None:
         """Take in the end of an awaited span that got no role."""
-        self._pass_awaited(key, above, outside)
-        self.tree.close(key)
+        self._give_an_end(reading)
+        self._pass_awaited(reading.key, above, outside, reading, aborted)
+        self.tree.close(reading.key)
 
     def lost(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
         """Take in that an open span was garbage-collected: nobody can end it any more."""
@@ -215,7 +204,7 @@ class Tracker:
         if span is not None and span.has_role:
             self._agents.lost(key)
         elif scope is not None:
-            parent, under = self._next_above(above, outside, scope)
+            parent, under = next_above(self.tree, above, outside, scope)
             self._agents.lost_plain(key, parent, awaits=under is not None)
         self._declared.lose(key)
         self.tree.close(key)
@@ -249,11 +238,16 @@ class Tracker:
             self._ledger.warn(reading, said)
         self.tree.follow(key).has_role = True
         facts = self._agents.read(reading, role)
-        task, _ = self._nearest(above, reading.start)
+        task, _ = nearest(self.tree, above, reading.start)
         if task is not None and key not in self.tree.awaited:
             self._declared.observe_agents_step(task, reading, facts, said, aborted)
             return True
-        parent, under = self._next_above(above, outside, reading.scope if late and not has_role else None)
+        if role in (Role.TOOL, Role.LLM) and (has_role or not late) and await_ends(self.tree, above):
+            self._agents.observe(
+                reading, facts, said, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
+            )
+            return True
+        parent, under = next_above(self.tree, above, outside, reading.scope if late and not has_role else None)
         parent = parent or self._turns.root_above(key)
         ours = self._agents.observe(
             reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
@@ -261,55 +255,20 @@ class Tracker:
         self.spans_ignored += reading.end is not None and not ours
         return True
 
-    def _nearest(self, above: Sequence[Ancestor], start: int) -> tuple[Task | None, SpanKey | None]:
-        """Return the declared task of the nearest span above that has one or a role, or else that span.
-
-        Args:
-            start: the time when the span below started; tasks that had ended by then are passed over.
-        """
-        for ancestor in above:
-            task, has_role = self.tree.standing(ancestor.key)
-            if task is not None and task.had_ended(start):
-                continue
-            if task is not None or has_role:
-                return task, ancestor.key if task is None else None
-        return None, None
-
-    def _task_around(self, above: Sequence[Ancestor]) -> Task | None:
-        """Return the nearest declared task above."""
-        tasks = (self.tree.standing(ancestor.key)[0] for ancestor in above)
-        return next((task for task in tasks if task is not None), None)
-
-    def _next_above(
-        self, above: Sequence[Ancestor], outside: SpanKey | None, scope: str | None
-    ) -> tuple[SpanKey | None, Reading | None]:
-        """Return the next span above a live one that has a role, or may get one yet.
-
-        Args:
-            scope: open spans of this instrumentation scope may; None for none.
-
-        Returns:
-            Its key, and the topmost span that may get a role, if the key is of such a one.
-        """
-        candidates = []
-        for ancestor in above:
-            task, has_role = self.tree.standing(ancestor.key)
-            if has_role:
-                return ancestor.key, None
-            if task is not None:
-                outside = None
-                break
-            if scope is not None and ancestor.scope == scope:
-                candidates.append(ancestor)
-        candidates = [ancestor for ancestor in candidates if ancestor.await_end()]
-        for ancestor in candidates:
-            self.tree.awaited[ancestor.key] = scope or ""
-        return (candidates[0].key, candidates[-1].read()) if candidates else (outside, None)
-
-    def _pass_awaited(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None) -> None:
+    def _pass_awaited(
+        self,
+        key: SpanKey,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None,
+        reading: Reading | None = None,
+        aborted: str | None = None,
+    ) -> None:
         scope = self.tree.awaited.get(key)
-        if scope is not None:
-            parent, under = self._next_above(above, outside, scope)
+        if scope == "" and reading is not None:
+            parent = above[0].key if above else outside
+            self._agents.passed(key, parent, not above and outside is not None, reading=reading, aborted=aborted)
+        elif scope is not None:
+            parent, under = next_above(self.tree, above, outside, scope)
             self._agents.passed(key, parent, awaits=under is not None)
 
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
@@ -326,7 +285,7 @@ class Tracker:
         waiting = self.tree.take_doubts(key)
         if said is not None and (role is None or said.task_id is not None):
             self.tree.links.put(key, (parent, reading.remote is not None))
-            self._declared.observe_ended(reading, said, waiting, self._task_around(above))
+            self._declared.observe_ended(reading, said, waiting, task_around(self.tree, above))
             return
         if role is None:
             for child in waiting:
