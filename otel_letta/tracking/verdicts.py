@@ -138,6 +138,8 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return None
     if any(tool.finishes or _FINAL.fullmatch(tool.name) for tool in last):
         return None
+    if root.ok and root.finish is Finish.ANSWERED:
+        return None  # one span of a model holds the whole conversation with it, and the root has its last word
     bad = _last(tool for tool in last if tool.failed or tool.cancelled)
     if bad is not None:
         return _failed(bad, ended)
@@ -260,8 +262,10 @@ def _last_begun(spans: Iterable[Node]) -> Node | None:
 def _reason(failed: Node, below: Sequence[Node]) -> Reason:
     """Its own reason, or that of the last failure below it, the deepest first."""
     own = failed.reason or failed.raised or Reason()
-    if own.text:
+    if own.text and not own.is_partial:
         return own
     causes = [span for span in below if span.failed and span.reason and span is not failed]
+    if own.text:  # a wrapper, whose cause was told nothing of: the model's own error says more
+        causes = [span for span in causes if span.role is Role.LLM and not span.reason.is_partial and span.reason.text]
     deepest = max(causes, key=lambda span: (bool(span.reason.text), span.end or 0, span.depth), default=None)
     return deepest.reason if deepest is not None and (deepest.reason.text or not own) else own

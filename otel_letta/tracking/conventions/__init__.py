@@ -136,4 +136,4 @@ _DENIED = {name: value for convention in CONVENTIONS for name, value in conventi
 
 def denies(attributes: Mapping[str, Any]) -> bool:
     """Return True for attributes that say that a person refused a tool's call: its own, or a part's of it."""
-    return any(name in attributes and as_text(attributes[name]) == value for name, value in _DENIED.items())
+    return any(name in attributes and as_text(attributes[name]) in values for name, values in _DENIED.items())

@@ -68,8 +68,8 @@ class Convention(NamedTuple):
     """Attributes that hold an error's type, beside ``error.type``."""
     error_texts: tuple[str, ...] = ()
     """Attributes that hold an error's text, beside ``error.message``."""
-    denied: Mapping[str, str] = _NONE
-    """Attributes, and the value by which they say that a person refused a tool's call."""
+    denied: Mapping[str, frozenset[str]] = _NONE
+    """Attributes, and the values by which they say that a person refused a tool's call."""
     cancelled: Mapping[str, str] = _NONE
     """Attributes, and the value by which they say that somebody cancelled the work."""
     events: Mapping[str, tuple[str, ...]] = _NONE

@@ -9,7 +9,7 @@ from otel_letta import semconv
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, Role
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
-from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_timed_out, is_wait
+from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_denied, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
 from otel_letta.tracking.conventions.plans import plan_of, progress_event
 from otel_letta.tracking.conventions.reasons import ADDRESS, Reason, reason_of
@@ -104,7 +104,7 @@ _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.e
 _CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
-_REFINING = tuple((c.marks | c.also_asked, c.events.keys(), c.refine) for c in CONVENTIONS if c.refine is not None)
+_REFINING = tuple((c.marks | c.also_asked, frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None)
 
 
 def read_agent(
@@ -134,8 +134,9 @@ def read_agent(
     else:
         _read_answer(facts, reading)
     _read_interruption(facts, reading, content)
+    names, signals = attributes.keys(), [name for name, _ in reading.signals]
     for marks, events, refine in _REFINING:
-        if not attributes.keys().isdisjoint(marks) or any(name in events for name, _ in reading.signals):
+        if not names.isdisjoint(marks) or (signals and not events.isdisjoint(signals)):
             refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
@@ -146,7 +147,7 @@ def read_agent(
 
 def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
     attributes, default = reading.own_attributes, reading.default(semconv.CHAT_ID)
-    found = [(rank, name) for name, rank in _CHATS.items() if name in attributes]
+    found = sorted((_CHATS[name], name) for name in _CHATS.keys() & attributes.keys())
     found += [(len(_CHATS) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
     for rank, name in found:
         if default is not None and rank > _OF_RESOURCE:
@@ -164,7 +165,7 @@ def _says_more_than_an_id(value: str) -> bool:
 
 def _read_answer(facts: AgentFacts, reading: Reading) -> None:
     attributes = reading.attributes
-    signs = [name for name in attributes if _is_answers(name)]
+    signs = [n for n in attributes if n in _ANSWERS or (type(n) is str and n.startswith(_ANSWER_PREFIXES))]
     facts.records_answers = bool(signs)
     facts.answered = any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
     reasons = [attributes[name] for name in _FINISHES if name in attributes]
@@ -173,10 +174,6 @@ def _read_answer(facts: AgentFacts, reading: Reading) -> None:
     # Some models say that they are done when they ask for a tool, too.
     if facts.finish in (None, Finish.ANSWERED) and any(_TOOL_CALLS.search(name) for name in signs):
         facts.finish, facts.finish_word = Finish.TOOLS, "tool_calls"
-
-
-def _is_answers(name: object) -> bool:
-    return type(name) is str and (name in _ANSWERS or name.startswith(_ANSWER_PREFIXES))
 
 
 def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
@@ -190,9 +187,10 @@ def _may_quote(reading: Reading, role: Role) -> bool:
     What a model's provider says is about the call. Tools fail with what they worked on, and agents repeat it: in Python
     that stands in quotation marks more often than not, in other languages hardly ever (measured with Go, Rust, Java).
     """
-    if role is Role.AGENT or role is Role.STEP:
-        return (as_text(reading.resource.get("telemetry.sdk.language")) or "python") != "python"
-    return role is Role.TOOL
+    language = as_text(reading.resource.get("telemetry.sdk.language"))
+    if role is Role.TOOL:
+        return language != "python"
+    return role is not Role.LLM and language not in ("python", None)
 
 
 def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:
@@ -201,7 +199,7 @@ def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
     exception, message = reading.exception
     facts.cancelled = facts.cancelled or _holds(attributes, _CANCELLED)
-    if not (facts.failed or exception):
+    if not (facts.failed or exception or message):
         return
     text = reading.described or message
     kinds = [kind for kind in (error_type, exception) if kind]
@@ -209,6 +207,8 @@ def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[
         facts.waits_for = A_PERSON
         facts.reason = Reason("", f"waits for {A_PERSON}") if facts.failed else facts.reason
         return
+    if facts.role is Role.TOOL and (is_denied("", text) or any(is_denied(kind, "") for kind in kinds)):
+        facts.denied = True
     at_end = reading.raised_at_end
     if facts.failed or at_end:
         facts.cancelled = facts.cancelled or is_cancelled("", text) or any(is_cancelled(kind, "") for kind in kinds)

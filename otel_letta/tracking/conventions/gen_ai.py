@@ -92,7 +92,10 @@ GEN_AI = Convention(
     ),
     error_types=("gen_ai.tool.error.type",),
     failed={"gen_ai.tool.status": "error", "tool.status": "error", "gen_ai.tool.call.outcome": "error"},
-    denied={"decision": "reject"},
+    denied={
+        "decision": frozenset({"reject", "rejected", "deny", "denied"}),
+        "gen_ai.tool.call.outcome": frozenset({"denied", "rejected"}),
+    },
     events={"gen_ai.choice": ("finish_reason",)},
     plans=("gen_ai.tool.call.result", "gen_ai.tool.call.arguments"),
     content={

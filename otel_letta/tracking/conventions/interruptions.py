@@ -6,7 +6,7 @@ import functools
 
 from otel_letta.text import pattern
 
-__all__ = ["A_PERSON", "is_cancelled", "is_timed_out", "is_wait"]
+__all__ = ["A_PERSON", "is_cancelled", "is_denied", "is_timed_out", "is_wait"]
 
 A_PERSON = "a person"
 """What a task waits for, where nothing says more."""
@@ -79,3 +79,19 @@ def is_timed_out(kind: str, text: str) -> bool:
 def is_wait(kind: str, text: str) -> bool:
     """Return True for an error's type or text by which a framework pauses until somebody answers."""
     return _last_part(kind).lower() in _WAIT_TYPES or (bool(text) and _WAIT_TEXT.search(text[:2_000]) is not None)
+
+
+_DENIED_TYPES = frozenset(
+    {"denied", "rejected", "declined", "tooldenied", "toolrejected", "userrejected", "userdenied", "approvaldenied"}
+    | {"tool_denied", "tool_rejected", "user_rejected", "user_denied", "approval_denied", "tooldeniederror"}
+)
+_DENIED_TEXT = pattern(
+    r"(?i)\b(?:denied|rejected|declined|refused) by (?:the |a )?(?:user|human|person|operator|reviewer)\b"
+    r"|\b(?:the )?(?:user|human|operator|reviewer) (?:has )?(?:denied|rejected|declined|refused)\b"
+)
+
+
+@functools.lru_cache(maxsize=128)
+def is_denied(kind: str, text: str) -> bool:
+    """Return True for an error's type or text that says that a person refused a tool's call."""
+    return _last_part(kind).lower() in _DENIED_TYPES or (bool(text) and _DENIED_TEXT.search(text[:2_000]) is not None)

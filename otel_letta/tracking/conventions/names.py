@@ -54,9 +54,9 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
         names = _AGENT_FIRST
     name = _first_name(attributes, names)
     if role is Role.TOOL:
-        if not name or _IN_BRACKETS.fullmatch(name):
-            name = _span_name(reading.name, attributes)
-        return name.split("__", 2)[-1] if name.startswith("mcp__") else name, True
+        named = bool(name) and not _IN_BRACKETS.fullmatch(name)
+        name = name if named else _span_name(reading.name, attributes)
+        return name.split("__", 2)[-1] if name.startswith("mcp__") else name, named
     if name:
         return name, True
     return _said_by_people(_span_name(reading.name, attributes)), False

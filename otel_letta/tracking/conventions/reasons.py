@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +36,11 @@ class Reason(NamedTuple):
 
     def __str__(self) -> str:
         return self.text or self.kind
+
+    @property
+    def is_partial(self) -> bool:
+        """Its end is left out: the part that says most, as a rule."""
+        return self.text.endswith(("…", "{…}"))
 
     @property
     def full(self) -> str:
@@ -92,8 +98,11 @@ def kind_of(kind: str) -> str:
 
 # A constructor as it is shown by repr(): frameworks put that, and a stack trace right behind it, into the status.
 _REPR = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120})\((?P<quote>['\"])(?P<text>.*?)(?P=quote),?\)\s*\Z", re.DOTALL)
-_TYPED = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120}(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
-_PROVIDER = pattern(r"(?P<head>Error code: \d{3}|status_code: \d{3})(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{")
+_TYPED = pattern(r"(?P<kind>(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
+_PROVIDER = pattern(
+    r"(?P<head>Error code: \d{3}|status_code: \d{3}|HTTP [45]\d\d|\b[45]\d\d [A-Z][A-Za-z ]{2,40}?)"
+    r"(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{"
+)
 _DETAILED = pattern(r"Error (?:in agent run|running tool)[^:{]{0,80}: (?={)")
 _DETAILS = frozenset({"error", "tool_name"})
 _QUOTED = pattern(r"(?<!\w)(?P<q>['\"`])(?:(?!(?P=q)(?!\w)).)*(?:(?P=q)|$)")
@@ -127,7 +136,7 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
     if shown is not None:
         kind, text = kind or _told_kind(shown["kind"]), shown["text"].replace("\\n", "\n")
     if not whole:
-        text = _unwrapped(text)
+        text = _unwrapped(text, fixed=fixed)
     typed = _TYPED.match(text)
     if typed is not None:
         kind, text = kind or _told_kind(typed["kind"]), text[typed.end() :]
@@ -155,7 +164,13 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
         line = _fixed(line) if fixed else line
     line = clean_line(line, _REASON_CAP)
     line = f"HTTP {line}" if _STATUS.fullmatch(line) else line
-    if _EMPTY_WORDS.fullmatch(line) or _STOCK.fullmatch(line) or not any(character.isalnum() for character in line):
+    if (
+        line in _NO_KINDS
+        or line == kind
+        or _EMPTY_WORDS.fullmatch(line)
+        or _STOCK.fullmatch(line)
+        or not any(character.isalnum() for character in line)
+    ):
         line = ""
     return Reason(kind, line)
 
@@ -174,7 +189,7 @@ _STOCK = pattern(
 )
 """Texts that stand for any reason."""
 _KNOWN_PART = pattern(
-    r"(?i)(?:http |status(?: code)? |error code:? )?[45]\d\d\b.*"
+    r"(?i)(?:http |status(?: code)? |error (?:code:? )?)?[45]\d\d\b.*"
     r"|connection (?:refused|reset.*|closed|error.*|timed out)"
     r"|timed out|timeout|eof|unexpected eof|permission denied|no such (?:file or directory|host)|not found|unauthorized"
     r"|forbidden|too many requests|rate limit.*|quota exceeded|overloaded|(?:invalid|incorrect) api key.*|broken pipe"
@@ -200,30 +215,42 @@ def _fixed(line: str) -> str:
     return ": ".join(kept)
 
 
-def _unwrapped(text: str) -> str:
+def _unwrapped(text: str, *, fixed: bool = False) -> str:
     """Return the message inside an error that is shown as a dictionary, where its form is a known one: OpenAI Agents'
-    own, and an LLM provider's answer behind its status code. Any other dictionary may hold a tool's arguments."""
+    own, and an LLM provider's answer, alone or behind its status code. Any other dictionary may hold a tool's
+    arguments, and so may the answer of a server that a tool asked (``fixed``)."""
     if text.startswith("{"):
-        found = parse_literal(text)
+        found = _parsed(text)
         if isinstance(found, dict) and isinstance(found.get("message"), str):
             inner = found.get("data")
             cause = inner.get("error") if isinstance(inner, dict) else None
             return _unwrapped(cause) if isinstance(cause, str) and cause else found["message"]
-        return text
+        return text if fixed else _message_in(found) or text
     detailed = _DETAILED.match(text)
     if detailed is not None:
         found = parse_literal(text[detailed.end() :])
         cause = found.get("error") if isinstance(found, dict) and found.keys() <= _DETAILS else None
         return _unwrapped(cause) if isinstance(cause, str) and cause else text
     provider = _PROVIDER.search(text)
-    if provider is not None:
-        body = parse_literal(text[provider.end() - 1 :])
-        if isinstance(body, dict):
-            inner = body.get("error", body)
-            message = inner.get("message") if isinstance(inner, dict) else None
-            if isinstance(message, str):
-                return f"{text[: provider.end('head')]} - {message}"
+    if provider is not None and not fixed:
+        message = _message_in(_parsed(text[provider.end() - 1 :]))
+        if message is not None:
+            return f"{text[: provider.end('head')]} - {message}"
     return text
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text[:_TEXT_CAP])
+    except (ValueError, RecursionError):
+        return parse_literal(text)
+
+
+def _message_in(body: object) -> str | None:
+    """Return the message of a provider's answer: at its top, or below ``error``."""
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    message = inner.get("message") if isinstance(inner, dict) else None
+    return message if isinstance(message, str) else None
 
 
 _ESCAPE = pattern(r"\\(.)", re.DOTALL)
