@@ -56,7 +56,7 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(self._tracker.passed, *passed)
+                    self._inbox.put(self._pass, passed, span)
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
@@ -72,6 +72,9 @@ class EndedSpans:
     def settle(self) -> None:
         """Nothing waits any more."""
         self._waiting = False
+
+    def _pass(self, passed: tuple[SpanKey, SpanKey | None, bool], span: ReadableSpan) -> None:
+        self._tracker.passed(*passed, lambda: Reading.of(span))
 
     def _end_alone(self, span: ReadableSpan, opted: str | None) -> None:
         while self._passed:

@@ -158,9 +158,9 @@ class Watcher:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
                 self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
-            entry.ended = span
             exception = handled()
-            self._inbox.put(self._end_plain, record, None if exception is None else _why_aborted(span, exception))
+            why = None if exception is None else _why_aborted(span, exception)
+            self._inbox.put(self._end_plain, record, entry, span, why)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
         """Take note of an end whose processor was shut down, while others of this pipeline go on."""
@@ -213,13 +213,8 @@ class Watcher:
         if entry.followed:
             record[1] = None  # the tracker needs nothing above it for those below
 
-    def _end_plain(self, record: Record, aborted: str | None) -> None:
-        entry = self.open.observe(record)
-        span = None if entry is None else entry.ended
-        assert entry is not None
-        assert span is not None
+    def _end_plain(self, record: Record, entry: OpenSpan, span: ReadableSpan, aborted: str | None) -> None:
         self._tracker.ended_plain(Reading.of(span, entry.opted), *self.open.above(record), aborted)
-        entry.ended = None
 
     def _merge_event(self, record: Record, entry: OpenSpan, attributes: dict[str, Any]) -> None:
         span = entry.ended or entry()

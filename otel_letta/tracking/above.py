@@ -77,12 +77,21 @@ def next_above(
     return (candidates[0].key, candidates[-1].read()) if candidates else (outside, None)
 
 
-def await_ends(tree: Tree, above: Sequence[Ancestor]) -> bool:
-    """Have the ends of all spans above brought, if none has a role: one may bound a run. False if one has, or if
-    the next one has ended."""
+def await_ends(tree: Tree, above: Sequence[Ancestor], *, anew: bool) -> bool:
+    """Have the ends of all spans above brought, if none has a role: one may bound a run.
+
+    Args:
+        anew: even if they are not awaited for that yet.
+
+    Returns:
+        False if one has a role, or one has ended unnoticed.
+    """
+    if above and not anew and tree.awaited.get(above[0].key) != "" and above[0].key not in tree.plain:
+        return False
     if not above or any(tree.standing(ancestor.key)[1] for ancestor in above):
         return False
-    if not all(ancestor.await_end() for ancestor in above):
+    known = (tree.awaited, tree.plain)  # their ends are on their way, or were here
+    if not all(any(ancestor.key in keys for keys in known) or ancestor.await_end() for ancestor in above):
         return False
     for ancestor in above:
         tree.awaited.setdefault(ancestor.key, "")

@@ -116,6 +116,8 @@ class AgentTracker:
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
             node.guessed = guessed
+            if ambient:
+                node.under = next((below.under for below in trace.waiting.get(key, ()) if below.under), None)
             node.ambient, node.seen_at = ambient, self._now()
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
@@ -210,7 +212,8 @@ class AgentTracker:
         reading = plain.reading
         facts = AgentFacts(Role.AGENT, "", {})
         facts.failed, facts.reason = plain.failed, plain.reason
-        self.observe(reading, facts, None, parent=reading.above, remote=reading.remote is not None, ambient=True)
+        parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
+        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=True)
 
     def part_failed(self, tool: SpanKey, reason: Reason) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""

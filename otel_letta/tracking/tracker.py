@@ -242,7 +242,7 @@ class Tracker:
         if task is not None and key not in self.tree.awaited:
             self._declared.observe_agents_step(task, reading, facts, said, aborted)
             return True
-        if role in (Role.TOOL, Role.LLM) and (has_role or not late) and await_ends(self.tree, above):
+        if role in (Role.TOOL, Role.LLM) and await_ends(self.tree, above, anew=has_role or not late):
             self._agents.observe(
                 reading, facts, said, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
             )
@@ -269,7 +269,7 @@ class Tracker:
             self._agents.passed(key, parent, not above and outside is not None, reading=reading, aborted=aborted)
         elif scope is not None:
             parent, under = next_above(self.tree, above, outside, scope)
-            self._agents.passed(key, parent, awaits=under is not None)
+            self._agents.passed(key, parent, awaits=under is not None, reading=reading, aborted=aborted)
 
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
 
@@ -304,17 +304,23 @@ class Tracker:
         for child in waiting:
             self._declared.place(child, key)
 
-    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False) -> None:
+    def passed(
+        self, key: SpanKey, parent: SpanKey | None, remote: bool = False, read: Callable[[], Reading] | None = None
+    ) -> None:
         """Take in an ended span that says nothing by itself: those below it hang below its parent.
 
         Args:
             remote: the parent is in another process.
+            read: reads the span, if it may bound a run: work of an agent hangs below it.
         """
         if self.tree.has_declared(key):
             return
         for child in self.tree.take_doubts(key):
             self._declared.place(child, None if remote else parent)
-        self._agents.passed(key, parent, remote)
+        reading = read() if read is not None and key[0] in self.tree.traces else None
+        if reading is not None:
+            self._give_an_end(reading)
+        self._agents.passed(key, parent, remote, reading=reading)
 
     def _is_pending(self, reading: Reading) -> bool:
         pending = pending_of(reading)

@@ -187,9 +187,10 @@ def _may_quote(reading: Reading, role: Role) -> bool:
     What a model's provider says is about the call. Tools fail with what they worked on, and agents repeat it: in Python
     that stands in quotation marks more often than not, in other languages hardly ever (measured with Go, Rust, Java).
     """
-    if role is Role.AGENT or role is Role.STEP:
-        return (as_text(reading.resource.get("telemetry.sdk.language")) or "python") != "python"
-    return role is Role.TOOL
+    language = as_text(reading.resource.get("telemetry.sdk.language"))
+    if role is Role.TOOL:
+        return language != "python"
+    return role is not Role.LLM and language not in ("python", None)
 
 
 def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:

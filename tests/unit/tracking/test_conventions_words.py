@@ -32,6 +32,12 @@ def test_a_tools_error_tells_no_value(text: str, told: str) -> None:
     assert facts(AGENT, error=text, resource=GO).reason.text == told
 
 
+def test_python_puts_values_into_quotation_marks() -> None:
+    python = {"telemetry.sdk.language": "python"}
+    found = facts(TOOL, error="mail service returned 503: no row 'SECRET'", resource=python)
+    assert found.reason.text == "mail service returned 503: no row '…'"
+
+
 def test_the_whole_line_is_told_by_a_setting() -> None:
     assert facts(TOOL, error="no such note: budget", content=["errors"]).reason.text == "no such note: budget"
 
