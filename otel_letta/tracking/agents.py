@@ -245,11 +245,6 @@ class AgentTracker:
                 self._endings.give_up(trace, task, wording.NEVER_ENDED)
         self.passed(key, parent, awaits=awaits)
 
-    def note(self, root: SpanKey, text: str) -> None:
-        """Report something about the task of a root."""
-        if (node := self._tree.node(root)) is not None and node.task is not None:
-            self._rules.report(node.task, text)
-
     def end_turn(self, root: SpanKey, verdict: Verdict, at: int) -> None:
         """End the task of a root that has no span of its own."""
         if (trace := self._tree.traces.get(root[0])) is not None:

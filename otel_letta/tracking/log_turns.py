@@ -13,13 +13,15 @@ import itertools
 from collections.abc import Callable
 
 from otel_letta import semconv
+from otel_letta.report import TaskStatus
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_events import Happened, LogEvent, call_of, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
-from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, service_of
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
 from otel_letta.tracking.verdicts import Verdict
 
 __all__ = ["LogTurns"]
@@ -40,6 +42,7 @@ class LogTurns:
     def __init__(
         self,
         tree: Tree,
+        ledger: Ledger,
         agents: AgentTracker,
         now: Callable[[], int],
         answer_timeout: float,
@@ -49,6 +52,7 @@ class LogTurns:
         **of_spans: object,
     ) -> None:
         self._tree = tree
+        self._ledger = ledger
         self._agents = agents
         self._now = now
         self._grace = int(grace * 1e9)
@@ -84,8 +88,7 @@ class LogTurns:
             self._answering.put((service_of(event.resource), event.scope), None)
         turn = self._turn_of(event)
         if turn is None:
-            early = self._early.get(early_key(event)) or []
-            early.append(event)
+            early = [*(self._early.get(early_key(event)) or []), event]
             self._early.put(early_key(event), early[-_MOST_EARLY:])
         else:
             self._go_on(turn, event)
@@ -200,14 +203,14 @@ class LogTurns:
             turn.models.append(key)
             attributes = {semconv.GEN_AI_OPERATION: "chat"}
             self._observe(turn.reading(key, turn.root, attributes, event.began, event.time, str(turn.reason)))
-            self._agents.note(turn.root, wording.model_trouble(str(turn.reason)))
+            self._note(turn, wording.model_trouble(str(turn.reason)))
 
     def _tool(self, turn: Turn, event: LogEvent) -> None:
         key = (
             turn.root[0],
             made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.began} {event.time}"))[1],
         )
-        reading = turn.reading(key, turn.root, _of_tool(event.tool, event.call), event.began)
+        reading = turn.reading(key, turn.root, of_tool(event.tool, event.call), event.began)
         name = self._agents.read(reading, Role.TOOL).name
         tool = turn.logged(name, event)
         begins = event.happened is Happened.DECIDED
@@ -226,7 +229,7 @@ class LogTurns:
 
     def _end_tool(self, turn: Turn, tool: ToolCall, at: int, error: str | None, **more: str) -> None:
         tool.end = max(at, tool.began)
-        attributes = {**_of_tool(tool.name, tool.call), **more}
+        attributes = {**of_tool(tool.name, tool.call), **more}
         self._observe(turn.reading(tool.key, turn.root, attributes, tool.began, tool.end, error))
 
     # -- nodes -------------------------------------------------------------------------------------------------------
@@ -234,6 +237,10 @@ class LogTurns:
     def _observe(self, reading: Reading) -> None:
         if (role := reading.role) is not None:
             self._agents.observe(reading, self._agents.read(reading, role), None, parent=reading.parent)
+
+    def _note(self, turn: Turn, text: str) -> None:
+        if (node := self._tree.node(turn.root)) is not None and node.task is not None:
+            self._ledger.report_inferred(node.task, TaskStatus.IN_PROGRESS, text, self._now())
 
     def _is_open(self, turn: Turn) -> bool:
         return not turn.told_by_spans and self._tree.node(turn.root) is not None
@@ -310,10 +317,9 @@ class LogTurns:
 
     def _forget_models(self, turn: Turn) -> None:
         """Spans tell of the same calls, and more."""
-        trace = self._tree.traces.get(turn.root[0])
         for key in turn.models:
-            if trace is not None and key in trace.nodes:
-                self._tree.discard(trace, trace.nodes[key])
+            if (node := self._tree.node(key)) is not None:
+                self._tree.discard(self._tree.traces[key[0]], node)
         turn.models.clear()
 
     def _join_tool(self, turn: Turn, reading: Reading) -> bool:
@@ -329,7 +335,7 @@ class LogTurns:
         if tool.end is not None:
             return True
         tool.end = end
-        reading.attributes = {**reading.attributes, **_of_tool(tool.name, tool.call)}
+        reading.attributes = {**reading.attributes, **of_tool(tool.name, tool.call)}
         reading.key, reading.parent, reading.remote = tool.key, turn.root, None
         return False
 
@@ -362,9 +368,8 @@ class LogTurns:
 
     def settle(self) -> None:
         """End the tools of turns whose agent's span has come: they are judged now."""
-        for _, _, turn in list(self._alarms):
-            if turn.has_root and turn.deadline is not None:
-                self._stop_tools(turn)
+        for turn in {id(turn): turn for _, _, turn in self._alarms if turn.has_root}.values():
+            self._stop_tools(turn)
 
     def conclude_all(self) -> None:
         """End all turns: nothing more will come."""
@@ -393,8 +398,3 @@ class LogTurns:
         at = max(turn.latest, (node.end if node is not None else None) or 0)
         for tool in turn.open_tools:
             self._end_tool(turn, tool, at, wording.STOPPED_MIDWAY)
-
-
-def _of_tool(name: str, call: str) -> dict[str, str]:
-    attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: name}
-    return {**attributes, "gen_ai.tool.call.id": call} if call else attributes

@@ -109,7 +109,7 @@ class Tracker:
         self._declared = DeclaredRules(
             self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
         )
-        self._turns = LogTurns(self.tree, self._agents, now, answer_timeout, **agent_options)
+        self._turns = LogTurns(self.tree, self._ledger, self._agents, now, answer_timeout, **agent_options)
         self.event = self._turns.take  # takes in a log event
         self._resource: object = None
         self._is_letta_server = False

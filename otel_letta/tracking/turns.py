@@ -19,7 +19,7 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "early_key", "is_of", "made_up", "service_of"]
+__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "early_key", "is_of", "made_up", "of_tool", "service_of"]
 
 NEAR = 500_000_000
 """Nanoseconds between a prompt and the start of the span around its turn, which may be either first."""
@@ -212,6 +212,12 @@ def began_with(task: InferredTask, event: LogEvent) -> bool:
 def early_key(event: LogEvent) -> tuple[str, str]:
     """Return what an event is kept under until the beginning of its turn comes."""
     return service_of(event.resource), event.conversation or f"{event.trace_id:032x}"
+
+
+def of_tool(name: str, call: str) -> dict[str, str]:
+    """Return the attributes of a tool call's span."""
+    attributes = {semconv.GEN_AI_OPERATION: "execute_tool", semconv.GEN_AI_TOOL_NAME: name}
+    return {**attributes, "gen_ai.tool.call.id": call} if call else attributes
 
 
 def service_of(resource: Mapping[str, Any]) -> str:
