@@ -169,7 +169,9 @@ class Tracker:
         reading.end = None  # it may have ended since; `ended` is called for that, after all that comes before
         ids = Inbound.of(inbound)
         if not self._observe_agent(reading, above, outside, ids, late=late):
-            self._declared.observe(reading, self._task_around(above), self._nearest(above, reading.start)[1], ids, report=True)
+            self._declared.observe(
+                reading, self._task_around(above), self._nearest(above, reading.start)[1], ids, report=True
+            )
         return reading.key in self.tree.open
 
     def ended(
