@@ -28,6 +28,7 @@ from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.report import ProgressReport
+from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
@@ -179,6 +180,7 @@ class Pipeline:
 
     def flush(self, timeout: float) -> bool:
         """Deliver what is known now, within ``timeout`` seconds; True if everything was."""
+        fork.check()
         until = Deadline.after(timeout)
         if not self._work_off(timeout):
             return False
