@@ -1,12 +1,13 @@
-"""`otel-letta replay`: what would the agent hear of these recorded spans?
+"""`otel-letta replay`: what would the agent be told of these recorded spans and logs?
 
-Reads what an OpenTelemetry Collector's file exporter writes. Time passes as it did when the spans were recorded: the
-clock stands at the end of the newest span that has arrived, so that tasks are decided when they would have been.
+Reads what an OpenTelemetry Collector's file exporter writes. Time passes as it did when they were recorded: the clock
+stands at the newest span's end, or log record, that has arrived, so that tasks are decided when they would have been.
 """
 
 from __future__ import annotations
 
 import gzip
+import heapq
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 from otel_letta.text import clean_line, percent
 from otel_letta.tracking import Reading
+from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn
 from otel_letta.tracking.order import in_order
 
@@ -44,6 +46,8 @@ _FIELDS = (
     "timestamp",
     "trace_id",
 )
+_HEAD_START = 2_000_000_000
+"""Nanoseconds. Programs send logs and spans of one moment side by side, and spans can join what logs have told of."""
 _LONGEST_PAUSE = 60.0
 """Seconds of real time. With ``--speed`` a night without spans is not waited for."""
 
@@ -60,11 +64,13 @@ _LONGEST_PAUSE = 60.0
     help="Play so many times as fast as it was recorded; default is as fast as can be.",
 )
 def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None) -> None:
-    """Print the reports that recorded spans make, and send them.
+    """Print the reports that recorded spans and logs make, and send them.
 
     FILE holds OTLP-JSON: one export request a line, as the OpenTelemetry Collector's file exporter writes them, or one
-    document. It may be compressed with gzip; "-" is the standard input. When all is read, tasks without an end are
-    told as lost. Lines that cannot be read are named and skipped; the exit code is 1 then.
+    document. It may be compressed with gzip; "-" is the standard input. Several files, such as spans and logs of the
+    same runs, are read side by side in the order of their times; a line without a time comes when it is its turn in its
+    file. When all is read, tasks without an end are told as lost. Lines that cannot be read are named and skipped; the
+    exit code is 1 then.
     """
     show = _as_json if form == "json" else _as_text
     try:
@@ -77,11 +83,10 @@ def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None
     sender = None if dry_run else _Sender(settings)
     try:
         player = Replay(settings, [show, *([] if sender is None else [sender])], speed)
-        for name in files:
-            player.read(name)
+        player.read(*files)
         player.finish()
         if not player.reports:
-            click.echo(f"No task in {player.spans} {'span' if player.spans == 1 else 'spans'}.", err=True)
+            click.echo(f"No task in {player.seen}.", err=True)
     finally:
         delivered = sender is None or sender.close()
     if not delivered:
@@ -90,7 +95,7 @@ def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None
 
 
 class Replay:
-    """Feeds recorded spans to a tracker.
+    """Feeds recorded spans and log records to a tracker.
 
     Args:
         settings: what counts as a task, and times.
@@ -102,8 +107,9 @@ class Replay:
         self, settings: Settings, outputs: list[Callable[[ProgressReport], None]], speed: float | None = None
     ) -> None:
         self.broken = 0
-        """Lines and spans that could not be read."""
+        """Lines, spans and log records that could not be read."""
         self.spans = 0
+        self.records = 0
         self.reports = 0
         self._outputs = outputs
         self._speed = speed
@@ -111,29 +117,54 @@ class Replay:
         self._opt_in = OptIn(settings.tasks, None)
         self._tracker = tracker_for(settings, self._emit, lambda: self._now)
 
-    def read(self, name: str) -> None:
-        """Read a file; ``-`` is the standard input."""
-        with ExitStack() as stack:
-            try:
-                lines = stack.enter_context(_opened(name))
-            except OSError as error:
-                self._complain(f"{name}: {error.strerror or type(error).__name__}")
-                return
-            for batch in self._batches(name, lines):
-                for why in batch.broken:
-                    self._complain(f"{name}, line {batch.line}: {why}")
-                self._pass_time(max((span.end_time or 0 for span in batch.spans), default=0))
-                self.spans += len(batch.spans)
-                for span in in_order(batch.spans):
-                    self._tracker.ended_alone(Reading.of(span, self._opt_in.name_of(span)))
+    @property
+    def seen(self) -> str:
+        records = f" and {_counted(self.records, 'log record')}" if self.records else ""
+        return f"{_counted(self.spans, 'span')}{records}"
 
-    def _batches(self, name: str, lines: IO[bytes]) -> Iterator[Batch]:
+    def read(self, *names: str) -> None:
+        """Read files side by side, in the order of their times; ``-`` is the standard input."""
+        with ExitStack() as stack:
+            sources = []
+            for name in names:
+                try:
+                    lines = stack.enter_context(_opened(name))
+                except OSError as error:
+                    self._complain(f"{name}: {error.strerror or type(error).__name__}")
+                else:
+                    sources.append(self._batches(name, lines))
+            # One file needs no order, and may be a pipe whose next line is far away.
+            for name, batch in sources[0] if len(sources) == 1 else heapq.merge(*sources, key=_place_of):
+                self._play(name, batch)
+
+    def _play(self, name: str, batch: Batch) -> None:
+        for why in batch.broken:
+            self._complain(f"{name}, line {batch.line}: {why}")
+        self._pass_time(batch.newest)
+        self.spans += len(batch.spans)
+        self.records += len(batch.records)
+        for record in sorted(batch.records, key=lambda record: record.time):
+            event = LogEvent.of(
+                record.event_name,
+                record.attributes,
+                record.resource.attributes,
+                time=record.time,
+                trace_id=record.trace_id,
+                span_id=record.span_id,
+                scope=record.scope.name,
+            )
+            if event is not None:
+                self._tracker.event(event)
+        for span in in_order(batch.spans):
+            self._tracker.ended_alone(Reading.of(span, self._opt_in.name_of(span)))
+
+    def _batches(self, name: str, lines: IO[bytes]) -> Iterator[tuple[str, Batch]]:
         """A generator of its own, so that only what goes wrong with the input is complained of as that."""
         number = 0
         try:
             for batch in read_batches(lines):
                 number = batch.line
-                yield batch
+                yield name, batch
         except (OSError, EOFError, zlib.error) as error:
             where = f"after line {number}" if number else "at its beginning"
             self._complain(f"{name}, {where}: {type(error).__name__}, the rest cannot be read")
@@ -174,6 +205,16 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
         if raw.peek(len(_GZIP))[: len(_GZIP)] == _GZIP:
             raw = stack.enter_context(gzip.open(raw))
         yield raw
+
+
+def _place_of(read: tuple[str, Batch]) -> int:
+    """Return the time at which a batch of one of several files is played, Unix nanoseconds."""
+    batch = read[1]
+    return batch.newest - _HEAD_START if batch.records else batch.newest
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what if number == 1 else f'{what}s'}"
 
 
 def _as_text(report: ProgressReport) -> None:

@@ -104,6 +104,7 @@ class HttpClient:
 
     def borrowed(self) -> _Connections:
         """Return the client, made if there is none, for use with ``with``."""
+        fork.check()
         # Borrowed with the lock held, so that nobody is done with it in between.
         with self._lock:
             if self._connections is None:

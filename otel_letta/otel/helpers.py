@@ -10,35 +10,35 @@ Without a TracerProvider nothing is recorded and nothing is sent: the calls retu
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import operator
+import logging
 import os
+import sys
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
+from contextvars import Token
 from types import TracebackType
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from otel_letta import semconv
+from otel_letta.otel.loops import Track
+from otel_letta.otel.work import Work, end_with, task_around
 from otel_letta.runtime import wake
-from otel_letta.runtime.aborts import abort_reason
+from otel_letta.text import clean_line
 
-__all__ = ["TaskSpan", "report_progress", "task", "track"]
+__all__ = ["TaskContext", "TaskSpan", "report_progress", "task", "track"]
+
+_logger = logging.getLogger(__name__)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
-
-_current: ContextVar[TaskSpan | None] = ContextVar("otel_letta_task", default=None)
-
-_TRACK_SECONDS = 0.1
-"""A tracked loop states its progress at most this often, so that a tight one costs next to nothing."""
 
 
 class TaskSpan:
@@ -54,12 +54,22 @@ class TaskSpan:
         self.span = span
 
     def progress(self, progress: float, content: str | None = None) -> None:
-        """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards."""
+        """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards.
+
+        Args:
+            progress: any real number: numpy's, a `Decimal`, a `Fraction`. Anything else is ignored with a warning.
+            content: one line.
+        """
         span = self.span
         if span.is_recording():
-            attributes: dict[str, AttributeValue] = {semconv.TASK_PROGRESS: progress}
+            attributes: dict[str, AttributeValue] = {}
+            share = progress if type(progress) is float else _plain_number(progress)
+            if share is not None:
+                attributes[semconv.TASK_PROGRESS] = share
             if content is not None:
                 attributes[semconv.TASK_CONTENT] = content
+            if not attributes:
+                return
             span.set_attributes(attributes)
             wake.changed(span)
             _emit_event(span, attributes)
@@ -101,127 +111,43 @@ class TaskSpan:
         return Track(self, items, total)
 
 
-class Track(Generic[_T]):
-    """What `TaskSpan.track` gives: iterate over it once."""
-
-    def __init__(self, task: TaskSpan, items: Iterable[_T] | AsyncIterable[_T], total: int | None) -> None:
-        self._task = task
-        self._items = items
-        self._total = operator.length_hint(items, 0) or None if total is None else total
-        self._done = 0
-        self._reported_at = 0.0
-
-    def __len__(self) -> int:
-        if self._total is None:
-            raise TypeError("the number of items is not known")
-        return self._total
-
-    def __iter__(self) -> Iterator[_T]:
-        if not isinstance(self._items, Iterable):
-            raise TypeError("these items are asynchronous: use 'async for'")
-        for item in self._items:
-            yield item
-            self._step()
-        self._report()
-
-    async def __aiter__(self) -> AsyncIterator[_T]:
-        if isinstance(self._items, AsyncIterable):
-            async for item in self._items:
-                yield item
-                self._step()
-        else:
-            for item in self._items:
-                yield item
-                self._step()
-        self._report()
-
-    def _step(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._reported_at >= _TRACK_SECONDS:
-            self._reported_at = now
-            self._report()
-
-    def _report(self) -> None:
-        total = self._total
-        if total:
-            # An iterable may give more than it promised; a task is never more than done.
-            self._task.progress(min(self._done / total, 1.0), f"{self._done}/{total}")
-        else:
-            self._task.content(f"{self._done} done")
-
-
-class task(AbstractContextManager["TaskSpan"]):  # noqa: N801 - used like a function, as contextlib's helpers are
-    """Make a span for a task and make it current: a context manager (``with`` and ``async with``) and a decorator.
-
-    An exception fails the task and goes on, as with any span. So do cancellation, Ctrl-C and ``sys.exit(1)``, which
-    OpenTelemetry alone would leave looking like success.
-
-    Args:
-        name: the span's name, and what people call the task. A decorator may leave it out: the function's name then.
-        chat_id: the conversation that asked.
-        message_id: the message that asked.
-        task_id: an id of one's own; default is made of the trace and span ids.
-        agent_id: another Letta agent than the configured one, if the allow list names it.
-        attributes: more attributes for the span.
-        tracer: default is the global provider's.
-    """
+class TaskContext(AbstractContextManager["TaskSpan"]):
+    """What `task` gives: a context manager (``with`` and ``async with``), and a decorator."""
 
     def __init__(
-        self,
-        name: str | None = None,
-        *,
-        chat_id: str | None = None,
-        message_id: str | None = None,
-        task_id: str | None = None,
-        agent_id: str | None = None,
-        attributes: Mapping[str, AttributeValue] | None = None,
-        tracer: Tracer | None = None,
+        self, name: str | None, attributes: Mapping[str, AttributeValue] | None = None, tracer: Tracer | None = None
     ) -> None:
         self._name = name
+        self._attributes = attributes or {}
         self._tracer = tracer
-        ids = {
-            semconv.CHAT_ID: chat_id,
-            semconv.MESSAGE_ID: message_id,
-            semconv.TASK_ID: task_id,
-            semconv.AGENT_ID: agent_id,
-        }
-        self._attributes: dict[str, AttributeValue] = {
-            **(attributes or {}),
-            **{key: value for key, value in ids.items() if value is not None},
-        }
-        self._span: AbstractContextManager[Span] | None = None
-        self._token: Token[TaskSpan | None] | None = None
-        self._running: TaskSpan | None = None
+        self._work: Work | None = None
+        self._token: Token[Context] | None = None
 
-    def __enter__(self) -> TaskSpan:
-        if self._span is not None:
-            raise RuntimeError("this task is running already: make another one")
-        if self._name is None:
+    def _begin(self, name: str | None) -> tuple[TaskSpan, Work]:
+        if name is None:
             raise TypeError("a task needs a name")
         tracer = self._tracer or trace.get_tracer("otel_letta")
         # The name as an attribute makes it a task even if nothing else is set on it.
-        attributes = {semconv.TASK_NAME: self._name, **self._attributes}
-        self._span = tracer.start_as_current_span(self._name, attributes=attributes)
-        self._running = TaskSpan(self._span.__enter__())
-        self._token = _current.set(self._running)
-        return self._running
+        running = TaskSpan(tracer.start_span(name, attributes={semconv.TASK_NAME: name, **self._attributes}))
+        return running, Work(running)
+
+    def __enter__(self) -> TaskSpan:
+        if self._work is not None:
+            raise RuntimeError("this task is running already: make another one")
+        running, self._work = self._begin(self._name)
+        self._token = self._work.attach()
+        return running
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        span, self._span = self._span, None
+        work, self._work = self._work, None
         token, self._token = self._token, None
-        running, self._running = self._running, None
-        assert span is not None
-        if token is not None:
-            # Left in another context than entered: that one has a task of its own, or none.
-            with contextlib.suppress(ValueError):
-                _current.reset(token)
-        reason = abort_reason(error)
-        if running is not None and reason is not None:
-            running.fail(reason)
-        return span.__exit__(kind, error, traceback)
+        assert work is not None
+        assert token is not None
+        work.detach(token)
+        work.end(error)
+        return None
 
     async def __aenter__(self) -> TaskSpan:
         return self.__enter__()
@@ -232,30 +158,131 @@ class task(AbstractContextManager["TaskSpan"]):  # noqa: N801 - used like a func
         return self.__exit__(kind, error, traceback)
 
     def __call__(self, function: _F) -> _F:
-        """Decorate a function or coroutine function: each call is a task."""
+        """Decorate a function, coroutine function, classmethod or staticmethod: each call is a task.
 
-        def fresh() -> task:
-            made = task(self._name or function.__name__, tracer=self._tracer)
-            made._attributes = self._attributes
-            return made
-
+        The task lasts until what the call returned is done: a coroutine or another awaitable, a future of asyncio or
+        `concurrent.futures`, a generator.
+        """
+        if isinstance(function, (classmethod, staticmethod)):
+            return type(function)(self(function.__func__))
+        _check_decorated(function)
+        name = self._name or _name_of(function)
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with fresh():
-                    return await function(*args, **kwargs)
+                return await self._begin(name)[1].run(function(*args, **kwargs))
 
             return run_coroutine  # type: ignore[return-value]
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError("a generator's body runs in its caller's context: open the task inside it instead")
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with fresh():
-                return function(*args, **kwargs)
+            work = self._begin(name)[1]
+            token = work.attach()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                work.detach(token)
+                work.end(error)
+                raise
+            work.detach(token)
+            return work.end_with_result(result)
 
         return run  # type: ignore[return-value]
+
+
+def _check_decorated(function: Any) -> None:
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError("a generator's body runs in its caller's context: open the task inside it instead")
+    if isinstance(function, type):
+        raise TypeError("task decorates functions, not classes: decorate the methods that do the work")
+    if not callable(function):
+        kind = type(function).__name__
+        raise TypeError(f"task decorates functions, not a {kind}: put @task below what makes the {kind}")
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+@overload
+def task(name: _F, /) -> _F: ...
+
+
+@overload
+def task(
+    name: str | None = None,
+    *,
+    chat_id: str | None = None,
+    message_id: str | None = None,
+    task_id: str | None = None,
+    agent_id: str | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    tracer: Tracer | None = None,
+) -> TaskContext: ...
+
+
+def task(
+    name: Any = None,
+    *,
+    chat_id: str | None = None,
+    message_id: str | None = None,
+    task_id: str | None = None,
+    agent_id: str | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    tracer: Tracer | None = None,
+) -> Any:
+    """Make a span for a task and make it current: a context manager (``with`` and ``async with``) and a decorator.
+
+    An exception fails the task and goes on, as with any span. So do cancellation, Ctrl-C and ``sys.exit(1)``, which
+    OpenTelemetry alone would leave looking like success. A decorated call lasts until what it returned is done, be it
+    a coroutine, a future or a generator.
+
+    Args:
+        name: the span's name, and what people call the task. A decorator may leave it out, with or without
+            parentheses: the function's name then.
+        chat_id: the conversation that asked.
+        message_id: the message that asked.
+        task_id: an id of one's own; default is made of the trace and span ids.
+        agent_id: another Letta agent than the configured one, if the allow list names it.
+        attributes: more attributes for the span.
+        tracer: default is the global provider's.
+    """
+    if name is not None and not isinstance(name, str):
+        return TaskContext(None)(name)
+    ids = {
+        semconv.CHAT_ID: chat_id,
+        semconv.MESSAGE_ID: message_id,
+        semconv.TASK_ID: task_id,
+        semconv.AGENT_ID: agent_id,
+    }
+    given = {key: value for key, value in ids.items() if value is not None}
+    return TaskContext(name, {**(attributes or {}), **given}, tracer)
+
+
+_refused: set[str] = set()
+"""The types of what was said to be a progress and is none, each warned of once."""
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a progress as OpenTelemetry takes it, None for what is no number."""
+    if isinstance(value, (int, float)):
+        return value  # bools too: the reader says what is wrong with them
+    # Importing these takes its time; where nobody did, there is none of their numbers.
+    numbers, decimals = sys.modules.get("numbers"), sys.modules.get("decimal")
+    kinds = tuple(kind for kind in (getattr(numbers, "Real", None), getattr(decimals, "Decimal", None)) if kind)
+    if isinstance(value, kinds):
+        try:
+            return float(value)
+        except (ArithmeticError, TypeError, ValueError):
+            pass
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if kind not in _refused and len(_refused) < 100:
+        _refused.add(kind)
+        _logger.warning("a progress of type %s is ignored: it is no real number", clean_line(kind, 100))
+    return None
 
 
 def _emit_event(span: Span, attributes: dict[str, AttributeValue]) -> None:
@@ -279,11 +306,27 @@ def _emit_event(span: Span, attributes: dict[str, AttributeValue]) -> None:
 
 
 def report_progress(progress: float, content: str | None = None) -> None:
-    """State the progress of the task around: the innermost `task`, else the current span.
+    """State the progress of the task that the current span belongs to: the innermost `task`, else that span itself.
 
     Does nothing where there is neither.
     """
-    (_current.get() or TaskSpan(trace.get_current_span())).progress(progress, content)
+    _task_here().progress(progress, content)
+
+
+def _task_here() -> TaskSpan:
+    around, span = task_around(), trace.get_current_span()
+    if around is None or (around.span is not span and _is_elsewhere(span, around.span)):
+        return TaskSpan(span)
+    return around
+
+
+def _is_elsewhere(span: Span, task_span: Span) -> bool:
+    """Return whether a span is none of a task's, although it became current inside of it."""
+    if not span.is_recording():
+        return False
+    if not task_span.is_recording() or span.get_span_context().trace_id != task_span.get_span_context().trace_id:
+        return True
+    return not semconv.DECLARING.isdisjoint(getattr(span, "attributes", None) or ())
 
 
 @overload
@@ -334,13 +377,7 @@ class _ending(AbstractContextManager["TaskSpan"]):  # noqa: N801
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        span = self._span
         if isinstance(error, GeneratorExit):
             # A generator cannot know whether its body raised or had seen enough. It did not come to its end.
-            span.set_status(Status(StatusCode.ERROR, "the loop was left before its end"))
-        elif isinstance(error, Exception):
-            span.record_exception(error)
-            span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
-        elif (reason := abort_reason(error)) is not None:
-            span.set_status(Status(StatusCode.ERROR, reason))
-        span.end()
+            self._span.set_status(Status(StatusCode.ERROR, "the loop was left before its end"))
+        end_with(self._span, error)

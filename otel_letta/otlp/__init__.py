@@ -1,1 +1,1 @@
-"""OTLP, from bytes to spans."""
+"""OTLP, from bytes to spans and log records."""

@@ -9,22 +9,23 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-__all__ = ["Batch", "read_batches", "spans_of"]
+__all__ = ["Batch", "LogRecord", "read_batches", "records_of", "spans_of"]
 
 _PARENT_IS_REMOTE = 0x200
 """Bit of a span's ``flags``; it means something only together with the next one (opentelemetry-proto, SpanFlags)."""
 _HAS_IS_REMOTE = 0x100
 _MOST_DEPTH = 20
+_P = TypeVar("_P")
 _LATEST = 2**63
 
 _KINDS = {
@@ -41,14 +42,36 @@ _STATUS_NAMES = {"UNSET": 0, "OK": 1, "ERROR": 2}
 
 
 @dataclass(slots=True)
+class LogRecord:
+    """A log record without its body, which is nobody's business here. Ids are 0 where it has none."""
+
+    time: int
+    """When it happened, or else when it was noticed; Unix nanoseconds, 0 if it does not say."""
+    event_name: str
+    """The field, not the attribute of the same meaning that older writers have."""
+    attributes: dict[str, Any]
+    trace_id: int
+    span_id: int
+    resource: Resource
+    scope: InstrumentationScope
+
+
+@dataclass(slots=True)
 class Batch:
-    """One line: an export request's spans in their order, and what of it could not be read."""
+    """One line: an export request's spans and log records in their order, and what of it could not be read."""
 
     line: int
     """Counted from 1."""
     spans: list[ReadableSpan] = field(default_factory=list)
+    records: list[LogRecord] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """One line each; they quote nothing of the input."""
+
+    @property
+    def newest(self) -> int:
+        """The time of what happened last in it, Unix nanoseconds; 0 for nothing."""
+        ends = (span.end_time or 0 for span in self.spans)
+        return max(chain(ends, (record.time for record in self.records)), default=0)
 
 
 class _BrokenError(ValueError):
@@ -58,7 +81,7 @@ class _BrokenError(ValueError):
 def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
     """Read export requests, one a line; or one JSON document that goes over many lines.
 
-    A line that cannot be read gives a batch that says so, and the next one is read. Metrics and logs are no error.
+    A line that cannot be read gives a batch that says so, and the next one is read. Metrics are no error.
     """
     numbered: Iterator[tuple[int, bytes]] = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     first = next(numbered, None)
@@ -120,28 +143,61 @@ def _batch(line: int, document: object) -> Batch:
                 batch.spans.append(span)
             else:
                 batch.broken.append(span)
+        for record in records_of(request) if isinstance(request, dict) else ():  # what is none was named above
+            if isinstance(record, LogRecord):
+                batch.records.append(record)
+            else:
+                batch.broken.append(record)
     return batch
 
 
 def spans_of(request: object) -> Iterator[ReadableSpan | str]:
-    """The spans of an export request that was parsed as JSON; for one that cannot be read, what is wrong with it."""
+    """Yield the spans of an export request that was parsed as JSON; for one that cannot be read, what is wrong."""
+    return _parts(request, "resourceSpans", "scopeSpans", "spans", "span", _span)
+
+
+def records_of(request: object) -> Iterator[LogRecord | str]:
+    """Yield the log records of an export request, as `spans_of` does spans."""
+    return _parts(request, "resourceLogs", "scopeLogs", "logRecords", "log record", _record)
+
+
+def _parts(
+    request: object,
+    of_resources: str,
+    of_scopes: str,
+    parts: str,
+    word: str,
+    read: Callable[[dict[str, Any], Resource, InstrumentationScope], _P],
+) -> Iterator[_P | str]:
     try:
         if not isinstance(request, dict):
             raise _BrokenError("not an object")
         number = 0
-        for resource_spans in _objects(request, "resourceSpans"):
-            resource = Resource(_attributes(_object(resource_spans, "resource")))
-            for scope_spans in _objects(resource_spans, "scopeSpans"):
-                scope = _object(scope_spans, "scope")
-                about = InstrumentationScope(_text(scope, "name"), _text(scope, "version"))
-                for span in _objects(scope_spans, "spans"):
+        for of_resource in _objects(request, of_resources):
+            resource = Resource(_attributes(_object(of_resource, "resource")))
+            for of_scope in _objects(of_resource, of_scopes):
+                about = _object(of_scope, "scope")
+                scope = InstrumentationScope(_text(about, "name"), _text(about, "version"))
+                for part in _objects(of_scope, parts):
                     number += 1
                     try:
-                        yield _span(span, resource, about)
+                        yield read(part, resource, scope)
                     except _BrokenError as error:
-                        yield f"span {number}: {error}"
+                        yield f"{word} {number}: {error}"
     except _BrokenError as error:
         yield str(error)
+
+
+def _record(record: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> LogRecord:
+    return LogRecord(
+        _time(record, "timeUnixNano") or _time(record, "observedTimeUnixNano"),
+        _text(record, "eventName"),
+        _attributes(record),
+        _hex(record, "traceId", 32),
+        _hex(record, "spanId", 16),
+        resource,
+        scope,
+    )
 
 
 def _span(span: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
-from otel_letta.pipeline.hooks import attributes_in, declares_nothing
+from otel_letta.pipeline.hooks import attributes_in, declares_nothing, is_no_record
+from otel_letta.runtime import fork
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import Reading, SpanKey, key_of
 
@@ -46,7 +47,10 @@ class EndedSpans:
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans, on an exporter's thread."""
+        fork.check()
         for span in in_order(spans):
+            if is_no_record(span) or self._watcher.is_inherited(span):
+                continue
             opted = None if self._opt_in is None else self._opt_in.name_of(span)
             declares = opted is not None or not declares_nothing(attributes_in(span))
             key = key_of(span)
@@ -56,11 +60,11 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(self._tracker.passed, *passed)
+                    self._inbox.put(self._pass, passed, span)
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
-            elif self._watcher.open.get(key) is None and not self._watcher.is_foreign(span):
+            elif self._watcher.open.get(key) is None:
                 # From here on plain spans matter too: one may be what this one waits for to know its task.
                 self._waiting |= declares
                 self.put(span, opted)
@@ -72,6 +76,9 @@ class EndedSpans:
     def settle(self) -> None:
         """Nothing waits any more."""
         self._waiting = False
+
+    def _pass(self, passed: tuple[SpanKey, SpanKey | None, bool], span: ReadableSpan) -> None:
+        self._tracker.passed(*passed, lambda: Reading.of(span))
 
     def _end_alone(self, span: ReadableSpan, opted: str | None) -> None:
         while self._passed:

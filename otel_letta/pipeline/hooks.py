@@ -55,6 +55,8 @@ def make_hooks(
                 parent, key, attributes = span._parent, span._context, span._attributes._dict  # type: ignore[union-attr]
                 span_id = key[1]
             except (AttributeError, TypeError):
+                if is_no_record(span):
+                    return
                 parent, key, attributes = _public(span)
                 span_id = key[1]
             if parent is None:
@@ -73,7 +75,7 @@ def make_hooks(
             if declares or (asks_all and len(record) > 2 and record[2].opted is not None):
                 watcher.note_start(record)
             elif not watcher.watching:
-                watcher.begin()
+                watcher.begin(record)
         except Exception as error:  # noqa: BLE001
             complain("on_start", error)
 
@@ -84,6 +86,8 @@ def make_hooks(
                 key, attributes = span._context, span._attributes._dict  # type: ignore[union-attr]
                 span_id = key[1]
             except (AttributeError, TypeError):
+                if is_no_record(span):
+                    return
                 _, key, attributes = _public(span)
                 span_id = key[1]
             record = take(span_id, None) if not twins else watcher.take(key[:2])
@@ -97,6 +101,11 @@ def make_hooks(
             complain("on_end", error)
 
     return on_start, on_end
+
+
+def is_no_record(span: object) -> bool:
+    """Return True for a span that holds nothing: samplers' and wrappers' `NonRecordingSpan` comes to some hooks."""
+    return not isinstance(span, ReadableSpan) and not hasattr(span, "attributes")
 
 
 def _public(span: ReadableSpan) -> tuple[SpanKey | None, SpanKey, Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from otel_letta.runtime import fork
 from otel_letta.runtime.suppress import on_own_thread, suppress_tracing
 
 _logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Inbox:
 
     def put(self, function: Callable[..., None], *arguments: Any) -> None:
         """Enqueue a call; nothing happens once the inbox is closed."""
+        fork.check()
         if self._closed:
             return
         self._calls.append((function, arguments))

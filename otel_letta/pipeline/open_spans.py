@@ -102,6 +102,21 @@ class OpenSpans:
         self._lost.clear()
         self._suspects.clear()
 
+    def started_since(self, time: int) -> list[Record]:
+        """Return the records of the open spans that started at a time or later."""
+        return [record for record in self.all() if (_started(record) or 0) >= time]
+
+    def enter(self, records: list[Record]) -> set[SpanKey]:
+        """Enter records again, without what is above them if it is none of these; return their keys."""
+        kept, keys = set(map(id, records)), set()
+        for record in records:
+            key = _key(record)
+            if key is not None and (self.records.setdefault(key[1], record) is record or self.add_twin(key, record)):
+                keys.add(key)
+                if id(record[1]) not in kept:
+                    record[1] = None
+        return keys
+
     def get(self, key: SpanKey) -> Record | None:
         """Return the record of an open span."""
         record = self.twins.get(key)
@@ -237,6 +252,13 @@ def _key(record: Record) -> SpanKey | None:
             return None
         known = record[2]
     return known.key if type(known) is OpenSpan else key_of(known)
+
+
+def _started(record: Record) -> int | None:
+    known = record[0]
+    if known is None and len(record) > 2:
+        known = record[2]() if type(record[2]) is OpenSpan else record[2]
+    return None if known is None else known.start_time
 
 
 def _trace(record: Record, otherwise: int) -> int:

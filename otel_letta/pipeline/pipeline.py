@@ -28,10 +28,12 @@ from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.report import ProgressReport
+from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
 from otel_letta.tracking import Tracker
+from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
 
 _logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def tracker_for(
         wait_timeout=settings.wait_timeout,
         grace=settings.grace,
         idle_timeout=settings.idle_timeout,
+        answer_timeout=settings.answer_timeout,
         chat_attributes=settings.chat_id_attributes,
         content=settings.content,
         claimed=claimed,
@@ -125,6 +128,11 @@ class Pipeline:
         """Take over ended spans from an exporter; never waits."""
         self._ended_spans.export(spans)
 
+    def take_event(self, event: LogEvent) -> None:
+        """Take over a log event that tells of an agent's turn; never waits."""
+        # The tracker of now: a forked child has another one.
+        self._inbox.put(lambda: self._tracker.event(event))
+
     # -- sources -----------------------------------------------------------------------------------------------------
 
     def add_source(self, source: _S) -> _S:
@@ -172,6 +180,7 @@ class Pipeline:
 
     def flush(self, timeout: float) -> bool:
         """Deliver what is known now, within ``timeout`` seconds; True if everything was."""
+        fork.check()
         until = Deadline.after(timeout)
         if not self._work_off(timeout):
             return False

@@ -56,6 +56,7 @@ class Handle:
         Returns:
             True if everything was delivered.
         """
+        fork.check()
         if self.closed:
             return True
         self.closed = True
@@ -96,6 +97,7 @@ def join(
         metrics: measure the pipeline, if it is made here.
         task_filter: makes tasks of spans that would be none.
     """
+    fork.check()
     key = (settings.identity(), *(id(thing) if thing is not None else None for thing in (transport, task_filter)))
     with _lock:
         if key not in _registry:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_letta import semconv
-from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, make_hooks
+from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, is_no_record, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
+from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
 from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
@@ -63,7 +64,7 @@ class Watcher:
         self._interval = settings.poll_interval
         self._next_poll = 0.0
         self._tracker: Tracker
-        self._foreign: frozenset[SpanKey] = frozenset()
+        self._foreign: set[SpanKey] = set()
         self._forked_at = 0
         self.on_start, self.on_end = make_hooks(self, complain)
 
@@ -71,20 +72,45 @@ class Watcher:
         """Begin with no span open, in a new process."""
         self._tracker = tracker
         if forked:
+            self._forked_at = fork.forked_at() or time.time_ns()
             # First of all: clearing may run destructors that end some of them.
             self._foreign |= self.open.keys()
-            self._forked_at = time.time_ns()
+            # Noticed late, the child may have started some itself.
+            own = self.open.started_since(self._forked_at) if fork.was_noticed_late() else []
+            if not fork.was_noticed_late():
+                self._inherit(get_current_span())
             self.open.clear()
+            self._foreign -= self.open.enter(own)
         self.watching = False
 
+    def _inherit(self, span: object) -> None:
+        if isinstance(span, ReadableSpan):
+            self._foreign.add(key_of(span))
+
     def is_foreign(self, span: ReadableSpan) -> bool:
-        """Return whether a span was open when this process was forked: the parent process ends and reports it."""
+        """Return whether a span was open when this process was forked: the parent process ends and reports it.
+
+        For spans that `on_start` never saw in this process, although it sees all that start here.
+        """
         return bool(self._forked_at) and ((span.start_time or 0) < self._forked_at or key_of(span) in self._foreign)
+
+    def is_inherited(self, span: ReadableSpan) -> bool:
+        """Return the same for spans of which nobody saw the start, so that it may have been given a time long ago.
+
+        Known are those that were open here, and that was current at the fork. What is above it ends after it.
+        """
+        if not self._foreign or (span.start_time or 0) >= self._forked_at or key_of(span) not in self._foreign:
+            return False
+        parent = span.parent
+        if parent is not None and not parent.is_remote:
+            self._foreign.add((parent.trace_id, parent.span_id))
+        return True
 
     # -- hooks: on the traced program's threads, for the few spans that need more than `make_hooks` does ---------------
 
-    def begin(self) -> None:
-        """Have the open spans polled from now on: any span may become a task later."""
+    def begin(self, record: Record) -> None:
+        """Have the open spans polled from now on, since one has started: any span may become a task later."""
+        self._check_fork(record)
         # Set after the span is in the registry: the thread clears the flag before it finds the registry empty.
         self.watching = True
         self._inbox.put(self._watch)
@@ -116,12 +142,18 @@ class Watcher:
 
     def note_start(self, record: Record) -> None:
         """Enqueue the start of a span that is a task, or may be one."""
+        self._check_fork(record)
         if may_be_suppressed() and is_suppressed():
             entry = self.open.observe_open(record)
             if entry is not None:
                 entry.ignored = True
         else:
             self._inbox.put(self._start, record)
+
+    def _check_fork(self, record: Record) -> None:
+        if fork.check():
+            # This one starts now, so it is the child's, however exactly the time of the fork is known.
+            self._foreign -= self.open.enter([record])
 
     def take(self, key: SpanKey) -> Record | None:
         """Take a span out of the registry while there are two of one id."""
@@ -132,6 +164,8 @@ class Watcher:
 
     def note_unread_end(self, record: Record, span: ReadableSpan) -> None:
         """Enqueue the end of a span that may be a task, and that was never observed."""
+        if fork.check() and self.is_foreign(span):
+            return
         if self.open.close(record, span):
             exception = handled()
             self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
@@ -144,11 +178,15 @@ class Watcher:
         if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
             # one was forked from.
-            if declares and not self.is_foreign(span):
-                self._end_alone(span)
+            if declares:
+                fork.check()
+                if not self.is_foreign(span):
+                    self._end_alone(span)
             return
         entry: OpenSpan = record[2]
         entry.over = True
+        if (entry.followed or declares or entry.spoken) and fork.check() and self.is_foreign(span):
+            return
         if entry.followed or declares or entry.spoken:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
@@ -158,11 +196,13 @@ class Watcher:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
                 self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
-            self._inbox.put(self._end_plain, record, entry)
+            exception = handled()
+            why = None if exception is None else _why_aborted(span, exception)
+            self._inbox.put(self._end_plain, record, entry, span, why)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
         """Take note of an end whose processor was shut down, while others of this pipeline go on."""
-        if self.open.get(key_of(span)) is not None:
+        if not is_no_record(span) and self.open.get(key_of(span)) is not None:
             self.on_end(span)
 
     def read_soon(self, span: object) -> None:
@@ -211,8 +251,8 @@ class Watcher:
         if entry.followed:
             record[1] = None  # the tracker needs nothing above it for those below
 
-    def _end_plain(self, record: Record, entry: OpenSpan) -> None:
-        self._tracker.ended_plain(entry.key, *self.open.above(record))
+    def _end_plain(self, record: Record, entry: OpenSpan, span: ReadableSpan, aborted: str | None) -> None:
+        self._tracker.ended_plain(Reading.of(span, entry.opted), *self.open.above(record), aborted)
 
     def _merge_event(self, record: Record, entry: OpenSpan, attributes: dict[str, Any]) -> None:
         span = entry.ended or entry()

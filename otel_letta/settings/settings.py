@@ -311,6 +311,7 @@ class SettingsOptions(TypedDict, total=False):
     agent_allow_list: Iterable[str] | str | None
     grace: float | None
     idle_timeout: float | None
+    answer_timeout: float | None
     wake_after: float | None
     wake_on_wait: bool | str | None
     wait_timeout: float | None

@@ -171,6 +171,14 @@ class Table:
         "An agent's task whose root span never comes is lost after this long without a span.",
         "s",
     )
+    answer_timeout: float = _setting(
+        "OTEL_LETTA_ANSWER_TIMEOUT",
+        Number("seconds", above=True),
+        # Clients of LLMs wait up to half a minute before they try again (Gemini CLI 0.61, measured).
+        60.0,
+        "A turn that only logs tell of is over this long after the last answer, or trouble with the model.",
+        "s",
+    )
     wake_after: float = _setting(
         "OTEL_LETTA_WAKE_AFTER",
         Number("seconds"),

@@ -84,6 +84,7 @@ class AgentTracker:
         aborted: str | None = None,
         under: Reading | None = None,
         ambient: bool = False,
+        guessed: bool = False,
     ) -> bool:
         """Take in a span with a role that started, changed or ended; False if it is part of no task.
 
@@ -96,6 +97,7 @@ class AgentTracker:
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
             under: the topmost open span above it, if ``parent`` is an open span too, and both may get a role yet.
             ambient: the span has no role of its own, and bounds a run.
+            guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
         if tree.knows_end(key):
@@ -113,6 +115,9 @@ class AgentTracker:
         node, arrived = trace.nodes.get(key), []
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
+            node.guessed = guessed
+            if ambient:
+                node.under = next((below.under for below in trace.waiting.get(key, ()) if below.under), None)
             node.ambient, node.seen_at = ambient, self._now()
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
@@ -177,12 +182,14 @@ class AgentTracker:
         *,
         awaits: bool = False,
         reading: Reading | None = None,
+        aborted: str | None = None,
     ) -> None:
         """Hang all below a span without a role below its parent.
 
         Args:
             awaits: that one may get a role yet.
             reading: the span, if it has ended and may bound a run.
+            aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
         """
         tree = self._tree
         trace = tree.traces.get(key[0])
@@ -192,7 +199,7 @@ class AgentTracker:
         if awaits and parent is not None:
             tree.candidates.put(parent, tree.candidates.get(parent))
         if reading is not None and reading.end is not None:
-            self._runs.hold(trace, reading)
+            self._runs.hold(trace, reading, aborted)
             if trace is not None:
                 self._tidy(trace)
         elif trace is not None:
@@ -204,8 +211,9 @@ class AgentTracker:
         """Make an agent of a span without a role that bounds a run."""
         reading = plain.reading
         facts = AgentFacts(Role.AGENT, "", {})
-        facts.failed, facts.reason = reading.failed, plain.reason
-        self.observe(reading, facts, None, parent=reading.above, remote=reading.remote is not None, ambient=True)
+        facts.failed, facts.reason = plain.failed, plain.reason
+        parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
+        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=True)
 
     def part_failed(self, tool: SpanKey, reason: Reason) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
@@ -236,6 +244,12 @@ class AgentTracker:
             for task in [task for task in trace.tasks if task.root is None and task.awaits == key]:
                 self._endings.give_up(trace, task, wording.NEVER_ENDED)
         self.passed(key, parent, awaits=awaits)
+
+    def end_turn(self, root: SpanKey, verdict: Verdict, at: int) -> None:
+        """End the task of a root that has no span of its own."""
+        if (trace := self._tree.traces.get(root[0])) is not None:
+            self._endings.end_turn(trace, root, verdict, at)
+            self._tidy(trace)
 
     # -- declarations ------------------------------------------------------------------------------------------------
 

@@ -136,7 +136,8 @@ def read_progress(name: str, value: Any, ignored: list[tuple[str, str]]) -> floa
     number = number_of(value)
     if number is not None and 0.0 <= number <= 1.0:
         return number
-    ignored.append((name, f"{_shown(value)} is no number from 0.0 to 1.0"))
+    kind = "" if as_text(value) is None else f" ({clean_line(as_text(type(value).__name__) or '', 60)})"
+    ignored.append((name, f"{_shown(value)}{kind} is no number from 0.0 to 1.0"))
     return None
 
 

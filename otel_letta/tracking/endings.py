@@ -11,6 +11,7 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
@@ -76,6 +77,16 @@ class Endings:
                     torn = max(torn, orphan.start)
         verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
+
+    def end_turn(self, trace: Trace, root: SpanKey, verdict: Verdict, at: int) -> None:
+        """End the task of a root that only log events tell of."""
+        node = trace.nodes.get(root)
+        if node is None or node.task is None or node.task.ended:
+            return
+        node.end = at
+        orphans = [orphan for orphan in trace.orphans_of(node.task) if node.start <= orphan.start <= at]
+        nodes = [*family(node), *(each for orphan in orphans for each in family(orphan))]
+        self.conclude(trace, node.task, verdict, at, nodes)
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""

@@ -222,6 +222,7 @@ class Ledger:
             content = content or wording.completed(seconds_between(task.started, at), task.failed_steps)
         content = content or wording.failed(error or "", _last_content(task))
         self.report(task, status, content, at, error=error)
+        task.ended_at = at
         self.drop(task)
         self.remember(task)
 

@@ -90,6 +90,8 @@ class Node:
     """Work that another process did when it was called."""
     ambient = False
     """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
+    guessed = False
+    """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
     seen_at = 0
     """The time when it arrived, if it bounds a run."""
     twin = False
@@ -163,6 +165,7 @@ class Plain(NamedTuple):
     reading: Reading
     reason: Reason
     """Why it failed."""
+    failed: bool
     until: int
     """The time until which those below it wait there to see that."""
 
@@ -201,6 +204,8 @@ class Doubt:
         mine, its = self.said, above.said
         if mine.task_id is not None:
             return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
+        if self.reading.start > (above.reading.end or self.reading.start):
+            return Place.OWN  # a job that it left behind
         if mine.chat_id is None:
             return Place.STEP
         if its.is_anonymous:

@@ -139,7 +139,7 @@ class AgentRules:
                 trace.unwait(top)
                 self._tree.remove(trace, node, Fate.OVER)
                 return None, False
-            if node.role is Role.LLM:
+            if node.role is Role.LLM or node.guessed:
                 trace.early.append(node)
                 return None, False
             task = self._task_without_root(top, top.missing)

@@ -101,7 +101,7 @@ class DeclaredRules:
 
     def _join(self, span: Followed, reading: Reading, said: Declaration, around: Task | None, inbound: Inbound) -> bool:
         """Find the task of a span that declares one; True if that makes a new task."""
-        if around is not None and not stands_alone(said, around) and not (around.ended and said.task_id is not None):
+        if around is not None and not stands_alone(said, around) and not _left_behind(reading, said, around):
             span.task, span.owner = around, around.id == said.task_id
             around.owners += span.owner
             return False
@@ -217,7 +217,7 @@ class DeclaredRules:
         if around is None:
             self._tree.remind(doubt, doubt.deadline)
             self.place(doubt, reading.parent)
-        elif stands_alone(said, around):
+        elif stands_alone(said, around) or around.had_ended(reading.start):
             self._tell(doubt, around)
         else:
             self._take_in(doubt, around)
@@ -251,7 +251,7 @@ class DeclaredRules:
                     break
             task = self._tree.ended_task(above)
             if task is not None:
-                if not stands_alone(doubt.said, task):
+                if not stands_alone(doubt.said, task) and not task.had_ended(doubt.reading.start):
                     self._take_in(doubt, task)
                     return
                 break
@@ -350,6 +350,11 @@ def stands_alone(said: Declaration, around: Task) -> bool:
     return (said.task_id is not None and said.task_id != around.id) or (
         said.chat_id is not None and said.chat_id != around.chat_id
     )
+
+
+def _left_behind(reading: Reading, said: Declaration, around: Task) -> bool:
+    """Return True for a span that is no step of the task above it any more, since that had ended."""
+    return around.ended and (said.task_id is not None or around.had_ended(reading.start))
 
 
 def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:

@@ -44,11 +44,16 @@ class AmbientRuns:
         self._apply = apply
         self._bound = bound
 
-    def hold(self, trace: Trace | None, reading: Reading) -> None:
-        """Take in an ended span without a role: it may bound a run."""
+    def hold(self, trace: Trace | None, reading: Reading, aborted: str | None = None) -> None:
+        """Take in an ended span without a role: it may bound a run.
+
+        Args:
+            aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
+        """
         key, until = reading.key, self._now() + self._grace
-        reason = reason_of(reading) if reading.failed else Reason()
-        self._tree.plain.put(key, Plain(reading.without_content(), reason, until))
+        reason = reason_of(reading) if reading.failed else Reason("", aborted or "")
+        failed = reading.failed or aborted is not None
+        self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, until))
         if trace is not None:
             for node in self._tree.arrived(trace, key):
                 if node.missing != key:

@@ -44,6 +44,7 @@ class Task:
     parked_at = 0
     """The time since which it waits."""
     ended = False
+    ended_at: int | None = None
     inferred = False
     """Nobody declared it: short successes of it are not worth waking an agent."""
     mirrored = False
@@ -60,6 +61,10 @@ class Task:
     def automatic_id(self) -> str:
         """The id that it goes by as long as nobody gives one."""
         return "" if self.key is None else automatic_id(self.key)
+
+    def had_ended(self, at: int) -> bool:
+        """Return True if it had ended before a time: what starts then is no step of it."""
+        return self.ended_at is not None and self.ended_at < at
 
 
 class InferredTask(Task):

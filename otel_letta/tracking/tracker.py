@@ -18,7 +18,7 @@ for ended spans, children before their parents. Both end in the same reports. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from opentelemetry.trace import SpanKind
 
@@ -26,37 +26,22 @@ from otel_letta import semconv
 from otel_letta.report import ProgressReport
 from otel_letta.text import as_text
 from otel_letta.tracking import wording
+from otel_letta.tracking.above import Ancestor, await_ends, nearest, next_above, task_around
 from otel_letta.tracking.agents import AgentTracker
+from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_declared import DeclaredRules
-from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import Tree
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["AgentOptions", "Ancestor", "Tracker"]
-
-
-class Ancestor(Protocol):
-    """A span above another one, as its watcher knows it."""
-
-    @property
-    def key(self) -> SpanKey: ...
-
-    @property
-    def scope(self) -> str | None:
-        """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
-
-    def read(self) -> Reading | None:
-        """Read it as it is now; None if it cannot be read any more."""
-
-    def await_end(self) -> bool:
-        """Have its end brought to `Tracker.ended_plain` even if it stays plain; False if it has ended already."""
 
 
 class AgentOptions(TypedDict, total=False):
@@ -82,6 +67,7 @@ class Tracker:
         wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
         wake_on_wait, wait_timeout: see `Ledger`.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
+        answer_timeout: see `LogTurns`.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
         agent_options: see `AgentTracker`.
     """
@@ -101,6 +87,7 @@ class Tracker:
         wake_on_wait: bool = True,
         wait_timeout: float = 86_400.0,
         claimed: Callable[[str], bool] = lambda session: False,
+        answer_timeout: float = 60.0,
         most_tasks: int = 10_000,
         **agent_options: Unpack[AgentOptions],
     ) -> None:
@@ -122,6 +109,8 @@ class Tracker:
         self._declared = DeclaredRules(
             self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
         )
+        self._turns = LogTurns(self.tree, self._ledger, self._agents, now, answer_timeout, **agent_options)
+        self.event = self._turns.take  # takes in a log event
         self._resource: object = None
         self._is_letta_server = False
         self.spans_ignored = 0
@@ -174,7 +163,9 @@ class Tracker:
         reading.end = None  # it may have ended since; `ended` is called for that, after all that comes before
         ids = Inbound.of(inbound)
         if not self._observe_agent(reading, above, outside, ids, late=late):
-            self._declared.observe(reading, self._task_around(above), self._nearest(above)[1], ids, report=True)
+            self._declared.observe(
+                reading, task_around(self.tree, above), nearest(self.tree, above, reading.start)[1], ids, report=True
+            )
         return reading.key in self.tree.open
 
     def ended(
@@ -191,18 +182,21 @@ class Tracker:
         key, ids = reading.key, Inbound.of(inbound)
         ours = self.tree.has_declared(key) or self._observe_agent(reading, above, outside, ids, aborted, late=True)
         if not ours:
-            self._pass_awaited(key, above, outside)
-            around, (_, agent) = self._task_around(above), self._nearest(above)
+            self._pass_awaited(key, above, outside, reading, aborted)
+            around, (_, agent) = task_around(self.tree, above), nearest(self.tree, above, reading.start)
             news = self._declared.observe(reading, around, agent, ids, report=False)
             ours = self._declared.end(reading, aborted, news=news)
             self.spans_ignored += not ours
         self.tree.close(key)
         return ours
 
-    def ended_plain(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
+    def ended_plain(
+        self, reading: Reading, above: Sequence[Ancestor], outside: SpanKey | None = None, aborted: str | None = None
+    ) -> None:
         """Take in the end of an awaited span that got no role."""
-        self._pass_awaited(key, above, outside)
-        self.tree.close(key)
+        self._give_an_end(reading)
+        self._pass_awaited(reading.key, above, outside, reading, aborted)
+        self.tree.close(reading.key)
 
     def lost(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None = None) -> None:
         """Take in that an open span was garbage-collected: nobody can end it any more."""
@@ -210,7 +204,7 @@ class Tracker:
         if span is not None and span.has_role:
             self._agents.lost(key)
         elif scope is not None:
-            parent, under = self._next_above(above, outside, scope)
+            parent, under = next_above(self.tree, above, outside, scope)
             self._agents.lost_plain(key, parent, awaits=under is not None)
         self._declared.lose(key)
         self.tree.close(key)
@@ -244,66 +238,45 @@ class Tracker:
             self._ledger.warn(reading, said)
         self.tree.follow(key).has_role = True
         facts = self._agents.read(reading, role)
-        task, _ = self._nearest(above)
+        task, _ = nearest(self.tree, above, reading.start)
         if task is not None and key not in self.tree.awaited:
             self._declared.observe_agents_step(task, reading, facts, said, aborted)
             return True
-        parent, under = self._next_above(above, outside, reading.scope if late and not has_role else None)
+        if role in (Role.TOOL, Role.LLM) and await_ends(self.tree, above, anew=has_role or not late):
+            self._agents.observe(
+                reading, facts, said, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
+            )
+            return True
+        parent, under = next_above(self.tree, above, outside, reading.scope if late and not has_role else None)
+        parent = parent or self._turns.root_above(key)
         ours = self._agents.observe(
             reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
         )
         self.spans_ignored += reading.end is not None and not ours
         return True
 
-    def _nearest(self, above: Sequence[Ancestor]) -> tuple[Task | None, SpanKey | None]:
-        """Return the declared task of the nearest span above that has one or a role, or else that span."""
-        for ancestor in above:
-            task, has_role = self.tree.standing(ancestor.key)
-            if task is not None or has_role:
-                return task, ancestor.key if task is None else None
-        return None, None
-
-    def _task_around(self, above: Sequence[Ancestor]) -> Task | None:
-        """Return the nearest declared task above."""
-        tasks = (self.tree.standing(ancestor.key)[0] for ancestor in above)
-        return next((task for task in tasks if task is not None), None)
-
-    def _next_above(
-        self, above: Sequence[Ancestor], outside: SpanKey | None, scope: str | None
-    ) -> tuple[SpanKey | None, Reading | None]:
-        """Return the next span above a live one that has a role, or may get one yet.
-
-        Args:
-            scope: open spans of this instrumentation scope may; None for none.
-
-        Returns:
-            Its key, and the topmost span that may get a role, if the key is of such a one.
-        """
-        candidates = []
-        for ancestor in above:
-            task, has_role = self.tree.standing(ancestor.key)
-            if has_role:
-                return ancestor.key, None
-            if task is not None:
-                outside = None
-                break
-            if scope is not None and ancestor.scope == scope:
-                candidates.append(ancestor)
-        candidates = [ancestor for ancestor in candidates if ancestor.await_end()]
-        for ancestor in candidates:
-            self.tree.awaited[ancestor.key] = scope or ""
-        return (candidates[0].key, candidates[-1].read()) if candidates else (outside, None)
-
-    def _pass_awaited(self, key: SpanKey, above: Sequence[Ancestor], outside: SpanKey | None) -> None:
+    def _pass_awaited(
+        self,
+        key: SpanKey,
+        above: Sequence[Ancestor],
+        outside: SpanKey | None,
+        reading: Reading | None = None,
+        aborted: str | None = None,
+    ) -> None:
         scope = self.tree.awaited.get(key)
-        if scope is not None:
-            parent, under = self._next_above(above, outside, scope)
-            self._agents.passed(key, parent, awaits=under is not None)
+        if scope == "" and reading is not None:
+            parent = above[0].key if above else outside
+            self._agents.passed(key, parent, not above and outside is not None, reading=reading, aborted=aborted)
+        elif scope is not None:
+            parent, under = next_above(self.tree, above, outside, scope)
+            self._agents.passed(key, parent, awaits=under is not None, reading=reading, aborted=aborted)
 
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
 
     def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
         """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
+        if self._turns.join(reading):
+            return
         key = reading.key
         if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
             return
@@ -312,7 +285,7 @@ class Tracker:
         waiting = self.tree.take_doubts(key)
         if said is not None and (role is None or said.task_id is not None):
             self.tree.links.put(key, (parent, reading.remote is not None))
-            self._declared.observe_ended(reading, said, waiting, self._task_around(above))
+            self._declared.observe_ended(reading, said, waiting, task_around(self.tree, above))
             return
         if role is None:
             for child in waiting:
@@ -331,17 +304,23 @@ class Tracker:
         for child in waiting:
             self._declared.place(child, key)
 
-    def passed(self, key: SpanKey, parent: SpanKey | None, remote: bool = False) -> None:
+    def passed(
+        self, key: SpanKey, parent: SpanKey | None, remote: bool = False, read: Callable[[], Reading] | None = None
+    ) -> None:
         """Take in an ended span that says nothing by itself: those below it hang below its parent.
 
         Args:
             remote: the parent is in another process.
+            read: reads the span, if it may bound a run: work of an agent hangs below it.
         """
         if self.tree.has_declared(key):
             return
         for child in self.tree.take_doubts(key):
             self._declared.place(child, None if remote else parent)
-        self._agents.passed(key, parent, remote)
+        reading = read() if read is not None and key[0] in self.tree.traces else None
+        if reading is not None:
+            self._give_an_end(reading)
+        self._agents.passed(key, parent, remote, reading=reading)
 
     def _is_pending(self, reading: Reading) -> bool:
         pending = pending_of(reading)
@@ -367,27 +346,31 @@ class Tracker:
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again (Unix ns), None for never."""
+        next_turn = self._turns.tick()
         for waiting in self.tree.due(self._now()):
             if isinstance(waiting, Trace):
                 self._agents.due(waiting)
             else:
                 self._declared.release(waiting)
-        alarms = [alarm for alarm in (self.tree.next_alarm, self._ledger.expire()) if alarm is not None]
-        return min(alarms, default=None)
+        alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
+        return min((alarm for alarm in alarms if alarm is not None), default=None)
 
     def release(self, *, anonymous: bool = True) -> None:
         """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
         that have ended are judged."""
+        self._turns.settle()
         self._agents.judge_ended()
         self._declared.release_all(anonymous=anonymous)
 
     def shutdown(self) -> None:
         """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
         self._declared.shut_down()
+        self._turns.conclude_answered()
         self.release()  # first, since agents may be steps of what waits
         self._agents.end_all(wording.SHUT_DOWN)
 
     def finish(self) -> None:
-        """End everything, because no more spans will come: as if all times of waiting had passed."""
+        """End everything, because no more will come: as if all times of waiting had passed."""
+        self._turns.conclude_all()
         self.release()
         self._agents.end_all()

@@ -10,6 +10,7 @@ from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.finishes import Finish
+from otel_letta.tracking.conventions.interruptions import A_PERSON
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.nodes import Node
 from otel_letta.tracking.reading import Reading
@@ -224,6 +225,9 @@ def _judge_run(below: Sequence[Node], outside: int) -> Verdict:
     if step is not None and step.end is not None and not step.failed:
         parts = [span for span in below if span.above is step]
         used_tool = began <= outside <= step.end or any(span.role is Role.TOOL for span in parts)
+        if not used_tool and any(span.finish is Finish.TOOLS and span.start >= began for span in below):
+            # The step is over, and the tool that the model called has not begun: somebody has to confirm it.
+            return Verdict(TaskStatus.IN_PROGRESS, waits_for=A_PERSON)
         if not used_tool and any(span.role is Role.LLM and span.answered for span in parts):
             return Verdict(TaskStatus.COMPLETED, spoke=True)
     return Verdict(TaskStatus.FAILED, _UNFINISHED)

@@ -7,9 +7,11 @@ from otel_letta.text import duration, percent
 __all__ = [
     "ALMOST_DONE",
     "A_PERSON",
+    "DENIED",
     "NEVER_ENDED",
     "NO_ANSWER",
     "SHUT_DOWN",
+    "STOPPED_MIDWAY",
     "agent_cancelled",
     "agent_failed",
     "agent_finished",
@@ -22,6 +24,7 @@ __all__ = [
     "goes_on",
     "in_progress",
     "lost",
+    "model_trouble",
     "nobody_came",
     "silent",
     "started",
@@ -37,6 +40,8 @@ NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
 NO_ANSWER = "it ended without an answer"
 A_PERSON = "a person"
+DENIED = "denied"
+STOPPED_MIDWAY = "stopped before it ended"
 ALMOST_DONE = 0.99
 """The share that a plan can reach before the task has ended: its last point may be followed by a new plan."""
 
@@ -77,6 +82,10 @@ def tool_used(name: str, seconds: float, reason: str | None = None) -> str:
     if reason is None:
         return f"Used tool {name} ({duration(seconds)})"
     return f"Tool {name} failed: {reason}" if reason else f"Tool {name} failed"
+
+
+def model_trouble(reason: str) -> str:
+    return f"Trouble with the model: {reason}" if reason else "Trouble with the model"
 
 
 def tool_denied(name: str) -> str:

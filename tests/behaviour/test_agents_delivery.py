@@ -124,6 +124,22 @@ def test_a_failed_agent_is_told_once_as_a_message_and_on_the_board(world: Any, w
 
 
 @WAYS
+def test_a_run_without_an_agents_span_is_told_once(world: Any, ways: str) -> None:
+    one = world(ways)
+    start = one.tracer.start_as_current_span
+    with start("POST /", kind=SpanKind.SERVER), start("job"):
+        one.tracer.start_span("chat m", attributes=CHAT).end()
+        with start("execute_tool dig", attributes=TOOL):
+            one.flush()  # both take their time, and so they are known while the job is open
+        with start("chat m", attributes=CHAT) as last:
+            one.flush()
+            last.set_status(Status(StatusCode.ERROR, "HTTP 500"))
+    assert one.messages() == [("failed", "'agent' failed: HTTP 500")]
+    assert "In progress: none" in one.board()
+    assert one.parts[0].stats()["open_tasks"] == 0
+
+
+@WAYS
 def test_a_short_agent_that_went_well_ends_on_the_board_alone(world: Any, ways: str) -> None:
     one = world(ways)
     one.run_agent()

@@ -213,6 +213,70 @@ def test_an_exporter_alone_keeps_parent_and_child_apart_too(programs: Programs, 
 
 
 @needs_fork
+@pytest.mark.parametrize("wrapped_in", ["SimpleSpanProcessor", "BatchSpanProcessor"])
+def test_a_span_of_a_child_may_have_started_before_the_fork(programs: Programs, wrapped_in: str) -> None:
+    """Work that waited in a queue gets the time when it was put there."""
+    programs.run(
+        f"""
+        provider = TracerProvider()
+        provider.add_span_processor({wrapped_in}(LettaSpanExporter()))
+        tracer = provider.get_tracer("program")
+        queued = time.time_ns()
+        with tracer.start_as_current_span("plain"), task("the parent's"), tracer.start_as_current_span("inner"):
+            child = os.fork()
+            if not child:
+                from opentelemetry.context import Context
+                tracer.start_span("queued", context=Context(), start_time=queued, attributes=TASK).end()
+                tracer.start_span("step", start_time=queued, attributes={{"letta.task.id": "x"}}).end()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """
+    )
+    assert programs.ends() == {("the parent's", "completed"): 1, ("queued", "completed"): 1, ("step", "completed"): 1}
+
+
+# -- forks in C, which Python does not hear of: uWSGI's default ------------------------------------------------------
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        ("processor", "sys.exit(0)"),
+        *((kind, "provider.force_flush(), component.force_flush(), os._exit(0)")
+          for kind in ("processor", "SimpleSpanProcessor", "BatchSpanProcessor")),
+    ],
+)  # fmt: skip
+def test_a_child_of_a_fork_in_c_tells_its_own_tasks(programs: Programs, kind: str, ending: str) -> None:
+    """PyDLL keeps the interpreter's lock, as an embedding program does."""
+    programs.run(
+        f"""
+        import ctypes
+        component = processor
+        if {kind!r} != "processor":
+            component = LettaSpanExporter()
+            provider = TracerProvider()
+            provider.add_span_processor(SimpleSpanProcessor(component) if "Simple" in {kind!r} else
+                                        BatchSpanProcessor(component))
+            tracer = provider.get_tracer("program")
+        with task("warm up"):
+            pass
+        provider.force_flush()
+        assert component.force_flush()
+        with task("the parent's"):
+            time.sleep(0.05)
+            child = ctypes.PyDLL(None).fork()
+            if not child:
+                with tracer.start_as_current_span("request"), task("the child's", **{{"letta.task.id": "c"}}):
+                    pass
+                {ending}
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """
+    )
+    assert programs.ends() == {(name, "completed"): 1 for name in ("warm up", "the parent's", "the child's")}
+
+
+@needs_fork
 def test_prefork_workers_tell_their_own_tasks(programs: Programs) -> None:
     """As gunicorn does: a master with threads and an open connection forks workers, which live on their own."""
     programs.run(

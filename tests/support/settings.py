@@ -39,6 +39,7 @@ SHOWN = {
     "agent_allow_list": ("agent-1,agent-2,,", "agent-1, agent-2"),
     "grace": ("0.5", "0.5 s"),
     "idle_timeout": ("60", "60 s"),
+    "answer_timeout": ("45", "45 s"),
     "wake_after": ("0", "0 s"),
     "wake_on_wait": ("False", "false"),
     "wait_timeout": ("3600", "3600 s"),

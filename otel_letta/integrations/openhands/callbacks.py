@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import sys
 import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.integrations.openhands.events import Event, EventKind, Origin, read_event
 from otel_letta.integrations.openhands.share import Share, share
 from otel_letta.letta.transport import Transport
+from otel_letta.text import as_text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,6 +34,10 @@ _FRAMES_TO_CONVERSATION = 60
 """At most so many from a callback up to the conversation that calls it: about ten in OpenHands 1.58."""
 
 
+_LOCAL = "LocalConversation"
+"""OpenHands' class of conversations whose status is an attribute; another's asks a server for it."""
+
+
 class Callback:
     """A callback of one conversation, made by `callback`: OpenHands calls it with every event."""
 
@@ -38,6 +46,8 @@ class Callback:
         self._origin = origin
         self._conversation_id = conversation_id
         self._bound_to = conversation_id
+        self._local: Callable[[], object] | None = None
+        """A weak reference to the conversation, if it is in this process."""
         self._placeholder = str(uuid.uuid4())
         """Id until the conversation's own is known; the same for threads that ask at once."""
         if conversation_id is not None:
@@ -53,6 +63,8 @@ class Callback:
                 return
             if self._bound_to is None or known.kind is EventKind.CREATED:
                 self._bind(_conversation_on_stack())
+            if known.kind is EventKind.TOOL_STARTED and self._local is not None:
+                known = replace(known, status=self._status)
             self._report(known)
         except Exception as error:  # noqa: BLE001 - it would end OpenHands' run
             self._share.swallow(error)
@@ -75,12 +87,22 @@ class Callback:
         if conversation_id is None:
             return
         self._share.claim(conversation_id)
+        if type(conversation).__name__ == _LOCAL:
+            self._local = weakref.ref(conversation)
         if conversation_id == self._bound_to:
             return
         # What was reported before its id was known, of a remote conversation, goes on under the id that it has then.
         if self._bound_to is not None or self._conversation_id is None:
             self._conversation_id = conversation_id
         self._bound_to = conversation_id
+
+    def _status(self) -> str:
+        """Read the execution status, which the threads of OpenHands may be about to change."""
+        conversation = self._local() if self._local is not None else None
+        try:
+            return as_text(getattr(getattr(conversation, "state", None), "execution_status", None)) or ""
+        except Exception:  # noqa: BLE001 - it is OpenHands' code
+            return ""
 
     def _report(self, event: Event) -> None:
         if self._conversation_id is None:

@@ -25,6 +25,12 @@ _RAW_CAP = 8_000
 """Characters of a text that an event keeps; it is cleaned and cut to size later, on a thread that may take its time."""
 _RAW_LINE_CAP = 1_000
 """The same of a text of which one short line is reported: tools start by the thousand."""
+_ACP_TIMED_OUT = "ACP prompt timed out after "
+_ACP_ERROR = "ACP error: "
+"""How the messages begin that stand for the failure of an ACP agent's turn. Its answers come by the finish tool, and a
+timeout has no other event (source of openhands-sdk 1.58.2, ``ACPAgent._emit_turn_timeout``)."""
+_ACP_KINDS = frozenset({"read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode"})
+"""ACP's kinds of tools. A call's title is often its arguments, such as a whole command."""
 _MOST_ITEMS = 1_000
 """Of a plan. It is counted on OpenHands' thread, under the conversation's lock."""
 
@@ -38,6 +44,13 @@ class EventKind(str, Enum):
     TOOL_STARTED = "tool started"
     """``text`` is the line that sums the call up."""
     TOOL_ENDED = "tool ended"
+    DENIED = "denied"
+    """A person, or a hook, refused a tool call."""
+    ACP_CALL = "ACP call"
+    """A tool call of an agent behind the Agent Client Protocol, told again whenever its status ``code`` changes."""
+    QUESTION = "question"
+    """The agent asks its user and waits for the answer."""
+    ANSWER = "answer"
     FINISH = "finish"
     """The agent calls its work finished; ``text`` is its answer."""
     AGENT_MESSAGE = "agent message"
@@ -73,8 +86,13 @@ class Event:
     total: int = 0
     failed: bool = False
     """The tool call failed."""
+    call: str = ""
+    """OpenHands' id of the tool call."""
     at: int = 0
     """When it happened, Unix nanoseconds; 0 is the moment of its report."""
+    status: Callable[[], str] | None = None
+    """Reads the execution status later, without waiting. After a tool's start it may be that a person has to confirm
+    it, of which a conversation in this process sends no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +163,10 @@ def _id(raw: object) -> str:
     return _text(_get(raw, "id"), ID_CAP)
 
 
+def _call(raw: object) -> str:
+    return _text(_get(raw, "tool_call_id"), ID_CAP)
+
+
 def _read_message(raw: object) -> Event | None:
     source = _text(_get(raw, "source"), 20)
     if source == "user":
@@ -153,7 +175,13 @@ def _read_message(raw: object) -> Event | None:
         return None
     parts = _get(_get(raw, "llm_message"), "content")
     texts = [_text(_get(part, "text"), _RAW_CAP) for part in parts[:50]] if isinstance(parts, (list, tuple)) else []
-    return Event(EventKind.AGENT_MESSAGE, _id(raw), text="\n".join(text for text in texts if text)[:_RAW_CAP])
+    text = "\n".join(text for text in texts if text)[:_RAW_CAP]
+    if _get(raw, "llm_response_id") is None:  # no model wrote it
+        if text.startswith(_ACP_TIMED_OUT):
+            return Event(EventKind.ERROR, _id(raw), code="TimeoutError", text=text.partition(". ")[0])
+        if text.startswith(_ACP_ERROR):
+            return None  # a ConversationErrorEvent with the same follows
+    return Event(EventKind.AGENT_MESSAGE, _id(raw), text=text)
 
 
 def _read_action(raw: object) -> Event:
@@ -162,25 +190,38 @@ def _read_action(raw: object) -> Event:
         return Event(EventKind.FINISH, _id(raw), tool, _text(_get(_get(raw, "action"), "message"), _RAW_CAP))
     summary = _text(_get(raw, "summary"), _RAW_LINE_CAP)
     # Where the model gave no summary OpenHands makes one of the tool's arguments: those are nobody's business.
-    return Event(EventKind.TOOL_STARTED, _id(raw), tool, "" if summary.startswith(f"{tool}: {{") else summary)
+    line = "" if summary.startswith(f"{tool}: {{") else summary
+    return Event(EventKind.TOOL_STARTED, _id(raw), tool, line, call=_call(raw))
 
 
 def _read_observation(raw: object) -> Event:
-    return _tool_ended(_id(raw), _text(_get(raw, "tool_name"), ID_CAP), _get(raw, "observation"))
+    return _tool_ended(_id(raw), _text(_get(raw, "tool_name"), ID_CAP), _get(raw, "observation"), _call(raw))
 
 
-def _tool_ended(event_id: str, tool: str, observation: object) -> Event:
+def _tool_ended(event_id: str, tool: str, observation: object, call: str = "") -> Event:
     failed = _get(observation, "is_error") is True
     tasks = _get(observation, "task_list") if tool == PLAN and not failed else None
     if not isinstance(tasks, (list, tuple)) or not tasks:
-        return Event(EventKind.TOOL_ENDED, event_id, tool, failed=failed)
+        return Event(EventKind.TOOL_ENDED, event_id, tool, call=call, failed=failed)
     tasks = tasks[:_MOST_ITEMS]
     done = sum(_text(_get(task, "status"), 20) == "done" for task in tasks)
-    return Event(EventKind.TOOL_ENDED, event_id, tool, done=done, total=len(tasks))
+    return Event(EventKind.TOOL_ENDED, event_id, tool, call=call, done=done, total=len(tasks))
 
 
 def _read_tool_error(raw: object) -> Event:
-    return Event(EventKind.TOOL_ENDED, _id(raw), _text(_get(raw, "tool_name"), ID_CAP), failed=True)
+    tool = _text(_get(raw, "tool_name"), ID_CAP)
+    return Event(EventKind.TOOL_ENDED, _id(raw), tool, call=_call(raw), failed=True)
+
+
+def _read_denial(raw: object) -> Event:
+    return Event(EventKind.DENIED, _id(raw), _text(_get(raw, "tool_name"), ID_CAP), call=_call(raw))
+
+
+def _read_acp_call(raw: object) -> Event:
+    kind, status = _text(_get(raw, "tool_kind"), 40), _text(_get(raw, "status"), 40)
+    tool = kind if kind in _ACP_KINDS else "tool"
+    # Without the event's id: what counts is the call and how far it is.
+    return Event(EventKind.ACP_CALL, tool=tool, call=_call(raw), code=status, failed=_get(raw, "is_error") is True)
 
 
 def _read_error(raw: object) -> Event:
@@ -200,6 +241,11 @@ _READERS: dict[str, Callable[[object], Event | None]] = {
     "ActionEvent": _read_action,
     "ObservationEvent": _read_observation,
     "AgentErrorEvent": _read_tool_error,
+    "UserRejectObservation": _read_denial,
+    "ACPToolCallEvent": _read_acp_call,
+    # Of releases after 1.58 (their source), which have an `ask_user` tool.
+    "AskUserRequestEvent": lambda raw: Event(EventKind.QUESTION, _id(raw)),
+    "AskUserResponseEvent": lambda raw: Event(EventKind.ANSWER, _id(raw)),
     "ConversationErrorEvent": _read_error,
     "ConversationStateUpdateEvent": _read_state,
     "PauseEvent": lambda raw: Event(EventKind.PAUSED, _id(raw)),

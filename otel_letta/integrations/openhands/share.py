@@ -31,8 +31,15 @@ class Share(Component):
     def __init__(self, transport: Transport | None, options: dict[str, Any]) -> None:
         super().__init__(transport=transport, **options)
         if self._handle is not None:
-            cap = self._handle.pipeline.settings.content_cap
-            self._runs = self._handle.add_source(Runs(host=socket.gethostname(), content_cap=cap))
+            settings = self._handle.pipeline.settings
+            self._runs = self._handle.add_source(
+                Runs(
+                    host=socket.gethostname(),
+                    content_cap=settings.content_cap,
+                    wake_on_wait=settings.wake_on_wait,
+                    wait_timeout=settings.wait_timeout,
+                )
+            )
 
     def report_event(self, conversation_id: str, origin: Origin, event: Event) -> None:
         """Enqueue an event and return. Never raises, never waits."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role, Unclaimed
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import clean_reason
 from otel_letta.tracking.values import EXTRA_CAP, id_of
 
@@ -39,9 +40,14 @@ _CHAT_IDS: Final = (f"{_METADATA}letta.chat_id", f"{_METADATA}{semconv.CHAT_ID}"
 _MESSAGE_IDS: Final = (f"{_METADATA}letta.message_id", f"{_METADATA}{semconv.MESSAGE_ID}")
 """How the keys of ``OPENHANDS_OBSERVABILITY_METADATA`` arrive, on every span of a conversation."""
 
+_DELEGATE_OF: Final = f"{_METADATA}delegate.parent_span_id"
+"""The span of the tool that a sub-agent works for. Its conversation is a trace of its own, and all spans below the root
+have this (measured with openhands-sdk 1.58.2)."""
+
 _PATH = "lmnr.span.path"
 _INPUT = "lmnr.span.input"
 _OUTPUT = "lmnr.span.output"
+_ANSWER = "gen_ai.output.messages"
 _FINISH = "FinishAction"
 _WRAPPED = pattern(r"Conversation run failed for id=[^:\s]{1,80}: ")
 _MESSAGE_CAP = 65_536
@@ -53,6 +59,8 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
     kind = as_text(reading.attributes.get(semconv.LAMINAR_KIND))
     if kind is None:
         return UNCLAIMED
+    if _DELEGATE_OF in reading.attributes:
+        return None  # a sub-agent's work is the tool's that called it, and the tool is a step of the one who asked
     role = _KINDS.get(kind, _NAMES.get(reading.name))
     return None if role is Role.LLM and _is_outside_runs(reading.attributes) else role
 
@@ -64,6 +72,8 @@ def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None
     seen.is_run = seen.role is Role.AGENT and reading.name in _RUNS
     # Laminar never ends the span of a call that was cut off, and may leave everything out of one that was not.
     seen.answered = seen.answered or (seen.role is Role.LLM and not seen.failed)
+    if seen.role is Role.LLM and _asks_for_tool(attributes):
+        seen.finish = Finish.TOOLS
     if _is_of_run(attributes):
         seen.hint = _AGENT
     if seen.is_run:
@@ -115,6 +125,11 @@ def _reports_error(attributes: Mapping[str, Any]) -> bool:
     """Return True if a tool answered with an error, which does not show in its span's status."""
     # A quotation mark inside of JSON's texts has a backslash before it, so this matches no text.
     return '"is_error":true' in (as_text(attributes.get(_OUTPUT)) or "")
+
+
+def _asks_for_tool(attributes: Mapping[str, Any]) -> bool:
+    """Return True if the model called tools, of which Laminar has no finish reason (lmnr 0.7.67)."""
+    return '"tool_calls":[{' in (as_text(attributes.get(_ANSWER)) or "")
 
 
 def _finish_message(attributes: Mapping[str, Any]) -> str:

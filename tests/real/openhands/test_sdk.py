@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from otel_letta.integrations.openhands import callback, reporting
 from otel_letta.testing import InMemoryLetta
 from tests.real.openhands.scenarios import SCENARIOS, Scenario
 from tests.support.openhands_llm import ScriptedModel, finish, plan, tool
+from tests.support.waiting import until
 
 Make = Callable[..., Any]
 
@@ -232,7 +234,7 @@ def test_waiting_for_confirmation_is_in_progress(
     with reporting(conversation, observer):
         conversation.send_message("go")
         conversation.run()
-    assert received.reports()[-1]["content"] == "Waiting for confirmation"
+    assert received.reports()[-1]["content"] == "waits for a person: confirm 'say hi'"
     with reporting(conversation, observer):
         conversation.run()
     assert received.end()["result"] == "said it"
@@ -344,3 +346,35 @@ def test_hooks_that_openhands_runs_itself_report_the_session(
     (end,) = over()
     assert (end["status"], end["result"], end["chat_id"]) == ("completed", "told by hooks", "chat-7")
     assert end["task_id"].startswith(f"{conversation.id}/")
+
+
+@pytest.mark.parametrize("way", ["callback", "reporting"])
+def test_a_run_that_waits_for_confirmation_is_one_task(
+    way: str,
+    make: Make,
+    model: ScriptedModel,
+    settings: Any,
+    received: Received,
+    every_report: list[Any],
+    tmp_path: Path,
+) -> None:
+    from openhands.sdk.security.confirmation_policy import AlwaysConfirm
+
+    steps = [
+        tool("file_editor", command="create", path=f"{tmp_path}/a.py", file_text="x\n", summary="create a.py"),
+        finish("done"),
+    ]
+    observer = callback(**settings)
+    conversation = make(model.play(f"confirmation {way}", steps), observer)
+    conversation.set_confirmation_policy(AlwaysConfirm())
+    watch = (lambda: reporting(conversation, observer)) if way == "reporting" else contextlib.nullcontext
+    conversation.send_message("Do it.")
+    with watch():
+        conversation.run()
+    assert conversation.state.execution_status == "waiting_for_confirmation"
+    assert until(lambda: any(report.waiting for report in every_report), 20)
+    with watch():
+        conversation.run()
+    assert received.end()["status"] == "completed"
+    assert [r.content for r in every_report if r.waiting] == ["waits for a person: confirm 'create a.py'"]
+    assert len({report.task_id for report in every_report}) == 1

@@ -1,4 +1,5 @@
-"""`otel-letta replay`: recorded spans in, the reports that they make out; and the reader of OTLP-JSON under it."""
+"""`otel-letta replay`: recorded spans and logs in, the reports that they make out; and the reader of OTLP-JSON under
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.cli.main import app
 from otel_letta.cli.replay import Replay
-from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.otlp.json import Batch, LogRecord, read_batches
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.recorded import TRACES, traces
@@ -95,6 +96,122 @@ def test_files_are_read_as_lines_as_one_document_compressed_and_from_stdin(tmp_p
         command = [sys.executable, "-m", "otel_letta", "replay", "--dry-run", "-"]
         done = subprocess.run(command, input=content, capture_output=True, check=True, cwd=tmp_path)
         assert b"Finished 'reporter' in 3.9 s, 2 tools" in done.stdout
+
+
+def a_run(start: int, *, logs: bool) -> list[str]:
+    """The requests of a coding agent's run: its prompt and answer as logs, or its tool and root as spans."""
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "coder"}}]}
+    trace, at = f"{start + 1:032x}", [str((1_800_000_000 + start + second) * 10**9) for second in range(5)]
+
+    def attributes(**texts: str) -> list[dict[str, Any]]:
+        return [{"key": k.replace("__", "."), "value": {"stringValue": v}} for k, v in texts.items()]
+
+    if logs:
+        records = [(at[0], "user_prompt"), (at[3], "assistant_response")]
+        return [
+            json.dumps(
+                {
+                    "resourceLogs": [
+                        {
+                            "resource": resource,
+                            "scopeLogs": [
+                                {
+                                    "logRecords": [
+                                        {
+                                            "observedTimeUnixNano": time,
+                                            "traceId": trace,
+                                            "spanId": f"{1:016x}",
+                                            "body": {"stringValue": "SECRET"},
+                                            "attributes": attributes(event__name=name, prompt="SECRET"),
+                                        }
+                                    ]
+                                }
+                            ],
+                        }
+                    ]
+                }
+            )
+            for time, name in records
+        ]
+    spans = [
+        (2, 1, at[1], at[2], attributes(gen_ai__operation__name="execute_tool", gen_ai__tool__name="Bash")),
+        (1, None, at[0], at[4], attributes(gen_ai__operation__name="invoke_agent")),
+    ]
+    return [
+        json.dumps(
+            {
+                "resourceSpans": [
+                    {
+                        "resource": resource,
+                        "scopeSpans": [
+                            {
+                                "spans": [
+                                    {
+                                        "traceId": trace,
+                                        "spanId": f"{span_id:016x}",
+                                        "parentSpanId": "" if parent is None else f"{parent:016x}",
+                                        "name": "coder",
+                                        "startTimeUnixNano": begin,
+                                        "endTimeUnixNano": end,
+                                        "attributes": more,
+                                    }
+                                ]
+                            }
+                        ],
+                    }
+                ]
+            }
+        )
+        for span_id, parent, begin, end, more in spans
+    ]
+
+
+@pytest.mark.parametrize("logs_first", [True, False])
+def test_several_files_are_read_side_by_side_in_the_order_of_their_times(tmp_path: Path, logs_first: bool) -> None:
+    spans, logs = tmp_path / "spans.jsonl", tmp_path / "logs.jsonl.gz"
+    spans.write_text("\n".join([*a_run(0, logs=False), *a_run(1_000, logs=False)]))
+    logs.write_bytes(gzip.compress("\n".join([*a_run(0, logs=True), *a_run(1_000, logs=True)]).encode()))
+    files = [logs, spans] if logs_first else [spans, logs]
+    result = replay("--dry-run", "--format", "json", *files)
+    assert (result.exit_code, result.stderr) == (0, "")
+    told = lines_of(result)
+    assert [line["content"] for line in told] == [
+        "Started 'coder'",
+        "Used tool Bash (1.0 s); 1 tool used",
+        "Finished 'coder' in 4.0 s, 1 tool",
+    ] * 2
+    assert len({line["task_id"] for line in told}) == 2
+    assert "SECRET" not in result.stdout
+
+
+def test_files_of_one_kind_need_not_be_in_the_order_of_their_times(tmp_path: Path) -> None:
+    result = replay("--dry-run", recorded("pydantic_ai.otel.tool_error"), recorded("strands.native.success"))
+    assert result.stdout.count("Finished 'reporter'") == 2
+
+
+def test_one_of_several_files_may_be_the_standard_input(tmp_path: Path) -> None:
+    (tmp_path / "spans.jsonl").write_text("\n".join(a_run(0, logs=False)))
+    command = [sys.executable, "-m", "otel_letta", "replay", "--dry-run", "-", "spans.jsonl"]
+    text = "\n".join(a_run(0, logs=True)).encode()
+    done = subprocess.run(command, input=text, capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout.decode().count("'coder'") == 2
+    assert b"Used tool Bash" in done.stdout
+
+
+def test_lines_without_a_time_come_with_their_neighbours(tmp_path: Path) -> None:
+    spans, logs = a_run(0, logs=False), a_run(0, logs=True)
+    (tmp_path / "a").write_text("\n".join([spans[0], "nonsense", '{"resourceMetrics": []}', spans[1]]))
+    (tmp_path / "b").write_text("\n".join(logs))
+    result = replay("--dry-run", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 1
+    assert "a, line 2: not JSON" in result.stderr
+    assert len(result.stdout.splitlines()) == 3
+
+
+def test_logs_without_a_task_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "logs.jsonl"
+    path.write_text(a_run(0, logs=True)[1])
+    assert replay("--dry-run", path).stderr == "No task in 0 spans and 1 log record.\n"
 
 
 def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
@@ -288,6 +405,63 @@ def test_a_span_that_is_none_is_said_to_be_broken(more: dict[str, Any]) -> None:
     assert len(batch.broken) == 1
 
 
+RECORD: dict[str, Any] = {
+    "timeUnixNano": "1544712660000000000",
+    "observedTimeUnixNano": 1544712661000000000,
+    "eventName": "named",
+    "traceId": "0AF7651916CD43DD8448EB211C80319C",
+    "spanId": "b7ad6b7169203331",
+    "body": {"stringValue": "nobody's business"},
+    "attributes": [{"key": "event.name", "value": {"stringValue": "x.user_prompt"}}],
+}
+
+
+def read_record(**more: Any) -> Batch:
+    logs = {
+        "resource": {"attributes": [{"key": "a", "value": {"intValue": 1}}]},
+        "scopeLogs": [{"scope": {"name": "s"}}],
+    }
+    logs["scopeLogs"][0]["logRecords"] = [{**RECORD, **more}]  # type: ignore[index]
+    (batch,) = read_batches([json.dumps({"resourceLogs": [logs]}).encode()])
+    return batch
+
+
+def test_a_log_record_is_read_without_its_body() -> None:
+    (record,) = read_record().records
+    assert record == LogRecord(
+        1544712660000000000,
+        "named",
+        {"event.name": "x.user_prompt"},
+        0x0AF7651916CD43DD8448EB211C80319C,
+        0xB7AD6B7169203331,
+        record.resource,
+        record.scope,
+    )
+    assert (record.resource.attributes["a"], record.scope.name) == (1, "s")
+    assert read_record(timeUnixNano="0").newest == 1544712661000000000
+    bare = read_record(traceId="", spanId=None, attributes=None, eventName=None).records[0]
+    assert (bare.trace_id, bare.span_id, bare.attributes, bare.event_name) == (0, 0, {}, "")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"traceId": "zz"},
+        {"spanId": 5},
+        {"eventName": ["x"]},
+        {"timeUnixNano": "soon"},
+        {"timeUnixNano": -5},
+        {"attributes": {"a": 1}},
+        {"attributes": [{"key": "a", "value": {"intValue": "x"}}]},
+    ],
+    ids=str,
+)
+def test_a_log_record_that_is_none_is_said_to_be_broken(more: dict[str, Any]) -> None:
+    batch = read_record(**more)
+    assert batch.records == []
+    assert [why.startswith("log record 1: ") for why in batch.broken] == [True]
+
+
 def test_metrics_and_logs_are_no_spans_and_no_error() -> None:
     batches = list(read_batches([b'{"resourceMetrics": []}', b'{"resourceLogs": [{}]}', b"", b"{}"]))
     assert [(batch.spans, batch.broken) for batch in batches] == [([], [])] * 3
@@ -317,7 +491,9 @@ JSON = st.recursive(
 @given(JSON, st.sampled_from(["resourceSpans", "scopeSpans", "spans", "attributes", "events", "status", "flags"]))
 def test_no_input_raises(value: Any, where: str) -> None:
     documents: list[Any] = [value, {where: value}, {"resourceSpans": [{where: value, "scopeSpans": [{where: value}]}]}]
+    documents += [{"resourceLogs": value}, {"resourceLogs": [{"scopeLogs": [{"logRecords": [{where: value}]}]}]}]
     for document in documents:
         for _ in read_batches([json.dumps(document).encode()]):
             pass
     read(**{where: value})
+    read_record(**{where: value})

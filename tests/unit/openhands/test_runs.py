@@ -174,7 +174,7 @@ def test_a_run_that_returns_unfinished_is_a_failure(code: str, error: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "content"), [("paused", "Paused"), ("waiting_for_confirmation", "Waiting for confirmation")]
+    ("code", "content"), [("paused", "Paused"), ("waiting_for_confirmation", "waits for a person: confirm 'run it'")]
 )
 def test_a_halted_run_is_in_progress_and_goes_on_with_the_next(code: str, content: str) -> None:
     driver = Driver().observe(EventKind.RUN_ENTERED, action(), Event(EventKind.RUN_RETURNED, code=code))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
+import gc
+import numbers
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -112,6 +120,250 @@ def test_it_decorates_functions_and_coroutines(exporter: InMemorySpanExporter) -
     assert add.__name__ == "add"
 
 
+# -- what a decorated call returns ---------------------------------------------------------------------------------
+
+
+async def work(steps: int = 1) -> str:
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    report_progress(0.5)
+    assert trace.get_current_span().is_recording()
+    return "done"
+
+
+async def broken() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("bad row")
+
+
+class Lazy:
+    """An object of somebody's own that can be awaited."""
+
+    url = "somewhere"
+
+    def __await__(self) -> Any:
+        return work().__await__()
+
+
+RETURNED: dict[str, Any] = {
+    "a coroutine": work,
+    "a task": lambda: asyncio.ensure_future(work()),
+    "an awaitable": Lazy,
+    "a coroutine of a coroutine": task("inner")(lambda: work()),
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_a_call_lasts_until_what_it_returned_is_done(exporter: InMemorySpanExporter, kind: str) -> None:
+    async def main() -> Any:
+        started = task("Import")(lambda: RETURNED[kind]())()
+        assert exporter.get_finished_spans() == ()
+        value = await started
+        await asyncio.sleep(0)
+        assert not trace.get_current_span().is_recording()
+        return value
+
+    assert asyncio.run(main()) == "done"
+    span = exporter.get_finished_spans()[-1]
+    assert (span.name, span.status.status_code) == ("Import", StatusCode.UNSET)
+
+
+@pytest.mark.parametrize("start", [broken, lambda: asyncio.ensure_future(broken())])
+def test_the_error_of_what_a_call_returned_fails_the_task(exporter: InMemorySpanExporter, start: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="bad row"):
+            await task("Import")(lambda: start())()
+
+    asyncio.run(main())
+    assert the_span(exporter).status.description == "ValueError: bad row"
+
+
+def test_an_awaitable_of_ones_own_keeps_its_attributes(exporter: InMemorySpanExporter) -> None:
+    async def main() -> None:
+        made = task("Get")(lambda: Lazy())()
+        assert made.url == "somewhere"
+        await made
+
+    asyncio.run(main())
+
+
+def test_the_error_of_a_future_that_nobody_fetches_is_still_logged(
+    exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        task("Import")(lambda: asyncio.ensure_future(broken()))()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    gc.collect()
+    assert "never retrieved" in caplog.text
+
+
+def test_a_future_of_an_executor_is_waited_for(exporter: InMemorySpanExporter) -> None:
+    go = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        future = task("Import")(lambda: pool.submit(go.wait, 20))()
+        assert exporter.get_finished_spans() == ()
+        go.set()
+        assert future.result(20)
+    assert the_span(exporter).status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("ending", ["cancelled future", "cancelled coroutine", "closed coroutine", "never awaited"])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_work_that_does_not_come_to_its_end_is_not_completed(exporter: InMemorySpanExporter, ending: str) -> None:
+    async def main() -> None:
+        if ending == "cancelled future":
+            task("Import")(lambda: asyncio.ensure_future(work(50)))().cancel()
+        elif ending == "cancelled coroutine":
+            waiting = asyncio.ensure_future(task("Import")(lambda: work(50))())
+            await asyncio.sleep(0)
+            waiting.cancel()
+        elif ending == "closed coroutine":
+            started = task("Import")(lambda: work(50))()
+            started.send(None)
+            started.close()
+        else:
+            _ = task("Import")(lambda: work())()
+            del _
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    gc.collect()
+    assert (
+        the_span(exporter).status.description
+        in {
+            "cancelled future": ["cancelled"],
+            "cancelled coroutine": ["cancelled or timed out"],
+            "closed coroutine": ["left before its end"],
+            "never awaited": ["it was never begun"],
+        }[ending]
+    )
+
+
+def test_a_coroutine_function_that_is_closed_is_not_completed(exporter: InMemorySpanExporter) -> None:
+    started = task("Import")(work)(50)
+    started.send(None)
+    started.close()
+    assert the_span(exporter).status.description == "left before its end"
+
+
+def steps() -> Iterator[int]:
+    with trace.get_tracer("test").start_as_current_span("step"):
+        report_progress(0.5)
+        yield 1
+    yield 2
+
+
+async def async_steps() -> AsyncIterator[int]:
+    for item in steps():
+        yield item
+
+
+def test_a_generator_that_a_call_returned_is_the_task_while_it_runs(exporter: InMemorySpanExporter) -> None:
+    made = task("Read")(lambda: steps())()
+    assert exporter.get_finished_spans() == ()
+    assert next(made) == 1
+    assert list(made) == [2]
+    inner, outer = exporter.get_finished_spans()
+    assert inner.parent is not None and inner.parent.span_id == outer.context.span_id
+    assert (outer.name, attributes(outer)["letta.task.progress"]) == ("Read", 0.5)
+    assert outer.status.status_code is StatusCode.UNSET
+
+
+def test_an_async_generator_too(exporter: InMemorySpanExporter) -> None:
+    async def main() -> list[int]:
+        return [item async for item in task("Read")(lambda: async_steps())()]
+
+    assert asyncio.run(main()) == [1, 2]
+    outer = exporter.get_finished_spans()[-1]
+    assert (outer.name, attributes(outer)["letta.task.progress"]) == ("Read", 0.5)
+    assert outer.status.status_code is StatusCode.UNSET
+
+
+def throw_into(made: Any) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        made.throw(OSError("disk full"))
+
+
+@pytest.mark.parametrize(
+    ("leave", "reason"),
+    [
+        (lambda made: None, "it was never begun"),
+        (lambda made: made.close(), "it was never begun"),
+        (next, "left before its end"),
+        (lambda made: (next(made), made.close()), "left before its end"),
+        (lambda made: (next(made), throw_into(made)), "OSError: disk full"),
+    ],
+)
+def test_a_generator_that_is_left_early_is_not_completed(
+    exporter: InMemorySpanExporter, leave: Callable[[Any], object], reason: str
+) -> None:
+    leave(task("Read")(lambda: (number for number in range(5)))())
+    gc.collect()
+    assert the_span(exporter).status.description == reason
+
+
+def test_it_decorates_without_parentheses(exporter: InMemorySpanExporter) -> None:
+    @task
+    def import_rows(number: int) -> int:
+        return number
+
+    @task
+    async def export_rows(number: int) -> int:
+        return number
+
+    assert import_rows(3) == 3
+    assert asyncio.run(export_rows(4)) == 4
+    assert [span.name for span in exporter.get_finished_spans()] == ["import_rows", "export_rows"]
+
+
+def test_it_decorates_methods_of_every_kind_in_either_order(exporter: InMemorySpanExporter) -> None:
+    class Importer:
+        @task
+        @classmethod
+        def of_class(cls) -> str:
+            return cls.__name__
+
+        @classmethod
+        @task()
+        def below(cls) -> str:
+            return cls.__name__
+
+        @task("named")
+        @staticmethod
+        def static(word: str) -> str:
+            return word
+
+        @task
+        def method(self) -> object:
+            return self
+
+    importer = Importer()
+    assert (Importer.of_class(), importer.below(), importer.static("x")) == ("Importer", "Importer", "x")
+    assert importer.method() is importer
+    assert [span.name for span in exporter.get_finished_spans()] == ["of_class", "below", "named", "method"]
+
+
+def test_it_decorates_what_has_no_name_of_its_own(exporter: InMemorySpanExporter) -> None:
+    assert task(functools.partial(steps_of, 3))() == 3
+    assert the_span(exporter).name == "steps_of"
+
+
+def steps_of(number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("what", [property(lambda self: 1), 3, type("Job", (), {})])
+def test_what_cannot_be_decorated_says_so_at_once(what: Any) -> None:
+    with pytest.raises(TypeError, match="task decorates functions"):
+        task(what)
+    with pytest.raises(TypeError, match="task decorates functions"):
+        task("Import")(what)
+
+
 def test_a_generator_cannot_be_decorated() -> None:
     with pytest.raises(TypeError, match="generator"):
 
@@ -146,6 +398,73 @@ def test_report_progress_without_a_task_speaks_on_the_current_span(exporter: InM
     assert attributes(the_span(exporter)) == {"letta.task.progress": 0.7, "letta.task.content": "soon"}
 
 
+# -- whose progress -------------------------------------------------------------------------------------------------
+
+
+def test_progress_goes_to_the_task_of_the_current_span(exporter: InMemorySpanExporter) -> None:
+    tracer = trace.get_tracer("test")
+    with task("first") as first, task("second"):
+        with trace.use_span(first.span):
+            report_progress(0.1)
+        with tracer.start_as_current_span("other request", context=Context()):
+            report_progress(0.2)
+        with tracer.start_as_current_span("own chat", attributes={"letta.chat.id": "c"}):
+            report_progress(0.3)
+        report_progress(0.4)
+    progress = {span.name: attributes(span).get("letta.task.progress") for span in exporter.get_finished_spans()}
+    assert progress == {"first": 0.1, "other request": 0.2, "own chat": 0.3, "second": 0.4}
+
+
+def test_progress_of_a_job_that_outlives_its_task_is_not_lost(exporter: InMemorySpanExporter) -> None:
+    with task("request"):
+        job = contextvars.copy_context()
+
+    def run() -> None:
+        with trace.get_tracer("test").start_as_current_span("job"):
+            report_progress(0.7)
+
+    job.run(run)
+    progress = {span.name: attributes(span).get("letta.task.progress") for span in exporter.get_finished_spans()}
+    assert progress == {"request": None, "job": 0.7}
+
+
+class Half:
+    """Registered as a real number, as numpy's scalars are."""
+
+    def __float__(self) -> float:
+        return 0.5
+
+
+numbers.Real.register(Half)
+
+
+@pytest.mark.parametrize("half", [0.5, Decimal("0.5"), Fraction(1, 2), Half()])
+def test_progress_takes_every_real_number(exporter: InMemorySpanExporter, half: Any) -> None:
+    with task("Import") as t:
+        t.progress(half)
+    assert attributes(the_span(exporter))["letta.task.progress"] == 0.5
+
+
+def test_numpy_scalars_are_real_numbers(exporter: InMemorySpanExporter) -> None:
+    numpy = pytest.importorskip("numpy")
+    with task("Import") as t:
+        t.progress(numpy.float32(0.5))
+    assert attributes(the_span(exporter))["letta.task.progress"] == 0.5
+
+
+@pytest.mark.parametrize(("value", "kind"), [("0.5", "str"), (1j, "complex"), (Decimal("sNaN"), "decimal.Decimal")])
+def test_what_is_no_real_number_is_ignored_with_one_warning_that_says_its_type(
+    exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    value: Any, kind: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("otel_letta.otel.helpers._refused", set())
+    with task("Import") as t:
+        t.progress(value, "halfway")
+        t.progress(value)
+    assert attributes(the_span(exporter)) == {"letta.task.name": "Import", "letta.task.content": "halfway"}
+    assert caplog.text.count(f"a progress of type {kind} is ignored") == 1
+
+
 def test_track_reports_like_a_progress_bar(exporter: InMemorySpanExporter) -> None:
     with task("Count") as t:
         assert list(t.track([1, 2, 3, 4])) == [1, 2, 3, 4]
@@ -156,7 +475,7 @@ def test_track_reports_like_a_progress_bar(exporter: InMemorySpanExporter) -> No
 def test_track_says_how_far_it_came_when_the_loop_breaks(
     exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("otel_letta.otel.helpers._TRACK_SECONDS", 0.0)
+    monkeypatch.setattr("otel_letta.otel.loops._TRACK_SECONDS", 0.0)
     with task("Count") as t:
         for item in t.track(range(4)):
             if item == 2:

@@ -107,6 +107,33 @@ def test_other_events_and_events_of_unknown_spans_are_ignored(world: World) -> N
     assert world.reports() == []
 
 
+def test_events_of_a_coding_agent_are_a_task_without_any_span(letta: InMemoryLetta) -> None:
+    world = World(letta, answer_timeout=0.05, wake_after=0.0)
+    for name, attributes in (
+        ("coder.user_prompt", {"prompt": "SECRET"}),
+        ("coder.tool_decision", {"tool_name": "Bash", "call_id": "1", "decision": "accept"}),
+        ("coder.tool_result", {"tool_name": "Bash", "call_id": "1", "success": "true", "output": "SECRET"}),
+        ("coder.session.end", {}),
+    ):
+        attributes = {**attributes, "event__name": name, "session__id": "s-1"}
+        world.emit(trace.INVALID_SPAN, name="an event", **attributes)
+    assert world.processor.force_flush(10_000)
+    assert world.reports()[-1][0] == "failed"  # the model was not asked again after the tool
+    assert "SECRET" not in str(world.reports())
+    world.logs.shutdown()
+    world.traces.shutdown()
+
+
+def test_a_turn_that_was_answered_ends_by_itself(letta: InMemoryLetta) -> None:
+    world = World(letta, answer_timeout=0.05, wake_after=0.0)
+    for name in ("user_prompt", "assistant_response"):
+        world.emit(trace.INVALID_SPAN, name=name, session__id="s-1")
+    world.letta.wait_for_messages(world.agent, 2)
+    assert [status for status, *_ in world.reports()] == ["in_progress", "completed"]
+    world.logs.shutdown()
+    world.traces.shutdown()
+
+
 def test_a_hostile_record_does_not_reach_the_program(world: World) -> None:
     world.events.on_emit(object())
     world.events.on_emit(None)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from otel_letta import LettaSpanProcessor
+from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.pipeline.hooks import attributes_in
 from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.testing import InMemoryLetta
@@ -115,6 +116,18 @@ def test_no_span_is_lost_where_a_private_field_is_missing(world: World, missing:
         world.processor.on_end(shown[span])
     assert world.processor.stats()["open_spans"] == 0
     assert world.ends() == [("parent", "completed")]
+
+
+def test_a_span_that_records_nothing_is_passed_over_in_silence(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    nothing: Any = NonRecordingSpan(SpanContext(1, 2, False, TraceFlags(0)))
+    exporter = LettaSpanExporter(settings=world.pipeline.settings)
+    for _ in range(2):
+        world.processor.on_start(nothing)
+        world.processor.on_end(nothing)
+        assert exporter.export([nothing]) is SpanExportResult.SUCCESS
+        world.processor.shutdown()
+    exporter.shutdown()
+    assert caplog.records == []
 
 
 def test_attributes_are_found_where_there_is_no_inner_dict() -> None:

@@ -51,8 +51,8 @@ class Tracker:
         self.aborted[reading.name] = aborted
         return self._note("ended", reading, above, inbound)
 
-    def ended_plain(self, key: Any, above: Any, outside: Any) -> None:
-        self.calls.append(("ended_plain", self.names.get(key, "plain")))
+    def ended_plain(self, reading: Any, above: Any, outside: Any, aborted: Any) -> None:
+        self.calls.append(("ended_plain", self.names.get(reading.key, "plain")))
 
     def lost(self, key: Any, above: Any, outside: Any) -> None:
         self.calls.append(("lost", self.names.get(key, "plain")))
@@ -60,7 +60,7 @@ class Tracker:
     def ended_alone(self, reading: Reading, above: Any = ()) -> None:
         self._note("ended_alone", reading, above)
 
-    def passed(self, key: Any, parent: Any, remote: bool) -> None:
+    def passed(self, key: Any, parent: Any, remote: bool, read: Any = None) -> None:
         self.calls.append(("passed", "plain"))
 
 

@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 import pytest
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.report import TaskStatus
+from tests.support.tracked import Live
 from tests.unit.tracking.test_inferred_tasks import CHAT, Played, arrived, chat, contents, made, tool
 
 FAILED, COMPLETED = TaskStatus.FAILED, TaskStatus.COMPLETED
@@ -112,3 +113,38 @@ def test_requests_in_any_order_within_the_grace_give_the_same(error: str | None)
         found.add(tuple(end.content for end in played.ends))
     assert len(found) == 1
     assert len(found.pop()) == 1
+
+
+@pytest.mark.parametrize("error", [None, "500: exploded"])
+def test_a_run_that_runs_here_is_told_alike(error: str | None) -> None:
+    live = Live()
+    for n in range(2):
+        with (
+            live.tracer.start_as_current_span("POST /", kind=SpanKind.SERVER),
+            live.tracer.start_as_current_span("job"),
+        ):
+            live.tracer.start_span("chat m", attributes=NAMED).end()
+            with live.tracer.start_as_current_span(
+                "execute_tool t", attributes={"gen_ai.operation.name": "execute_tool"}
+            ):
+                live.tracer.start_span("SELECT").end()
+            last = live.tracer.start_span("chat m", attributes=NAMED)
+            if error is not None:
+                last.set_status(StatusCode.ERROR, error)
+            last.end()
+        live.clock.pass_seconds(3)
+        live.tracker.tick()
+        assert len(live.ends) == n + 1
+    assert [(end.status, end.chat_id) for end in live.ends] == [(FAILED if error else COMPLETED, "c")] * 2
+    assert live.tracker.tree.size == 0
+
+
+def test_calls_of_models_alone_that_run_here_say_nothing() -> None:
+    live = Live()
+    with live.tracer.start_as_current_span("POST /"):
+        for _ in range(3):
+            live.tracer.start_span("chat m", attributes=NAMED).end()
+    live.clock.pass_seconds(10)
+    live.tracker.tick()
+    assert live.reports == []
+    assert live.tracker.tree.size == 0

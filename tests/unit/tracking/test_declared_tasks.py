@@ -884,6 +884,37 @@ def test_a_step_that_outlives_its_task_tells_nothing_after_the_end() -> None:
     assert len(live.ends) == 1
 
 
+@pytest.mark.parametrize("attributes", [{PROGRESS: 0.5}, {"letta.task.name": "job"}, TASK])
+@pytest.mark.parametrize("order", [("parent", "job"), ("job", "parent")])
+@pytest.mark.parametrize("driver", ["live", "alone"])
+def test_a_job_that_starts_after_its_parent_ended_is_no_step_of_it(
+    driver: str, order: tuple[str, ...], attributes: dict[str, Any]
+) -> None:
+    made: Live | Alone = Live() if driver == "live" else Alone()
+    with span(made, "parent", attributes=TASK) as parent:
+        pass
+    with pytest.raises(OSError), trace.use_span(parent), span(made, "job", attributes=attributes):  # noqa: PT011
+        raise OSError("disk full")
+    if isinstance(made, Alone):
+        made.export(*order)
+        made.tracker.shutdown()
+    assert sorted((end.name, str(end.status)) for end in made.ends) == [("job", "failed"), ("parent", "completed")]
+    assert "disk full" in next(end for end in made.ends if end.name == "job").content
+
+
+def test_a_step_may_start_when_its_plain_parent_has_ended() -> None:
+    alone = Alone()
+    with span(alone, "task", attributes=TASK):
+        with span(alone, "plain") as plain:
+            pass
+        with trace.use_span(plain), span(alone, "step", attributes={PROGRESS: 0.5}):
+            pass
+    for name in ("plain", "step", "task"):
+        alone.export(name)
+    alone.tracker.shutdown()
+    assert [(end.name, str(end.status)) for end in alone.ends] == [("task", "completed")]
+
+
 def test_a_child_that_is_told_as_a_task_live_inherits_its_parents_agent() -> None:
     live = Live(allowed_agents=["agent-2"])
     with span(live, "parent", attributes={AGENT: "agent-2", ID: "p"}), span(live, "child", attributes={ID: "c"}):

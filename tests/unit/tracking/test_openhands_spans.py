@@ -152,6 +152,30 @@ def test_a_run_that_starts_before_the_last_one_is_judged_keeps_its_tools_to_itse
     assert used.task_id == driver.ends[1].task_id != driver.ends[0].task_id
 
 
+def test_a_sub_agent_that_a_tool_runs_is_no_second_task(way: Any) -> None:
+    """Its conversation has a trace of its own, within the tool of the one that asked for it."""
+    driver = way()
+    outer = Laminar(driver.tracer)
+    with outer.run() as run:
+        step = outer.start(run, "agent.step")
+        outer.one(step, "llm.openai/m", "LLM")
+        tool = outer.start(step, "TaskAction", "TOOL")
+        metadata = {"is_delegate": "true", "delegate.parent_span_id": "00000000-0000-0000-6283-67ec08bcdd69"}
+        inner = Laminar(driver.tracer, session="another", metadata=metadata)
+        with inner.run() as work:
+            inner.step(work, "TerminalAction")
+            inner.step(work, "FinishAction")
+        inner.close()
+        tool.end()
+        step.end()
+        outer.step(run, "FinishAction")
+    assert over(driver) == ["Finished 'OpenHands'"]
+    assert driver.ends[0].content.endswith(", 1 tool")
+    assert len({report.task_id for report in driver.reports}) == 1
+    assert not any("terminal" in report.content for report in driver.reports)
+    outer.close()
+
+
 @pytest.mark.parametrize("keys", [("letta.chat_id", "letta.message_id"), ("letta.chat.id", "letta.message.id")])
 def test_chat_and_message_come_from_the_metadata_and_make_no_second_task(way: Any, keys: tuple[str, str]) -> None:
     driver = way()
@@ -202,6 +226,29 @@ def test_a_tool_is_called_as_the_model_calls_it(span: str, name: str) -> None:
 
 
 # -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_tool_was_not_confirmed_yet_waits_and_goes_on(way: Any) -> None:
+    driver = way()
+    said = Laminar(driver.tracer)
+    with said.run() as run:
+        step = said.start(run, "agent.step")
+        model = said.start(step, "llm.openai/m", "LLM")
+        completion = said.start(model, "litellm.completion", "LLM")
+        calls = '[{"content":null,"role":"assistant","tool_calls":[{"function":{"arguments":"secret","name":"x"}}]}]'
+        completion.set_attribute("gen_ai.output.messages", calls)
+        completion.end()
+        model.end()
+        step.end()
+    assert over(driver) == []
+    assert driver.reports[-1].content == "waits for a person"
+    assert driver.reports[-1].waiting
+    with said.run() as run:
+        said.one(run, "TerminalAction", "TOOL")
+        said.step(run, "FinishAction")
+    assert over(driver) == ["Finished 'OpenHands'"]
+    assert len({report.task_id for report in driver.reports}) == 1
+    said.close()
 
 
 def test_a_run_that_ends_with_a_message_is_completed_and_says_so(way: Any) -> None:

@@ -1,0 +1,400 @@
+"""Turns of agents that log events tell of. They stand in the same tree as spans: a turn is the root of a task, as an
+agent's span would be, and its tools hang below it.
+
+Spans of the same run join the turn: those of its trace, and those of its conversation that began while it ran. The
+agent's own span takes the turn's place, and the run is judged by the spans then. Otherwise, since some programs log no
+end, a turn ends when its last word was an answer, or trouble with the model, and nothing followed for a while.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+
+from otel_letta import semconv
+from otel_letta.report import TaskStatus
+from otel_letta.tracking import wording
+from otel_letta.tracking.agents import AgentTracker
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.ledger import Ledger
+from otel_letta.tracking.log_events import Happened, LogEvent, call_of, conversation_of
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
+from otel_letta.tracking.verdicts import Verdict
+
+__all__ = ["LogTurns"]
+
+_MOST_EARLY = 200
+"""Events that are kept until their turn's beginning comes, for a conversation."""
+_MODEL = (Happened.ASKED, Happened.REPLIED, Happened.ANSWERED, Happened.WANTED, Happened.TROUBLED)
+
+
+class LogTurns:
+    """Turns log events into nodes of the tree, and lets the spans of the same run join them.
+
+    Args:
+        answer_timeout: seconds without news after an answer, or trouble with the model, that end a turn.
+        grace, idle_timeout: see `AgentTracker`.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        agents: AgentTracker,
+        now: Callable[[], int],
+        answer_timeout: float,
+        *,
+        grace: float = 2.0,
+        idle_timeout: float = 900.0,
+        **of_spans: object,
+    ) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._agents = agents
+        self._now = now
+        self._grace = int(grace * 1e9)
+        self._idle = int(idle_timeout * 1e9)
+        self._answer_timeout = int(answer_timeout * 1e9)
+        self._turns: Recent[SpanKey, Turn] = Recent(REMEMBERED)
+        self._by_trace: Recent[int, Turn] = Recent(REMEMBERED)
+        """The newest turn of a trace."""
+        self._by_conversation: Recent[tuple[str, str], list[Turn]] = Recent(REMEMBERED)
+        """By service and conversation, the newest last."""
+        self._joined: Recent[int, Turn] = Recent(REMEMBERED)
+        """Traces of spans that became part of a turn that has another trace, or none."""
+        self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
+        self._spans_of: Recent[tuple[str, str], list[tuple[SpanKey, int]]] = Recent(1_000)
+        """The last spans with a role, and their starts, by service and conversation."""
+        self._calls: Recent[SpanKey, str] = Recent(REMEMBERED)
+        """Ids of tool calls whose spans came before any log event did."""
+        self._answering: Recent[tuple[str, str], None] = Recent(1_000)
+        """Services and scopes that say when an answer is complete."""
+        self._alarms: list[tuple[int, int, Turn]] = []
+        self._count = itertools.count()
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def take(self, event: LogEvent) -> None:
+        """Take in a log event."""
+        if not (event.conversation or event.trace_id) or service_of(event.resource) == semconv.LETTA_SERVER_SERVICE:
+            return
+        if event.happened is Happened.PROMPTED:
+            self._begin(event)
+            return
+        if event.happened is Happened.ANSWERED:
+            self._answering.put((service_of(event.resource), event.scope), None)
+        turn = self._turn_of(event)
+        if turn is None:
+            early = [*(self._early.get(early_key(event)) or []), event]
+            self._early.put(early_key(event), early[-_MOST_EARLY:])
+        else:
+            self._go_on(turn, event)
+
+    def _begin(self, event: LogEvent) -> None:
+        conversation = service_of(event.resource), event.conversation
+        own_trace = bool(event.trace_id and event.span_id)
+        key = (event.trace_id, event.span_id)
+        if not own_trace:
+            key = made_up(("turn", *conversation, event.turn, str(event.time)))
+        others = self._by_conversation.get(conversation) or [] if event.conversation else []
+        if key in self._turns or any(self._is_open(turn) and self._continues(turn, event) for turn in others):
+            return  # sent again, or more of the same
+        for other in others:
+            if other.began <= event.time:
+                self._conclude(other)
+        root = self._root_for(key, event, own_trace)
+        turn = Turn(root or key, event, own_trace)
+        self._turns.put(key, turn)
+        if event.conversation:
+            self._by_conversation.put(conversation, [*others[-20:], turn])
+        turn.told_by_spans = root is None
+        if root is not None:
+            self._by_trace.put(root[0], turn)
+            self._take_over(turn)
+        self._catch_up(turn, event)
+
+    def _continues(self, turn: Turn, event: LogEvent) -> bool:
+        """Return True for a further prompt of a turn: one that says so, or came into its trace while it was at work."""
+        if event.turn and event.turn == turn.id:
+            return True
+        return turn.own_trace and event.trace_id == turn.root[0] and self._verdict(turn).stopped
+
+    def _root_for(self, key: SpanKey, event: LogEvent, own_trace: bool) -> SpanKey | None:
+        """Return the span that is to be a turn's root: the prompt's own, or that of the task by which spans have told
+        of the turn until now. None if spans have told of all of it."""
+        tree, node = self._tree, self._tree.node(key)
+        task, has_role = tree.standing(key)
+        if node is None and (task is not None or has_role):
+            return None
+        if node is not None and node.role is Role.AGENT:
+            return None if node.live else key
+        own = key if node is None else made_up(("turn", *map(str, key)))
+        seen = self._spans_of.get((service_of(event.resource), event.conversation)) or ()
+        traces = {span[0]: None for span, _ in seen} | ({key[0]: None} if own_trace else {})
+        for trace_id in [*traces, *tree.busy]:
+            trace = tree.traces.get(trace_id)
+            for found in trace.tasks if trace is not None else ():
+                if (trace_id in traces or is_of(found, event)) and began_with(found, event):
+                    if found.root is None:  # it gets one
+                        return trace_id, own[1]
+                    return None if found.root.live else found.root.key
+        told = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
+        return None if told else (key[0], own[1])
+
+    def _take_over(self, turn: Turn) -> None:
+        """Make the turn the root of what its trace has shown until now."""
+        tree, root = self._tree, turn.root
+        trace = tree.traces.get(root[0])
+        for node in list(trace.nodes.values()) if trace is not None else ():
+            turn.has_spans = turn.own_trace
+            if node.role is Role.TOOL:
+                call = self._calls.get(node.key) or ""
+                turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
+        turn.root_is_over = tree.links.get(root) == (None, False)
+        if tree.node(root) is not None:
+            turn.has_root = True
+        else:
+            self._observe(turn.reading(root, None, {semconv.GEN_AI_OPERATION: "invoke_agent"}, turn.began))
+            if turn.root_is_over:
+                self._remind(turn, self._now() + self._grace)
+
+    def _catch_up(self, turn: Turn, event: LogEvent) -> None:
+        """Take in what came before the turn's beginning did."""
+        early = self._early.pop(early_key(event), [])
+        mine = [one for one in early if one.time >= event.time and one.turn in ("", turn.id)]
+        if rest := [one for one in early if one not in mine]:
+            self._early.put(early_key(event), rest)
+        for one in sorted(mine, key=lambda one: one.time):
+            self._go_on(turn, one)
+
+    def _turn_of(self, event: LogEvent) -> Turn | None:
+        others = self._by_conversation.get((service_of(event.resource), event.conversation)) or []
+        if not event.conversation:
+            return self._by_trace.get(event.trace_id)
+        if event.turn:
+            named = next((turn for turn in reversed(others) if turn.id == event.turn), None)
+            if named is not None or any(turn.id for turn in others):
+                return named
+        turn = self._by_trace.get(event.trace_id) if event.trace_id else None
+        return turn or next((turn for turn in reversed(others) if turn.began <= event.time), None)
+
+    def _go_on(self, turn: Turn, event: LogEvent) -> None:
+        if not self._is_open(turn):
+            return
+        turn.latest = max(turn.latest, event.time)
+        self._tree.traces[turn.root[0]].active_at = self._now()
+        if event.happened is Happened.ENDED:
+            self._conclude(turn)
+            return
+        if event.happened in _MODEL:
+            self._model(turn, event)
+        else:
+            self._tool(turn, event)
+        if self._is_open(turn) and not turn.has_root:
+            self._set_alarm(turn)
+
+    def _model(self, turn: Turn, event: LogEvent) -> None:
+        troubled = turn.model_spoke(event) and turn.model is Happened.TROUBLED
+        if troubled and turn.trouble is None and not turn.models_by_spans and not turn.has_root:
+            key = turn.trouble = turn.root[0], made_up(("model", *map(str, turn.root), str(event.time)))[1]
+            turn.models.append(key)
+            attributes = {semconv.GEN_AI_OPERATION: "chat"}
+            self._observe(turn.reading(key, turn.root, attributes, event.began, event.time, str(turn.reason)))
+            self._note(turn, wording.model_trouble(str(turn.reason)))
+
+    def _tool(self, turn: Turn, event: LogEvent) -> None:
+        key = (
+            turn.root[0],
+            made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.began} {event.time}"))[1],
+        )
+        reading = turn.reading(key, turn.root, of_tool(event.tool, event.call), event.began)
+        name = self._agents.read(reading, Role.TOOL).name
+        tool = turn.logged(name, event)
+        begins = event.happened is Happened.DECIDED
+        if tool is not None and (tool.end is not None or begins):
+            return
+        if tool is None:
+            tool = ToolCall(key, name, event.call, event.began, None, by_span=False)
+            turn.add(tool)
+        if begins:
+            self._observe(reading)
+        elif event.happened is Happened.DENIED:
+            self._end_tool(turn, tool, event.time, wording.DENIED, decision="reject")
+        else:
+            kind = {semconv.ERROR_TYPE: event.error} if event.failed and event.error else {}
+            self._end_tool(turn, tool, event.time, "" if event.failed else None, **kind)
+
+    def _end_tool(self, turn: Turn, tool: ToolCall, at: int, error: str | None, **more: str) -> None:
+        tool.end = max(at, tool.began)
+        attributes = {**of_tool(tool.name, tool.call), **more}
+        self._observe(turn.reading(tool.key, turn.root, attributes, tool.began, tool.end, error))
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def _observe(self, reading: Reading) -> None:
+        if (role := reading.role) is not None:
+            self._agents.observe(reading, self._agents.read(reading, role), None, parent=reading.parent)
+
+    def _note(self, turn: Turn, text: str) -> None:
+        if (node := self._tree.node(turn.root)) is not None and node.task is not None:
+            self._ledger.report_inferred(node.task, TaskStatus.IN_PROGRESS, text, self._now())
+
+    def _is_open(self, turn: Turn) -> bool:
+        return not turn.told_by_spans and self._tree.node(turn.root) is not None
+
+    # -- spans of the same run ---------------------------------------------------------------------------------------
+
+    def join(self, reading: Reading) -> bool:
+        """Give an ended span its place in a turn, if it is part of one. True if nothing is left to do for it."""
+        turn = self._turn_around(reading)
+        if turn is None:
+            return False
+        if reading.key[0] != turn.root[0]:
+            self._joined.put(reading.key[0], turn)
+            self._move(reading, turn)
+        elif reading.role is not None and turn.own_trace:
+            turn.has_spans = True
+        role = reading.role
+        if reading.key == turn.root:
+            if role in (Role.LLM, Role.TOOL):
+                return True
+            if role is None:
+                if reading.parent is not None:
+                    return False
+                # Nothing in a process goes on when its local root has ended: this is the turn's span, without a role.
+                reading.role = Role.AGENT
+            self._take_place(turn, reading)
+        elif role is Role.AGENT and not turn.has_root and turn.is_within(reading):
+            self._agents.passed(reading.key, turn.root)
+            reading.key = turn.root
+            self._take_place(turn, reading)
+        elif role is Role.TOOL:
+            return self._join_tool(turn, reading)
+        elif role is Role.LLM:
+            turn.models_by_spans = True
+            self._forget_models(turn)
+        return False
+
+    def root_above(self, key: SpanKey) -> SpanKey | None:
+        """Return the root of an open turn in the trace of a live span without anything above."""
+        turn = self._by_trace.get(key[0])
+        return turn.root if turn is not None and turn.root != key and self._is_open(turn) else None
+
+    def _turn_around(self, reading: Reading) -> Turn | None:
+        if reading.role is None and not self._turns:  # as of nearly all spans
+            return None
+        trace = reading.key[0]
+        turn = self._by_trace.get(trace) or self._joined.get(trace)
+        if turn is not None:
+            return turn
+        if reading.role is Role.TOOL and (call := call_of(reading.attributes)):
+            self._calls.put(reading.key, call)
+        conversation = conversation_of(reading.attributes)
+        if not conversation or reading.role is None:
+            return None
+        key = service_of(reading.resource), conversation
+        self._spans_of.put(key, [*(self._spans_of.get(key) or [])[-20:], (reading.key, reading.start)])
+        for turn in reversed(self._by_conversation.get(key) or []):
+            if turn.began - NEAR <= reading.start and not turn.told_by_spans:
+                return turn if self._is_open(turn) or reading.start <= turn.latest else None
+        return None
+
+    def _move(self, reading: Reading, turn: Turn) -> None:
+        """Let a span of another trace be one of the turn's."""
+        above, reading.key = reading.parent, (turn.root[0], reading.key[1])
+        reading.parent, reading.remote = turn.root if above is None else (turn.root[0], above[1]), None
+
+    def _take_place(self, turn: Turn, reading: Reading) -> None:
+        turn.has_root = turn.has_spans = True
+        node = self._tree.node(turn.root)
+        if node is not None and node.task is not None:
+            node.start = node.task.started = reading.start  # the prompt was noted a moment after that
+        self._forget_models(turn)
+        self._remind(turn, self._now() + self._grace)
+
+    def _forget_models(self, turn: Turn) -> None:
+        """Spans tell of the same calls, and more."""
+        for key in turn.models:
+            if (node := self._tree.node(key)) is not None:
+                self._tree.discard(self._tree.traces[key[0]], node)
+        turn.models.clear()
+
+    def _join_tool(self, turn: Turn, reading: Reading) -> bool:
+        name, call = self._agents.read(reading, Role.TOOL).name, call_of(reading.attributes)
+        end = reading.end or reading.start
+        tool = turn.spanned(reading.key, name, call, reading.start, end)
+        if tool is None:
+            turn.add(ToolCall(reading.key, name, call, reading.start, end, by_span=True))
+        if tool is None or tool.is_span:
+            return False  # the tree knows what to do with several spans of one call
+        tool.wrapper = reading.parent
+        self._agents.passed(reading.key, tool.key)
+        if tool.end is not None:
+            return True
+        tool.end = end
+        reading.attributes = {**reading.attributes, **of_tool(tool.name, tool.call)}
+        reading.key, reading.parent, reading.remote = tool.key, turn.root, None
+        return False
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _set_alarm(self, turn: Turn) -> None:
+        if turn.root_is_over:
+            return
+        turn.deadline = None
+        if self._verdict(turn).stopped:
+            return  # it is at work
+        # Where spans tell of the run as well, the agent's own says when it is over.
+        self._remind(turn, self._now() + (self._idle if turn.has_spans else self._answer_timeout))
+
+    def _remind(self, turn: Turn, at: int) -> None:
+        turn.deadline = at
+        heapq.heappush(self._alarms, (at, next(self._count), turn))
+
+    def tick(self) -> int | None:
+        """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
+        while self._alarms:
+            at, _, turn = self._alarms[0]
+            if turn.deadline == at:
+                if at > self._now():
+                    return at
+                turn.deadline = None
+                self._conclude(turn)
+            heapq.heappop(self._alarms)
+        return None
+
+    def settle(self) -> None:
+        """End the tools of turns whose agent's span has come: they are judged now."""
+        for turn in {id(turn): turn for _, _, turn in self._alarms if turn.has_root}.values():
+            self._stop_tools(turn)
+
+    def conclude_all(self) -> None:
+        """End all turns: nothing more will come."""
+        for turn in list(self._turns.values()):
+            self._conclude(turn)
+
+    def conclude_answered(self) -> None:
+        """End the turns that have come to an end as far as anybody knows: the program shuts down."""
+        for turn in list(self._turns.values()):
+            if not self._verdict(turn).stopped:
+                self._conclude(turn)
+
+    def _verdict(self, turn: Turn) -> Verdict:
+        return turn.verdict((turn.service, turn.scope) in self._answering)
+
+    def _conclude(self, turn: Turn) -> None:
+        if not self._is_open(turn):
+            return
+        verdict = self._verdict(turn)
+        self._stop_tools(turn)
+        if not turn.has_root:
+            self._agents.end_turn(turn.root, verdict, turn.latest)
+
+    def _stop_tools(self, turn: Turn) -> None:
+        node = self._tree.node(turn.root)
+        at = max(turn.latest, (node.end if node is not None else None) or 0)
+        for tool in turn.open_tools:
+            self._end_tool(turn, tool, at, wording.STOPPED_MIDWAY)
