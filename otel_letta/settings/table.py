@@ -168,7 +168,8 @@ class Table:
         Number("seconds", above=True),
         # A span arrives when it has ended, and clients of LLMs wait up to ten minutes for an answer.
         900.0,
-        "After this long without a span an agent's task is quiet, or ends by what failed last; after eight times it is lost.",
+        "After this long without a span an agent's task is quiet, or ends by what failed last; after eight times it is "
+        "lost.",
         "s",
     )
     wake_after: float = _setting(
