@@ -168,7 +168,8 @@ class Table:
         Number("seconds", above=True),
         # A span arrives when it has ended, and clients of LLMs wait up to ten minutes for an answer.
         900.0,
-        "An agent's task whose root span never comes is lost after this long without a span.",
+        "After this long without a span an agent's task is quiet, or ends by what failed last; after eight times it is "
+        "lost.",
         "s",
     )
     answer_timeout: float = _setting(

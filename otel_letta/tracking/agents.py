@@ -23,6 +23,9 @@ from otel_letta.tracking.verdicts import Verdict
 
 __all__ = ["AgentTracker"]
 
+_LOST_AFTER = 8
+"""Idle times after which a task is lost of which nothing says how it ended."""
+
 
 class AgentTracker:
     """Turns spans with a role into tasks.
@@ -323,10 +326,12 @@ class AgentTracker:
 
     def _idled(self, trace: Trace) -> None:
         is_open = any(node.live and node.end is None for node in trace.nodes.values())
-        if not is_open and not any(self._tree.awaits_root(trace, task) for task in trace.tasks):
-            self._endings.give_up_all(trace, wording.lost(self._idle / 1e9))
+        is_open = is_open or any(self._tree.awaits_root(trace, task) for task in trace.tasks)
+        patience = self._idle if self._endings.has_evidence(trace) else _LOST_AFTER * self._idle
+        if not is_open and trace.active_at + patience <= self._now():
+            self._endings.give_up_all(trace, wording.lost(patience / 1e9))
         elif not trace.silent:
-            # It is open in this process, so it is not lost: it may wait for a person.
+            # It may wait for a person, or for a long answer: a span arrives when it has ended.
             trace.silent = True
             for task in trace.tasks:
                 self._rules.report(task, wording.silent(self._ledger.name_of(task), self._idle / 1e9))

@@ -103,6 +103,14 @@ class Endings:
             node.missing = None
             self._apply(trace, node)
 
+    def has_evidence(self, trace: Trace) -> bool:
+        """Return True if something says how the tasks of a quiet trace ended, or there are none."""
+        last = max(
+            (node for node in trace.orphans if node.end is not None), key=lambda node: node.end or 0, default=None
+        )
+        ended = last is not None and (last.failed or last.role is Role.AGENT or last.waits_for is not None)
+        return ended or not trace.tasks or any(task.root is not None for task in trace.tasks)
+
     def give_up_all(self, trace: Trace, reason: str) -> None:
         """End all tasks of a trace of which nothing more will come."""
         turns = [node for node in trace.orphans if node.ambient]

@@ -69,6 +69,7 @@ def play(name: str, **options: Any) -> Played:
         played.arrive(batch.spans)
     played.pass_seconds(3)
     played.pass_seconds(1_000)
+    played.pass_seconds(8_000)
     return played
 
 
