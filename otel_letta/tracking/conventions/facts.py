@@ -177,20 +177,7 @@ def _read_answer(facts: AgentFacts, reading: Reading) -> None:
 
 
 def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
-    whole = "errors" in content
-    return reason_of(reading, types=_ERROR_TYPES, texts=_ERROR_TEXTS, fixed=_may_quote(reading, role), whole=whole)
-
-
-def _may_quote(reading: Reading, role: Role) -> bool:
-    """Return True for a span whose error may hold a value without quotation marks.
-
-    What a model's provider says is about the call. Tools fail with what they worked on, and agents repeat it: in Python
-    that stands in quotation marks more often than not, in other languages hardly ever (measured with Go, Rust, Java).
-    """
-    language = as_text(reading.resource.get("telemetry.sdk.language"))
-    if role is Role.TOOL:
-        return language != "python"
-    return role is not Role.LLM and language not in ("python", None)
+    return reason_of(reading, role, types=_ERROR_TYPES, texts=_ERROR_TEXTS, whole="errors" in content)
 
 
 def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:

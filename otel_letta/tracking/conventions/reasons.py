@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line, pattern
+from otel_letta.tracking.conventions.convention import Role
 from otel_letta.tracking.conventions.interruptions import is_cancelled
 from otel_letta.tracking.values import NAME_CAP
 
@@ -66,14 +67,18 @@ _NO_KINDS = frozenset(
 
 
 def reason_of(
-    reading: Reading, *, types: Sequence[str] = (), texts: Sequence[str] = (), fixed: bool = False, whole: bool = False
+    reading: Reading,
+    role: Role | None = None,
+    *,
+    types: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    whole: bool = False,
 ) -> Reason:
     """Return why a span failed.
 
     Args:
         types: further attributes that may hold the error's type.
         texts: further attributes that may hold its text.
-        fixed: only text that no program puts values into.
         whole: the error's line with all that it quotes.
     """
     attributes = reading.attributes
@@ -82,13 +87,26 @@ def reason_of(
     kind = next((kind for kind in (*kinds, exception) if kind and kind_of(kind) not in _NO_KINDS), "")
     candidates = [reading.described, message]
     candidates += [as_text(attributes.get(name)) or "" for name in ("error.message", *texts)]
-    first = Reason()
+    first, fixed = Reason(), _may_quote(reading, role)
     for text in filter(None, candidates):
         reason = clean_reason(text[:_TEXT_CAP], kind, fixed=fixed, whole=whole)
         if reason.text or not reason.kind:
             return reason
         first = first or reason
     return first or clean_reason("", kind)
+
+
+def _may_quote(reading: Reading, role: Role | None) -> bool:
+    """Return True for a span whose error may hold a value without quotation marks.
+
+    What a model's provider says is about the call. Tools, and what is below them, fail with what they worked on, and
+    agents repeat it: in Python that stands in quotation marks more often than not, in other languages hardly ever
+    (measured with Go, Rust, Java).
+    """
+    language = as_text(reading.resource.get("telemetry.sdk.language"))
+    if role is None or role is Role.TOOL:
+        return language != "python"
+    return role is not Role.LLM and language not in ("python", None)
 
 
 def kind_of(kind: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_letta.tracking.conventions.reasons import clean_reason
+from otel_letta.tracking.conventions.reasons import clean_reason, reason_of
 from tests.support.facts import END, facts, raised, read
 
 TOOL = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "check"}
@@ -30,6 +30,10 @@ GO = {"telemetry.sdk.language": "go"}
 def test_a_tools_error_tells_no_value(text: str, told: str) -> None:
     assert facts(TOOL, error=text).reason.text == told
     assert facts(AGENT, error=text, resource=GO).reason.text == told
+
+
+def test_a_part_of_a_tools_call_tells_no_value_either() -> None:
+    assert str(reason_of(read({}, error="no such note: SECRET"))) == "no such note: …"
 
 
 def test_python_puts_values_into_quotation_marks() -> None:
