@@ -893,7 +893,7 @@ def test_a_job_that_starts_after_its_parent_ended_is_no_step_of_it(
     made: Live | Alone = Live() if driver == "live" else Alone()
     with span(made, "parent", attributes=TASK) as parent:
         pass
-    with pytest.raises(OSError), trace.use_span(parent), span(made, "job", attributes=attributes):  # noqa: PT011
+    with pytest.raises(OSError), trace.use_span(parent), span(made, "job", attributes=attributes):
         raise OSError("disk full")
     if isinstance(made, Alone):
         made.export(*order)
