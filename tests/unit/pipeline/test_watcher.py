@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.trace import set_span_in_context
 
 from otel_letta.pipeline.ended_spans import EndedSpans
@@ -306,3 +306,17 @@ def test_an_exported_span_below_an_open_one_comes_with_what_is_above_it(world: W
         world.ended_spans.export(other.batch)
         assert world.read() == [("changed", "open"), ("ended_alone", "below")]
         assert world.tracker.above["below"] == ["open"]
+
+
+def test_ids_that_the_sdk_dropped_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    world, ended = World(), World()
+    provider = TracerProvider(span_limits=SpanLimits(max_span_attributes=3), shutdown_on_exit=False)
+    provider.add_span_processor(ended)
+    for kept in (True, False, False):
+        span = provider.get_tracer("tests").start_span("job", attributes=TASK)
+        for number in range(1 if kept else 3):
+            span.set_attribute(f"row.{number}", number)
+        span.set_attribute("letta.task.progress", 0.5)
+        span.end()
+        world.ended_spans.export(ended.batch[-1:])
+        assert caplog.text.count("came without ids") == (0 if kept else 1)
