@@ -11,7 +11,8 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode
 
-from otel_letta.runtime.aborts import abort_reason
+from otel_letta import semconv
+from otel_letta.runtime.aborts import Flow, abort_reason, flow_of, is_cancellation
 from otel_letta.text import as_text
 
 if TYPE_CHECKING:
@@ -235,12 +236,27 @@ class _Awaited:
 def end_with(span: trace.Span, error: BaseException | None) -> None:
     """End a span with what it was left by, which OpenTelemetry alone records only if it is an `Exception`."""
     if error is not None and span.is_recording():
-        if isinstance(error, Exception):
+        flow = flow_of(error)
+        if flow is not None:
+            _steer(span, flow, error)
+        elif is_cancellation(error):
+            span.set_status(Status(StatusCode.ERROR, "cancelled or timed out"))
+        elif isinstance(error, Exception):
             span.record_exception(error)
             span.set_status(Status(StatusCode.ERROR, _described(error)))
         elif (reason := abort_reason(error)) is not None:
             span.set_status(Status(StatusCode.ERROR, reason))
     span.end()
+
+
+def _steer(span: trace.Span, flow: Flow, error: BaseException) -> None:
+    """Write down that a framework's own exception left the span: no failure, and perhaps no end."""
+    # Of celery's Retry the error that made it; never its text, which may hold anything.
+    cause = getattr(error, "exc", None) or error.__cause__
+    why = f": {as_text(type(cause).__name__)}" if isinstance(cause, BaseException) else ""
+    span.set_attribute(semconv.TASK_CONTENT, f"{flow.value}{why}")
+    if flow.goes_on:
+        span.set_attribute(semconv.TASK_STATUS, "in_progress")
 
 
 def _described(error: Exception) -> str:

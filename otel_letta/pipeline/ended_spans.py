@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
+from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, is_no_record
 from otel_letta.runtime import fork
 from otel_letta.tracking.order import in_order
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from otel_letta.pipeline.watcher import Watcher
     from otel_letta.tracking import Tracker
     from otel_letta.tracking.opt_in import OptIn
+
+_logger = logging.getLogger(__name__)
 
 _MOST_PASSED = 10_000
 """Plain spans that are remembered while no task waits."""
@@ -35,6 +39,7 @@ class EndedSpans:
     def __init__(self, inbox: Inbox, opt_in: OptIn | None) -> None:
         self._inbox = inbox
         self._opt_in = opt_in
+        self._warned_of_eviction = False
 
     def restart(self, tracker: Tracker, watcher: Watcher) -> None:
         """Begin anew, in a new process."""
@@ -54,6 +59,8 @@ class EndedSpans:
             opted = None if self._opt_in is None else self._opt_in.name_of(span)
             declares = opted is not None or not declares_nothing(attributes_in(span))
             key = key_of(span)
+            if declares and not self._warned_of_eviction:
+                self._warn_of_eviction(span)
             if not declares and not (self._waiting and _may_be_a_failed_part(span)):
                 # A task may outlive the plain span that it was started in, and shall not wait for its end then.
                 parent = span.parent
@@ -72,6 +79,19 @@ class EndedSpans:
     def put(self, span: ReadableSpan, opted: str | None = None) -> None:
         """Enqueue one span of interest."""
         self._inbox.put(self._end_alone, span, opted)
+
+    def _warn_of_eviction(self, span: ReadableSpan) -> None:
+        """Say once that a task lost what it said first: the SDK drops the oldest attributes, which name the chat."""
+        if not getattr(span, "dropped_attributes", 0):
+            return
+        attributes = attributes_in(span)
+        if semconv.DECLARING.isdisjoint(attributes) or semconv.TASK_ID in attributes or semconv.CHAT_ID in attributes:
+            return
+        self._warned_of_eviction = True
+        _logger.warning(
+            "a task came without ids, and the SDK has dropped attributes of its span: raise "
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT, or set letta.chat.id and letta.task.id last"
+        )
 
     def settle(self) -> None:
         """Nothing waits any more."""

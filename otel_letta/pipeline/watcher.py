@@ -13,6 +13,7 @@ from opentelemetry.trace import StatusCode, get_current_span
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, is_no_record, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
+from otel_letta.pipeline.pooled import handled_elsewhere
 from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
 from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
@@ -143,6 +144,10 @@ class Watcher:
     def note_start(self, record: Record) -> None:
         """Enqueue the start of a span that is a task, or may be one."""
         self._check_fork(record)
+        if (exception := handled_elsewhere(record[0])) is not None:
+            entry = self.open.observe_open(record)
+            if entry is not None:
+                entry.start_exception = id(exception)
         if may_be_suppressed() and is_suppressed():
             entry = self.open.observe_open(record)
             if entry is not None:
@@ -167,7 +172,7 @@ class Watcher:
         if fork.check() and self.is_foreign(span):
             return
         if self.open.close(record, span):
-            exception = handled()
+            exception = _handled_at_end(span)
             self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
         else:
             self.note_end(record, span, span.attributes or {})
@@ -191,7 +196,7 @@ class Watcher:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
-                exception = handled()
+                exception = _handled_at_end(span)
                 if exception is not None and id(exception) == entry.start_exception:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
                 self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
@@ -356,6 +361,11 @@ class Watcher:
         above, outside = self.open.above(record)
         entry.followed = take(Reading.of(span, entry.opted), above, outside, entry.inbound)
         entry.seen, entry.event_time = seen, event_time
+
+
+def _handled_at_end(span: ReadableSpan) -> BaseException | None:
+    """Return the exception that is being handled where a span ends that shows no status."""
+    return handled() or (handled_elsewhere(span) if span.status.status_code is StatusCode.UNSET else None)
 
 
 def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:

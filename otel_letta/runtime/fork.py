@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -92,10 +91,7 @@ def _began_at() -> int:
     """Return when this process had begun, as exactly as the system tells; else now."""
     now = time.time_ns()
     # Linux: the 22nd field, in ticks since the machine started; the second one may hold blanks and parentheses.
-    with (
-        contextlib.suppress(OSError, ValueError, IndexError, AttributeError),
-        Path("/proc/self/stat").open("rb") as file,
-    ):
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError), open("/proc/self/stat", "rb") as file:  # noqa: PTH123
         ticks = int(file.read().rpartition(b")")[2].split()[19])
         hertz = os.sysconf("SC_CLK_TCK")
         up = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -91,6 +91,18 @@ def test_what_opentelemetry_would_not_record_fails_the_task_too(
     assert (the_span(exporter).status.status_code, the_span(exporter).status.description) == (StatusCode.ERROR, reason)
 
 
+def test_a_frameworks_retry_is_no_failure(exporter: InMemorySpanExporter) -> None:
+    retry: Any = type("Retry", (Exception,), {"__module__": "celery.exceptions"})
+    error = retry("in 3 s: ValueError('secret')")
+    error.exc = ValueError("secret")
+    with pytest.raises(retry), task("Import"):
+        raise error
+    span = the_span(exporter)
+    assert (span.status.status_code, span.events) == (StatusCode.UNSET, ())
+    assert attributes(span)["letta.task.content"] == "will be tried again: ValueError"
+    assert attributes(span)["letta.task.status"] == "in_progress"
+
+
 def test_a_clean_exit_of_the_program_is_no_failure(exporter: InMemorySpanExporter) -> None:
     with pytest.raises(SystemExit), task("Import"):
         sys.exit(0)

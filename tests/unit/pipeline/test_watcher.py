@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import math
 import threading
@@ -10,8 +12,14 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.trace import set_span_in_context
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    SpanLimits,
+    SpanProcessor,
+    TracerProvider,
+)
+from opentelemetry.trace import Tracer, set_span_in_context
 
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
@@ -306,3 +314,56 @@ def test_an_exported_span_below_an_open_one_comes_with_what_is_above_it(world: W
         world.ended_spans.export(other.batch)
         assert world.read() == [("changed", "open"), ("ended_alone", "below")]
         assert world.tracker.above["below"] == ["open"]
+
+
+def test_ids_that_the_sdk_dropped_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    world, ended = World(), World()
+    provider = TracerProvider(span_limits=SpanLimits(max_span_attributes=3), shutdown_on_exit=False)
+    provider.add_span_processor(ended)
+    for kept in (True, False, False):
+        span = provider.get_tracer("tests").start_span("job", attributes=TASK)
+        for number in range(1 if kept else 3):
+            span.set_attribute(f"row.{number}", number)
+        span.set_attribute("letta.task.progress", 0.5)
+        span.end()
+        world.ended_spans.export(ended.batch[-1:])
+        assert caplog.text.count("came without ids") == (0 if kept else 1)
+
+
+# -- hooks on a pool's threads -----------------------------------------------------------------------------------------
+
+
+def in_a_pool(world: World) -> Tracer:
+    class Hooks(SpanProcessor):
+        on_start = staticmethod(world.watcher.on_start)  # type: ignore[assignment]
+        on_end = staticmethod(world.watcher.on_end)  # type: ignore[assignment]
+
+    processor = ConcurrentMultiSpanProcessor(2)
+    processor.add_span_processor(Hooks())
+    return TracerProvider(active_span_processor=processor, shutdown_on_exit=False).get_tracer("pool")
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError(), None])
+def test_what_stopped_a_span_is_seen_from_a_pools_thread(
+    world: World, error: BaseException | None, read_first: bool
+) -> None:
+    tracer = in_a_pool(world)
+    with contextlib.suppress(BaseException), tracer.start_as_current_span("job", attributes=TASK):
+        if read_first:
+            world.read()
+        if error is not None:
+            raise error
+    world.read()
+    assert bool(world.tracker.aborted["job"]) == (error is not None)
+
+
+def test_cleaning_up_after_a_cancellation_is_innocent_in_a_pool_too(world: World) -> None:
+    tracer = in_a_pool(world)
+    try:
+        raise asyncio.CancelledError
+    except asyncio.CancelledError:
+        with tracer.start_as_current_span("clean up", attributes=TASK):
+            world.read()
+    world.read()
+    assert world.tracker.aborted["clean up"] is None
