@@ -8,7 +8,7 @@ from collections.abc import Callable
 __all__ = ["until"]
 
 
-def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], object], seconds: float = 30.0) -> bool:
     """Wait until the condition holds, for ``seconds`` at most; says whether it does."""
     deadline = time.monotonic() + seconds
     while not condition():
