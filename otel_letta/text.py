@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-__all__ = ["as_text", "clean_block", "clean_error", "clean_line", "duration", "escape", "pattern", "percent"]
-
 _ELLIPSIS = "…"
 
 

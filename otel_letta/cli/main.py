@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import click
 
-__all__ = ["app", "main"]
-
 
 def app() -> click.Group:
     """The command with its subcommands. ImportError without the extra ``cli``."""

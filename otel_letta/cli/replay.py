@@ -31,8 +31,6 @@ from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn
 from otel_letta.tracking.order import in_order
 
-__all__ = ["Replay", "replay"]
-
 _GZIP = b"\x1f\x8b"
 _FIELDS = (
     "task_id",

@@ -9,8 +9,6 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_letta.otel.component import Component, Life
 
-__all__ = ["LettaSpanExporter"]
-
 
 class LettaSpanExporter(Component, SpanExporter):
     """An exporter that reports to a Letta agent how the tasks of a program ended, from spans that have ended.

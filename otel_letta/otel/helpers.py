@@ -33,8 +33,6 @@ from otel_letta.otel.work import Work, end_with, task_around
 from otel_letta.runtime import wake
 from otel_letta.text import clean_line
 
-__all__ = ["TaskContext", "TaskSpan", "report_progress", "task", "track"]
-
 _logger = logging.getLogger(__name__)
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -18,8 +18,6 @@ from otel_letta.otel.component import Component
 from otel_letta.text import as_text
 from otel_letta.tracking.log_events import EVENT_NAME, LogEvent, last_part
 
-__all__ = ["LettaLogRecordProcessor"]
-
 
 class LettaLogRecordProcessor(Component, LogRecordProcessor):
     """A processor that lets log events named ``letta.task.progress`` speak for the open span that they belong to::

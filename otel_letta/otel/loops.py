@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from otel_letta.otel.helpers import TaskSpan
 
-__all__ = ["Track"]
-
 _T = TypeVar("_T")
 
 _TRACK_SECONDS = 0.1

@@ -8,8 +8,6 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from otel_letta.otel.component import Component, Life
 from otel_letta.pipeline.pipeline import Pipeline
 
-__all__ = ["LettaSpanProcessor"]
-
 
 class LettaSpanProcessor(Component, SpanProcessor):
     """A processor that reports to a Letta agent how the tasks of a program go, while they go.

@@ -13,8 +13,6 @@ from opentelemetry.util.types import Attributes
 from otel_letta import semconv
 from otel_letta.tracking.conventions import MARKS
 
-__all__ = ["LettaSampler", "from_environment"]
-
 _MARKS = semconv.DECLARING | MARKS | {semconv.BARE_PROGRESS, semconv.BARE_CHAT_ID}
 
 

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from otel_letta.letta.transport import Transport
     from otel_letta.settings import Settings
 
-__all__ = ["SelfMetrics"]
-
 _logger = logging.getLogger(__name__)
 
 _METER = "opentelemetry-sdk"

@@ -18,8 +18,6 @@ from otel_letta.text import as_text
 if TYPE_CHECKING:
     from otel_letta.otel.helpers import TaskSpan
 
-__all__ = ["Work", "end_with", "task_around"]
-
 _TASK = context.create_key("otel_letta_task")
 _LEFT = "left before its end"
 _NEVER_BEGUN = "it was never begun"

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     LettaInstrumentor: type[Any]  # a BaseInstrumentor, which comes without types
 
-__all__ = ["LettaInstrumentor", "post_instrument"]
-
 _logger = logging.getLogger(__name__)
 
 _LIVE = "OTEL_LETTA_LIVE"

@@ -19,8 +19,6 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-__all__ = ["Batch", "LogRecord", "read_batches", "records_of", "spans_of"]
-
 _PARENT_IS_REMOTE = 0x200
 """Bit of a span's ``flags``; it means something only together with the next one (opentelemetry-proto, SpanFlags)."""
 _HAS_IS_REMOTE = 0x100

@@ -10,8 +10,6 @@ import sys
 import threading
 from types import FrameType
 
-__all__ = ["handled_elsewhere"]
-
 _DEPTH = 12
 """Frames from the top of a waiting thread to the SDK's: it waits in a future, and that in a condition."""
 _POOL = "concurrent/futures/thread.py"

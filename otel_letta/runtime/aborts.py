@@ -11,8 +11,6 @@ from typing import Final
 
 from otel_letta.text import as_text
 
-__all__ = ["Flow", "abort_reason", "flow_of", "is_cancellation"]
-
 
 class Flow(Enum):
     """What a framework wants when it raises an exception that is no error. The values are for people."""

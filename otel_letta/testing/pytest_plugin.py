@@ -21,8 +21,6 @@ import pytest
 if TYPE_CHECKING:
     from otel_letta.testing import InMemoryLetta
 
-__all__ = ["in_memory_letta"]
-
 
 @pytest.fixture
 def in_memory_letta() -> Iterator[InMemoryLetta]:

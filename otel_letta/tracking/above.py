@@ -9,8 +9,6 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import Tree
 
-__all__ = ["Ancestor", "await_ends", "nearest", "next_above", "task_around"]
-
 
 class Ancestor(Protocol):
     """A span above another one, as its watcher knows it."""

@@ -21,8 +21,6 @@ from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Recent, Tree
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["AgentTracker"]
-
 _LOST_AFTER = 8
 """Idle times after which a task is lost of which nothing says how it ended."""
 
@@ -375,7 +373,7 @@ class AgentTracker:
             self._end_what_was_none(trace)
         tree.keep_order(trace)
         if trace.alarm is None and (trace.nodes or trace.tasks):
-            tree.remind(trace, self._next_due(trace))
+            tree.remind(trace, trace.next_due(self._now(), self._idle))
         while (oldest := tree.too_much()) is not None:
             self.evicted += 1
             for task in list(oldest.tasks):
@@ -393,13 +391,3 @@ class AgentTracker:
             # The same, if the open span that it waited for got no role, or is no root.
             if not trace.orphans_of(task):
                 self._endings.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
-
-    def _next_due(self, trace: Trace) -> int:
-        due = (self._now() if trace.silent else trace.active_at) + self._idle
-        for task in trace.tasks:
-            if task.deadline is not None:
-                due = min(due, task.deadline)
-        for node in trace.away:
-            if node.end is not None:
-                due = min(due, node.patience)
-        return min(due, *trace.held.values(), due)

@@ -11,8 +11,6 @@ from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, MARKS
 from otel_letta.tracking.values import id_of, number_of, share_of
 
-__all__ = ["Declaration", "declaration_of", "event_declaration", "is_progress_event", "read_progress"]
-
 _NAME_CAP = 200
 _TEXT_CAP = 65_536  # raw text is kept up to here; it is cut to size where it is shown
 _DECLARES_NOTHING = tuple(c.declares_nothing for c in CONVENTIONS if c.declares_nothing is not None)

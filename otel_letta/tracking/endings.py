@@ -17,8 +17,6 @@ from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
 
-__all__ = ["Endings", "counted"]
-
 
 class Endings:
     """Ends inferred tasks, and remembers when.

@@ -19,8 +19,6 @@ from otel_letta.tracking.tasks import InferredTask, Task
 from otel_letta.tracking.tree import REMEMBERED, Recent
 from otel_letta.tracking.values import id_of
 
-__all__ = ["NO_IDS", "Inbound", "Ledger", "seconds_between", "standing"]
-
 _logger = logging.getLogger(__name__)
 
 _LAST_CONTENT_CAP = 120

@@ -15,8 +15,6 @@ from otel_letta import semconv
 from otel_letta.text import as_text
 from otel_letta.tracking.values import id_of, nanoseconds_of
 
-__all__ = ["EVENT_NAME", "Happened", "LogEvent", "call_of", "conversation_of", "last_part"]
-
 EVENT_NAME = "event.name"
 """Where older writers put an event's name; newer ones have a field for it."""
 

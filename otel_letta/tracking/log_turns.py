@@ -24,8 +24,6 @@ from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["LogTurns"]
-
 _MOST_EARLY = 200
 """Events that are kept until their turn's beginning comes, for a conversation."""
 _MODEL = (Happened.ASKED, Happened.REPLIED, Happened.ANSWERED, Happened.WANTED, Happened.TROUBLED)

@@ -16,8 +16,6 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
-__all__ = ["MOST_SPANS_OF_A_TRACE", "Doubt", "Fate", "Followed", "Node", "Place", "Plain", "Trace", "family"]
-
 MOST_SPANS_OF_A_TRACE = 4_096
 _MOST_HOPS = 10_000
 """Made-up parents can go in circles."""
@@ -262,6 +260,13 @@ class Trace:
             return next((task for task in self.tasks if task.awaits == top.under), None)
         # One that has ended waits for its verdict: work that starts meanwhile belongs to the next.
         return next((task for task in reversed(self.tasks) if not task.had_ended(top.start)), None)
+
+    def next_due(self, now: int, idle: int) -> int:
+        """Return when there will be something to do without further spans. Nanoseconds, ``idle`` too."""
+        due = [(now if self.silent else self.active_at) + idle, *self.held.values()]
+        due += [task.deadline for task in self.tasks if task.deadline is not None]
+        due += [node.patience for node in self.away if node.end is not None]
+        return min(due)
 
     def unwait(self, node: Node) -> None:
         """Let a span wait no longer."""

@@ -11,8 +11,6 @@ from opentelemetry.trace import SpanKind
 
 from otel_letta.text import as_text, clean_line
 
-__all__ = ["OptIn", "TaskFilter"]
-
 _logger = logging.getLogger(__name__)
 
 TaskFilter = Callable[[ReadableSpan], "bool | str | None"]

@@ -8,8 +8,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.tracking.values import nanoseconds_of
 
-__all__ = ["in_order"]
-
 _MOST_HOPS = 1_000
 """Made-up parents can go in circles."""
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from otel_letta.tracking.tasks import InferredTask, Task
 
-__all__ = ["Parked", "go_on"]
-
 _MOST = 10_000
 
 

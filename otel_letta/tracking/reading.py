@@ -16,8 +16,6 @@ from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
 from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
 
-__all__ = ["NOTED", "Reading", "SpanKey", "attributes_of", "key_of", "may_declare", "scope_of"]
-
 SpanKey = tuple[int, int]
 """Trace id and span id."""
 

@@ -22,8 +22,6 @@ from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Tree
 
-__all__ = ["AgentRules", "merge_declaration"]
-
 _CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
 _ANY_AGENTS = ("agent", "invoke_agent")
 _MOST_HOPS = 100

@@ -22,8 +22,6 @@ from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import judge_declared
 
-__all__ = ["DeclaredRules"]
-
 
 class DeclaredRules:
     """Turns declarations into tasks, and steps of tasks.

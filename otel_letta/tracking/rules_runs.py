@@ -14,8 +14,6 @@ from otel_letta.tracking.nodes import Node, Plain, Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tree import Tree
 
-__all__ = ["AmbientRuns"]
-
 _MOST_ROUNDS = 1_000
 
 

@@ -13,8 +13,6 @@ from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Tree
 
-__all__ = ["SubAgents"]
-
 _MOST_BESIDE = 16
 """Tasks of one trace or conversation that are compared with one."""
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.nodes import Node
     from otel_letta.tracking.reading import SpanKey
 
-__all__ = ["InferredTask", "Task", "automatic_id"]
-
 
 class Task:
     """A task that is under way. A span declared it."""

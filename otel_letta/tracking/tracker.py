@@ -41,8 +41,6 @@ from otel_letta.tracking.tree import Tree
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["AgentOptions", "Ancestor", "Tracker"]
-
 
 class AgentOptions(TypedDict, total=False):
     """Settings of `AgentTracker` that a `Tracker` hands on."""

@@ -19,8 +19,6 @@ from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
-__all__ = ["REMEMBERED", "Recent", "Tree"]
-
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000

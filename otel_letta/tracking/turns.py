@@ -19,8 +19,6 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.verdicts import Verdict
 
-__all__ = ["NEAR", "ToolCall", "Turn", "began_with", "early_key", "is_of", "made_up", "of_tool", "service_of"]
-
 NEAR = 500_000_000
 """Nanoseconds between a prompt and the start of the span around its turn, which may be either first."""
 _SLACK = 500_000_000

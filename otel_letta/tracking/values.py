@@ -7,8 +7,6 @@ from typing import Any
 
 from otel_letta.text import as_text, clean_line
 
-__all__ = ["EXTRA_CAP", "ID_CAP", "JSON_CAP", "NAME_CAP", "id_of", "nanoseconds_of", "number_of", "share_of"]
-
 NAME_CAP = 80
 ID_CAP = 200
 EXTRA_CAP = 300

@@ -15,8 +15,6 @@ from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.nodes import Node
 from otel_letta.tracking.reading import Reading
 
-__all__ = ["Verdict", "judge", "judge_declared", "judge_orphans", "judge_unended"]
-
 
 class Verdict(NamedTuple):
     """How an agent's task ended, and why."""

@@ -4,38 +4,6 @@ from __future__ import annotations
 
 from otel_letta.text import duration, percent
 
-__all__ = [
-    "ALMOST_DONE",
-    "A_PERSON",
-    "DENIED",
-    "NEVER_ENDED",
-    "NO_ANSWER",
-    "SHUT_DOWN",
-    "STOPPED_MIDWAY",
-    "agent_cancelled",
-    "agent_failed",
-    "agent_finished",
-    "agent_started",
-    "agent_stopped",
-    "agent_timed_out",
-    "completed",
-    "ended_with_message",
-    "failed",
-    "goes_on",
-    "in_progress",
-    "lost",
-    "model_trouble",
-    "nobody_came",
-    "silent",
-    "started",
-    "sub_agent",
-    "told_elsewhere",
-    "tool_denied",
-    "tool_used",
-    "using_tool",
-    "waits_for",
-]
-
 NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
 NO_ANSWER = "it ended without an answer"

@@ -425,7 +425,7 @@ def test_a_killed_greenlet_failed(world: World) -> None:
     child = greenlet.greenlet(contextvars.copy_context().run)
     child.switch(work)
     child.throw()
-    assert world.end_of() == ("failed", "Task failed: stopped by GreenletExit")
+    assert world.end_of() == ("failed", "Task failed: cancelled or timed out")
 
 
 def test_a_span_that_is_garbage_collected_unended_failed(world: World) -> None:

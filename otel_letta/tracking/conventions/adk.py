@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["ADK"]
-
 _INVOCATION: Final = "gcp.vertex.agent.invocation_id"
 _AGENT: Final = "agent.name"
 _TOOL: Final = "tool.name"

@@ -12,8 +12,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["BRAINTRUST"]
-
 _ATTRIBUTES: Final = "braintrust.span_attributes"
 _TYPES: Mapping[str, Role] = {"tool": Role.TOOL, "llm": Role.LLM, "task": Role.STEP, "agent": Role.AGENT}
 _CAP = 2_000

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["UNCLAIMED", "Convention", "Role", "Unclaimed"]
-
 
 class Role(enum.Enum):
     """The part of a span in an agent's work. One without a role is looked through."""

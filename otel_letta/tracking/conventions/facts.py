@@ -18,8 +18,6 @@ from otel_letta.tracking.values import EXTRA_CAP, id_of
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["AgentFacts", "read_agent"]
-
 _WORDS_OF_AN_ID = 7
 """A conversation's id of so many words is a text."""
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from otel_letta.text import as_text, clean_line, pattern
 
-__all__ = ["FILLERS", "Finish", "finish_of", "is_filler"]
-
 _WORD_CAP = 40
 _MOST_CHOICES = 16
 

@@ -13,8 +13,6 @@ from otel_letta.tracking.conventions.openllmetry import role_of_kind
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["GEN_AI", "GEN_AI_BARE"]
-
 _OPERATIONS: Mapping[str, Role] = {
     "invoke_workflow": Role.AGENT,
     "invoke_agent": Role.AGENT,

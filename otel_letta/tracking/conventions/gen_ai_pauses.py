@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["GEN_AI_PAUSES"]
-
 _PAUSED = "gen_ai.agent.paused"
 _RESUMED = "gen_ai.agent.resumed"
 _CHECKPOINTED = "gen_ai.agent.checkpointed"

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["GEN_AI_SPAN_KIND"]
-
 _KIND: Final = "gen_ai.span.kind"
 _MESSAGES: Final = "gen_ai.completion.0.content"
 _FINISH = pattern(r'"response_meta":\{"finish_reason":"(?P<finish>\w{0,30})"')

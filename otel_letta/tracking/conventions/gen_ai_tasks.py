@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["GEN_AI_TASKS"]
-
 _STATUS = "gen_ai.task.status"
 _NAME = "gen_ai.task.name"
 _WAITS: Mapping[str, str] = {

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["GENKIT"]
-
 _TYPE: Final = "genkit:type"
 _SUBTYPE: Final = "genkit:metadata:subtype"
 _OUTPUT: Final = "genkit:output"

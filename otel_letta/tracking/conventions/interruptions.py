@@ -6,8 +6,6 @@ import functools
 
 from otel_letta.text import pattern
 
-__all__ = ["A_PERSON", "is_cancelled", "is_denied", "is_timed_out", "is_wait"]
-
 A_PERSON = "a person"
 """What a task waits for, where nothing says more."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["LAMINAR", "tool_name"]
-
 _AGENT: Final = "OpenHands"
 """The name of a run: as by OpenHands' callback, since its spans know no name for it."""
 _CONVERSATION = "conversation"

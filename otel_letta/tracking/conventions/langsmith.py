@@ -11,8 +11,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["LANGSMITH"]
-
 _KIND: Final = "langsmith.span.kind"
 _KINDS: Mapping[str, Role | None] = {
     "agent": Role.AGENT,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from otel_letta import semconv
 from otel_letta.tracking.conventions.convention import Convention
 
-__all__ = ["LETTA"]
-
 LETTA = Convention(
     name="letta",
     repeated_names=frozenset({semconv.TASK_NAME}),

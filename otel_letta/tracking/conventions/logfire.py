@@ -11,8 +11,6 @@ from otel_letta.tracking.conventions.convention import Convention, Role
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading, SpanKey
 
-__all__ = ["LOGFIRE", "Pending", "pending_of"]
-
 LOGFIRE = Convention(
     name="logfire",
     repeated_names=frozenset({"logfire.msg", "logfire.msg_template"}),

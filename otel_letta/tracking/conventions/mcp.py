@@ -12,8 +12,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["MCP"]
-
 
 def _role(reading: Reading) -> Role | Unclaimed | None:
     # The server's view of a tool call that its client reports too.

@@ -11,8 +11,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["MLFLOW"]
-
 _TYPE: Final = "mlflow.spanType"
 _TYPES: Mapping[str, Role | Unclaimed | None] = {
     "agent": Role.AGENT,

@@ -15,8 +15,6 @@ from otel_letta.tracking.values import JSON_CAP, NAME_CAP
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["agent_hint", "early_name", "name_for_logs", "name_of"]
-
 _PROSE_WORDS = 7
 """A name of so many words is a sentence: some frameworks put the prompt there."""
 _SPAN_NAME_WORDS = 5

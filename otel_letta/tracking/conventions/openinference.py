@@ -12,8 +12,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["OPENINFERENCE"]
-
 _KINDS: Mapping[str, Role] = {
     "AGENT": Role.AGENT,
     "TOOL": Role.TOOL,

@@ -9,8 +9,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["OPENLLMETRY_LLM"]
-
 _MODEL: Final = "llm.request.model"
 
 

@@ -12,8 +12,6 @@ from otel_letta.tracking.conventions import CONVENTIONS
 from otel_letta.tracking.conventions.reasons import parse_literal
 from otel_letta.tracking.values import JSON_CAP, number_of, share_of
 
-__all__ = ["plan_of", "progress_event"]
-
 _HOLDERS = tuple(name for convention in CONVENTIONS for name in convention.plans)
 _PLAN_LISTS = ("task_list", "todos", "todo_list", "tasks", "plan", "steps", "items")
 _DONE = frozenset({"done", "completed", "complete", "finished"})

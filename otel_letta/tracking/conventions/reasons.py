@@ -18,8 +18,6 @@ from otel_letta.tracking.values import NAME_CAP
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["ADDRESS", "Reason", "clean_reason", "kind_of", "parse_literal", "reason_of"]
-
 _REASON_CAP = 200
 _KIND_CAP = 200
 _TEXT_CAP = 16_384

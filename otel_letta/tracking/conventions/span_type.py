@@ -15,8 +15,6 @@ from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Ro
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["SPAN_TYPE"]
-
 _TYPE: Final = "span.type"
 _ENTITY: Final = "entity.type"
 _TYPES: Mapping[str, Role | None] = {

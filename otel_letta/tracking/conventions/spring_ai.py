@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["SPRING_AI"]
-
 _KIND: Final = "spring.ai.kind"
 _TOOL: Final = "spring.ai.tool.definition.name"
 _TOOLS: Final = "spring.ai.chat.client.tool.names"

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from otel_letta.tracking.conventions.facts import AgentFacts
     from otel_letta.tracking.reading import Reading
 
-__all__ = ["SPRING_AI_ALIBABA"]
-
 _GRAPH: Final = "spring.ai.alibaba.graph.name"
 _NODE: Final = "spring.ai.alibaba.graph.node.name"
 _TOOL_NODE = "_AGENT_TOOL_"
