@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.support.http import Handler, LoopbackServer
+from tests.support.loopback import Handler, LoopbackServer
 
 __all__ = ["ScriptedModel", "fail", "finish", "plan", "say", "together", "tool"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.support.http import Handler, LoopbackServer
+from tests.support.loopback import Handler, LoopbackServer
 
 __all__ = ["OtlpSink"]
 

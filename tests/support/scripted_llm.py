@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
-from tests.support.http import Handler, LoopbackServer
+from tests.support.loopback import Handler, LoopbackServer
 
 __all__ = ["Failure", "Prompt", "ScriptedLLM", "text_of"]
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.http import Handler, LoopbackServer
+from tests.support.loopback import Handler, LoopbackServer
 
 Answer = tuple[int, Any]
 """A status, and a body: bytes as they are (HTML), everything else as JSON."""

@@ -17,7 +17,7 @@ from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Message
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
-from tests.support.http import Handler, LoopbackServer
+from tests.support.loopback import Handler, LoopbackServer
 from tests.unit.letta.rest_support import (
     AGENT,
     HELLO,
