@@ -76,7 +76,8 @@ def test_a_task_starts_once_and_ends_once_as_the_run_did(name: str, scenario: st
         assert f", {play.integration.tools} tools" in end["content"], story
         assert end["content"].endswith(", 1 problem") == (scenario == "tool_error_recovered"), story
     else:
-        assert end["content"].startswith((f"'{agent}' failed: ", f"'{agent}' stopped: ")), story
+        ways = ("failed: ", "stopped: ", *(["was cancelled"] if scenario == "cancelled" else []))
+        assert end["content"].startswith(tuple(f"'{agent}' {way}" for way in ways)), story
         assert "\n" not in end["content"], story
         assert len(end["content"]) < 300, story
 
