@@ -31,7 +31,8 @@ def handled_elsewhere(span: object) -> BaseException | None:
 
 def _is_on_pool() -> bool:
     """Return True if a pool called the hook itself, not somebody's code that runs in a pool."""
-    if "concurrent.futures.thread" not in sys.modules:
+    # First what is cheap: every end of a task passes here, and the look at the stack is most of what a hook costs.
+    if "concurrent.futures.thread" not in sys.modules or threading.main_thread().ident == threading.get_ident():
         return False
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == _OURS:
