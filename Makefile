@@ -21,7 +21,7 @@ format: .venv  ## mend what can be mended by itself
 	$(BIN)/ruff format .
 
 test: .venv  ## the quick suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-real: .venv  ## the suites with real Letta servers, OpenHands and agent frameworks (installs them once)
 	$(BIN)/python -m pytest -m letta

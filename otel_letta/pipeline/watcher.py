@@ -190,9 +190,10 @@ class Watcher:
             return
         entry: OpenSpan = record[2]
         entry.over = True
-        if (entry.followed or declares or entry.spoken) and fork.check() and self.is_foreign(span):
+        matters = entry.followed or declares or entry.spoken
+        if matters and fork.check() and self.is_foreign(span):
             return
-        if entry.followed or declares or entry.spoken:
+        if matters:
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
