@@ -16,7 +16,7 @@ from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
 from otel_letta.pipeline.pooled import handled_elsewhere
 from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
-from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
+from otel_letta.runtime.suppress import is_suppressed
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Watcher:
         self._tracker: Tracker
         self._foreign: set[SpanKey] = set()
         self._forked_at = 0
-        self.on_start, self.on_end = make_hooks(self, complain)
+        self.on_start, self.on_end = make_hooks(self, inbox, complain)
 
     def restart(self, tracker: Tracker, *, forked: bool) -> None:
         """Begin with no span open, in a new process."""
@@ -148,12 +148,12 @@ class Watcher:
             entry = self.open.observe_open(record)
             if entry is not None:
                 entry.start_exception = id(exception)
-        if may_be_suppressed() and is_suppressed():
+        if is_suppressed():
             entry = self.open.observe_open(record)
             if entry is not None:
                 entry.ignored = True
         else:
-            self._inbox.put(self._start, record)
+            self._inbox.put(self.start, record)
 
     def _check_fork(self, record: Record) -> None:
         if fork.check():
@@ -171,9 +171,11 @@ class Watcher:
         """Enqueue the end of a span that may be a task, and that was never observed."""
         if fork.check() and self.is_foreign(span):
             return
-        if self.open.close(record, span):
+        record.append(span)
+        record[0] = None
+        if record[2] is span:  # unless somebody has observed it meanwhile
             exception = _handled_at_end(span)
-            self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+            self._inbox.put(self.end, record, None if exception is None else why_aborted(span, exception))
         else:
             self.note_end(record, span, span.attributes or {})
 
@@ -200,10 +202,10 @@ class Watcher:
                 exception = _handled_at_end(span)
                 if exception is not None and id(exception) == entry.start_exception:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
-                self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+                self._inbox.put(self.end, record, None if exception is None else why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
             exception = handled()
-            why = None if exception is None else _why_aborted(span, exception)
+            why = None if exception is None else why_aborted(span, exception)
             self._inbox.put(self._end_plain, record, entry, span, why)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
@@ -237,7 +239,8 @@ class Watcher:
             self._next_poll = now + self._interval
         self.watching = True
 
-    def _start(self, record: Record) -> None:
+    def start(self, record: Record) -> None:
+        """Bring the start of a span."""
         entry, span = self._observed(record)
         # Of a span that has ended meanwhile, the call of its end is enough.
         if entry is not None and span is not None and not entry.over and not entry.followed:
@@ -245,7 +248,8 @@ class Watcher:
             self._hand_over(record, entry, span, self._tracker.started)
         self._watch()
 
-    def _end(self, record: Record, aborted: str | None) -> None:
+    def end(self, record: Record, aborted: str | None) -> None:
+        """Bring the end of a span."""
         entry = self.open.observe(record)
         span = None if entry is None else entry.ended
         assert entry is not None
@@ -369,7 +373,7 @@ def _handled_at_end(span: ReadableSpan) -> BaseException | None:
     return handled() or (handled_elsewhere(span) if span.status.status_code is StatusCode.UNSET else None)
 
 
-def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
+def why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     """Return what stopped a span that OpenTelemetry shows as merely UNSET, None if nothing did.
 
     OpenTelemetry records only `Exception`. The exceptions below it pass through a span without a trace, so they are
