@@ -26,7 +26,8 @@ MOST_BYTES = 16_000
 """Bytes of one request's messages together, unless a single one is longer."""
 
 _MILESTONES = (0.25, 0.5, 0.75)
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/otel-letta/")
+_NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
+"""uuid5 of this project's page on PyPI. Written out, since computing it imports OpenSSL."""
 
 
 @dataclass(slots=True, eq=False)

@@ -91,7 +91,11 @@ class Inbox:
     def put(self, function: Callable[..., None], *arguments: Any) -> None:
         """Enqueue a call; nothing happens once the inbox is closed."""
         fork.check()
-        self.calls.append((function, *arguments))
+        self.put_checked(function, *arguments)
+
+    def put_checked(self, *call: Any) -> None:
+        """Do the same where `fork.check` was called just before: a function and its arguments."""
+        self.calls.append(call)
         if not self.awake or len(self.calls) > self.backlog:
             self.attend()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_letta import semconv
+from otel_letta.pipeline import pooled
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, is_no_record, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
 from otel_letta.pipeline.pooled import handled_elsewhere
@@ -153,7 +155,7 @@ class Watcher:
             if entry is not None:
                 entry.ignored = True
         else:
-            self._inbox.put(self.start, record)
+            self._inbox.put_checked(self.start, record)
 
     def _check_fork(self, record: Record) -> None:
         if fork.check():
@@ -175,37 +177,35 @@ class Watcher:
         record[0] = None
         if record[2] is span:  # unless somebody has observed it meanwhile
             exception = _handled_at_end(span)
-            self._inbox.put(self.end, record, None if exception is None else why_aborted(span, exception))
+            self._inbox.put_checked(self.end, record, None if exception is None else _why_aborted(span, exception))
         else:
             self.note_end(record, span, span.attributes or {})
 
     def note_end(self, record: Record | None, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
         """Enqueue the end of a span that was observed, or was not open here, if it matters."""
-        declares = not declares_nothing(attributes)
         if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
             # one was forked from.
-            if declares:
+            if not declares_nothing(attributes):
                 fork.check()
                 if not self.is_foreign(span):
                     self._end_alone(span)
             return
         entry: OpenSpan = record[2]
         entry.over = True
-        matters = entry.followed or declares or entry.spoken
-        if matters and fork.check() and self.is_foreign(span):
-            return
-        if matters:
+        if entry.followed or entry.spoken or not declares_nothing(attributes):
+            if fork.check() and self.is_foreign(span):
+                return
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
                 exception = _handled_at_end(span)
                 if exception is not None and id(exception) == entry.start_exception:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
-                self._inbox.put(self.end, record, None if exception is None else why_aborted(span, exception))
+                self._inbox.put_checked(self.end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
             exception = handled()
-            why = None if exception is None else why_aborted(span, exception)
+            why = None if exception is None else _why_aborted(span, exception)
             self._inbox.put(self._end_plain, record, entry, span, why)
 
     def on_end_after_leaving(self, span: ReadableSpan) -> None:
@@ -370,10 +370,13 @@ class Watcher:
 
 def _handled_at_end(span: ReadableSpan) -> BaseException | None:
     """Return the exception that is being handled where a span ends that shows no status."""
-    return handled() or (handled_elsewhere(span) if span.status.status_code is StatusCode.UNSET else None)
+    exception = handled()
+    if exception is None and get_ident() != pooled.main and span.status.status_code is StatusCode.UNSET:
+        return handled_elsewhere(span)
+    return exception
 
 
-def why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
+def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     """Return what stopped a span that OpenTelemetry shows as merely UNSET, None if nothing did.
 
     OpenTelemetry records only `Exception`. The exceptions below it pass through a span without a trace, so they are

@@ -545,7 +545,7 @@ def _broken(*_: Any, **__: Any) -> Any:
     [
         (Inbox, "attend"),
         (Watcher, "note_end"),
-        (Inbox, "put"),
+        (Inbox, "put_checked"),
         (OpenSpans, "observe"),
         (OpenSpans, "above"),
         (Tracker, "started"),
