@@ -9,6 +9,9 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.otel.component import Component, Life
 
+# What the hooks run on is imported with the class, all else by the constructor: so neither takes long.
+from otel_letta.pipeline import watcher  # noqa: F401
+
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
 
