@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
-import numbers
 import threading
 import time
 import uuid
@@ -13,21 +11,18 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from otel_letta.delivery.envelope import render
-from otel_letta.delivery.gate import exchange
 from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
-from otel_letta.letta.transport import Message, Transport
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
-from otel_letta.settings import Settings
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
+    from otel_letta.letta.transport import Transport
     from otel_letta.settings import SettingsOptions
 
 __all__ = ["LettaReporter"]
@@ -58,6 +53,11 @@ class LettaReporter:
     """
 
     def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
+        # Whoever only imports the class pays for nothing. The threads shall find everything imported: a fork in the
+        # middle of an import would leave its lock locked in the child.
+        from otel_letta.delivery import envelope, gate  # noqa: F401
+        from otel_letta.settings import Settings
+
         self._closed = threading.Event()
         self._until = Deadline(cancelled=self._closed.is_set)
         keywords = cast("dict[str, Any]", options)
@@ -121,6 +121,8 @@ class LettaReporter:
         """
         report = _report(chat_id, message_id, content, progress, status)
         self._refuse_if_closed()
+        import asyncio  # whoever awaits this has done so already
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[str, Any]] = loop.create_future()
         given_up = threading.Event()
@@ -213,6 +215,10 @@ class LettaReporter:
         threading.Thread(target=work, name="otel_letta reporter", daemon=True).start()
 
     def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
+        from otel_letta.delivery.envelope import render
+        from otel_letta.delivery.gate import exchange
+        from otel_letta.letta.transport import Message
+
         settings = self._settings
         lane = self._transport.lane(None, report.chat_id)
         message = Message(
@@ -263,6 +269,8 @@ def _leave() -> None:
 
 
 def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:
+    import numbers
+
     try:
         known = TaskStatus(status)
     except ValueError:

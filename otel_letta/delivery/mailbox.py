@@ -12,7 +12,6 @@ import math
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
@@ -26,23 +25,26 @@ MOST_BYTES = 16_000
 """Bytes of one request's messages together, unless a single one is longer."""
 
 _MILESTONES = (0.25, 0.5, 0.75)
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/otel-letta/")
+_NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
+"""uuid5 of this project's page on PyPI. Written out, since computing it imports OpenSSL."""
 
 
-@dataclass(slots=True, eq=False)
 class Parcel:
     """A report that is on its way."""
 
-    report: ProgressReport
-    otid: str
-    maybe_landed: bool = False
-    """An attempt to send it got no answer: find out whether it landed before sending it again."""
-    refusals: int = 0
-    """Number of times it was refused while it was the only one in its request."""
-    successes_then: int = 0
-    """The lane's deliveries when this was refused for the first time."""
-    losses: tuple[int, int] | None = None
-    """Completed and failed ends that this parcel stands for, if it is the summary of ends that were collapsed."""
+    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "successes_then")
+
+    def __init__(self, report: ProgressReport, otid: str, losses: tuple[int, int] | None = None) -> None:
+        self.report = report
+        self.otid = otid
+        self.maybe_landed = False
+        """An attempt to send it got no answer: find out whether it landed before sending it again."""
+        self.refusals = 0
+        """Number of times it was refused while it was the only one in its request."""
+        self.successes_then = 0
+        """The lane's deliveries when this was refused for the first time."""
+        self.losses = losses
+        """Completed and failed ends that this parcel stands for, if it is the summary of ends that were collapsed."""
 
     @property
     def is_end(self) -> bool:

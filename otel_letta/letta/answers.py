@@ -8,9 +8,8 @@ from __future__ import annotations
 import email.utils
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -102,8 +101,7 @@ def refusal(response: httpx.Response, redact: Redact) -> LettaError:
     )
 
 
-@dataclass(frozen=True)
-class _Complaint:
+class _Complaint(NamedTuple):
     """An answer that is not a success, redacted."""
 
     status: int

@@ -5,14 +5,13 @@ What the comments call measured was measured on a REST server 0.16.8 and on an A
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Hashable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -45,8 +44,7 @@ class Flavour(str, Enum):
         return self.value
 
 
-@dataclass(frozen=True)
-class ServerInfo:
+class ServerInfo(NamedTuple):
     """The facts about a server. All but ``flavour`` may be unknown: behind a token that is missing or wrong."""
 
     flavour: Flavour
@@ -137,7 +135,7 @@ def _settle(pending: Future[ServerInfo], key: _Key, settings: Settings, until: D
 
 def _ask(settings: Settings, until: Deadline | None) -> tuple[ServerInfo, bool]:
     """Return what the server is, and whether it said so itself; else it is what best fits its silence."""
-    bounded = dataclasses.replace(settings, read_timeout=min(settings.read_timeout, _PATIENCE))
+    bounded = replace(settings, read_timeout=min(settings.read_timeout, _PATIENCE))
     ask = _Asker(bounded, until)
     try:
         info, certain = _distinguish(ask, bounded)
@@ -210,8 +208,7 @@ def _openai_api(ask: _Asker) -> bool | None:
     return True if status == 200 else False if status == 404 else None
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(NamedTuple):
     response: httpx.Response
     body: dict[str, Any]
     """Empty unless the answer is a JSON object."""

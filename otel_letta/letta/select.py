@@ -8,7 +8,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from otel_letta.errors import LettaDependencyError, LettaServerError
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
@@ -18,6 +18,7 @@ from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Transport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
+from otel_letta.runtime.imports import Protocol
 from otel_letta.settings import ServerKind, Settings
 
 _logger = logging.getLogger(__name__)

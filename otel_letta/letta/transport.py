@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from otel_letta.runtime.deadline import Deadline
+from otel_letta.runtime.imports import Protocol
 
 
 class Lane(NamedTuple):

@@ -9,18 +9,17 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from otel_letta.errors import LettaConfigurationError
-from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Pipeline
-from otel_letta.pipeline.sharing import Handle, join
-from otel_letta.settings import Settings
-from otel_letta.tracking.opt_in import TaskFilter
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from typing_extensions import Unpack
 
+    from otel_letta.letta.transport import Transport
     from otel_letta.otel.selfmetrics import SelfMetrics
-    from otel_letta.settings import SettingsOptions
+    from otel_letta.pipeline.pipeline import Pipeline
+    from otel_letta.pipeline.sharing import Handle
+    from otel_letta.settings import Settings, SettingsOptions
+    from otel_letta.tracking.opt_in import TaskFilter
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +65,10 @@ class Component:
         self._handle: Handle | None = None
         self._metrics: SelfMetrics | None = None
         try:
+            # Whoever only imports the class pays for nothing; a hook shall find everything imported.
+            from otel_letta.pipeline.sharing import join
+            from otel_letta.settings import Settings
+
             settings, complaints = Settings.from_options(cast("dict[str, Any]", options), lenient=True)
             for error in complaints:  # a slip in a YAML file must not switch reporting off
                 _logger.warning("%s ignores an option: %s", kind, error)

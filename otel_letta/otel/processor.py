@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.otel.component import Component, Life
-from otel_letta.pipeline.pipeline import Pipeline
+
+# What the hooks run on is imported with the class, all else by the constructor: so neither takes long.
+from otel_letta.pipeline import watcher  # noqa: F401
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.pipeline import Pipeline
 
 
 class LettaSpanProcessor(Component, SpanProcessor):

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from os import getpid
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
+from otel_letta.pipeline import pooled
 from otel_letta.pipeline.open_spans import Record, shorten
+from otel_letta.pipeline.pooled import is_on_pool
+from otel_letta.runtime import fork
+from otel_letta.runtime.suppress import SUPPRESS
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
 
 if TYPE_CHECKING:
+    from otel_letta.pipeline.inbox import Inbox
     from otel_letta.pipeline.watcher import Watcher
 
 if sys.version_info >= (3, 11):
@@ -35,17 +42,20 @@ declares_nothing = NOTED.isdisjoint
 
 
 def make_hooks(
-    watcher: Watcher, complain: Callable[[str, Exception], None]
+    watcher: Watcher, inbox: Inbox, complain: Callable[[str, Exception], None]
 ) -> tuple[Callable[..., None], Callable[[ReadableSpan], None]]:
     """Make ``on_start`` and ``on_end``, which never raise. Closures, since attributes of an object cost more.
 
     Args:
         watcher: does everything that few spans need.
+        inbox: takes the calls for starts and ends; of most tasks without any call of ours in between, since each costs
+            a task as much as all that a plain span needs.
         complain: takes the hook's name and an error of ours.
     """
     records, twins = watcher.open.records, watcher.open.twins
     get, enter, take = records.get, records.setdefault, records.pop
     asks_all, undeclared = watcher.asks_all, declares_nothing
+    calls, enqueue, start, end = inbox.calls, inbox.calls.append, watcher.start, watcher.end
 
     def on_start(span: Span, parent_context: Context | None = None) -> None:
         parent: Any
@@ -73,7 +83,12 @@ def make_hooks(
                 return
             declares = attributes and not undeclared(attributes)
             if declares or (asks_all and len(record) > 2 and record[2].opted is not None):
-                watcher.note_start(record)
+                if getpid() != fork.pid or (get_ident() != pooled.main and is_on_pool()) or SUPPRESS in get_current():
+                    watcher.note_start(record)
+                else:
+                    enqueue((start, record))
+                    if not inbox.awake or len(calls) > inbox.backlog:
+                        inbox.attend()
             elif not watcher.watching:
                 watcher.begin(record)
         except Exception as error:  # noqa: BLE001
@@ -95,8 +110,17 @@ def make_hooks(
                 watcher.note_end(record, span, attributes)
             elif not attributes or undeclared(attributes):
                 record[0] = None
-            else:
+            elif getpid() != fork.pid or (get_ident() != pooled.main and is_on_pool()) or handled() is not None:
                 watcher.note_unread_end(record, span)
+            else:
+                record.append(span)
+                record[0] = None
+                if record[2] is not span:  # somebody has observed it meanwhile
+                    watcher.note_end(record, span, attributes)
+                    return
+                enqueue((end, record, None))
+                if not inbox.awake or len(calls) > inbox.backlog:
+                    inbox.attend()
         except Exception as error:  # noqa: BLE001
             complain("on_end", error)
 

@@ -29,8 +29,6 @@ _REST = 9.0
 """Length of a rest, in times of the slice before it. It shrinks as calls pile up."""
 _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
-_BACKLOG = 10_000
-"""Calls that wait, from which on a hook makes some of them itself: pure computation, for one slice at most."""
 _LINGER = 0.004
 """Seconds for which the thread stays awake after the last call."""
 _THREAD_RETRY = 1.0
@@ -47,20 +45,26 @@ class Inbox:
         on_thread: called when the thread has started.
     """
 
+    backlog = 10_000
+    """Calls that wait, from which on a hook makes some of them itself: pure computation, for one slice at most."""
+
     def __init__(
         self, tend: Callable[[], float], complain: Callable[[str, Exception], None], on_thread: Callable[[], None]
     ) -> None:
         self._tend = tend
         self._complain = complain
         self._on_thread = on_thread
+        # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
+        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        self.calls: deque[tuple[Any, ...]] = deque()
+        """Functions with their arguments. Always the same object: the hooks hold it, and append themselves."""
         self.restart()
 
     def restart(self) -> None:
         """Begin anew with nothing in it, in a forked child."""
-        # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
-        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
-        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.awake = False
+        """The thread will find what is appended now. Whoever appended, and finds this False, calls `attend`."""
         self._asleep = False
         self._due = math.inf
         self._closed = self._stopped = False
@@ -69,9 +73,10 @@ class Inbox:
         self._no_thread_before = 0.0
         self.lock = threading.Lock()
         """Held by whoever makes the calls."""
+        self.calls.clear()  # last: what it destroys may end spans
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self.calls)
 
     @property
     def closed(self) -> bool:
@@ -86,15 +91,26 @@ class Inbox:
     def put(self, function: Callable[..., None], *arguments: Any) -> None:
         """Enqueue a call; nothing happens once the inbox is closed."""
         fork.check()
+        self.put_checked(function, *arguments)
+
+    def put_checked(self, *call: Any) -> None:
+        """Do the same where `fork.check` was called just before: a function and its arguments."""
+        self.calls.append(call)
+        if not self.awake or len(self.calls) > self.backlog:
+            self.attend()
+
+    def attend(self) -> None:
+        """See to it that a call which was just appended is made: wake the thread, or start it, or help it."""
         if self._closed:
+            with contextlib.suppress(IndexError):
+                self.calls.pop()
             return
-        self._calls.append((function, arguments))
         if self._asleep:
             self._wake()
         elif self._thread is None:
             self._start_thread()
         # Not in a destructor that runs in the middle of our own work, with half of that work done.
-        if len(self._calls) > _BACKLOG and not on_own_thread():
+        if len(self.calls) > self.backlog and not on_own_thread():
             self._run(0.0, _SLICE)
 
     def run(self, timeout: float, *then: Callable[[], None]) -> bool:
@@ -108,6 +124,7 @@ class Inbox:
     def close(self) -> None:
         """Take nothing in any more. What is in already can still be `run`."""
         self._closed = True
+        self.awake = False
 
     def stop(self) -> None:
         """End the thread, after the call that it is making."""
@@ -126,9 +143,9 @@ class Inbox:
 
     def _make_calls(self, seconds: float, *then: Callable[[], None]) -> None:
         until = time.perf_counter() + seconds
-        for _ in range(len(self._calls)):
+        for _ in range(len(self.calls)):
             try:
-                function, arguments = self._calls.popleft()
+                function, *arguments = self.calls.popleft()
             except IndexError:  # a hook that ran in the middle of this has helped
                 break
             try:
@@ -168,10 +185,12 @@ class Inbox:
                 self._no_thread_before = time.monotonic() + _THREAD_RETRY
                 _logger.debug("no thread can be started: reports go out at flush or shutdown")
                 return
+            self.awake = not self._closed
             self._on_thread()
 
     def _wake(self) -> None:
         self._asleep = False
+        self.awake = not self._closed
         self._bell.put(None)
 
     def _work(self) -> None:
@@ -184,11 +203,11 @@ class Inbox:
         """Wait until there are calls, or something is due."""
         while not self._bell.empty():
             self._bell.get_nowait()  # rung when already awake
-        self._asleep = True
-        if not self._calls and not self._stopped:
+        self._asleep, self.awake = True, False
+        if not self.calls and not self._stopped:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=self._pause())
-        self._asleep = False
+        self._asleep, self.awake = False, not self._closed
 
     def _pause(self) -> float | None:
         """Return the seconds until something is due; None, and so no wake-ups at all, if nothing is."""
@@ -199,10 +218,10 @@ class Inbox:
             began = time.perf_counter()
             with self.lock:
                 self._make_calls(_SLICE)
-            if self._calls:
-                free = max(1.0 - len(self._calls) / _CROWD, 0.0)
+            if self.calls:
+                free = max(1.0 - len(self.calls) / _CROWD, 0.0)
                 time.sleep((time.perf_counter() - began) * _REST * free)
             else:
                 time.sleep(_LINGER)
-                if not self._calls:
+                if not self.calls:
                     return

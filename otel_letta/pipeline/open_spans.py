@@ -170,12 +170,6 @@ class OpenSpans:
         record.append(_made(record, OpenSpan(span, self._forget), span))
         record[0] = None
 
-    def close(self, record: Record, span: ReadableSpan) -> bool:
-        """Put the ended span of a record in its place; False if there is an `OpenSpan`."""
-        record.append(span)
-        record[0] = None
-        return record[2] is span
-
     def above(self, record: Record) -> tuple[list[OpenSpan], SpanKey | None]:
         """Return the spans above one that are or were open here, nearest first, and what is above the last of them.
 

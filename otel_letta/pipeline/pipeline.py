@@ -14,27 +14,31 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
-from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
-from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
-from otel_letta.report import ProgressReport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
-from otel_letta.settings import Settings
-from otel_letta.tracking import Tracker
-from otel_letta.tracking.log_events import LogEvent
-from otel_letta.tracking.opt_in import OptIn, TaskFilter
+from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from otel_letta.letta.transport import Transport
+    from otel_letta.pipeline.measured import Metrics
+    from otel_letta.pipeline.source import Source
+    from otel_letta.report import ProgressReport
+    from otel_letta.settings import Settings
+    from otel_letta.tracking.log_events import LogEvent
+    from otel_letta.tracking.opt_in import TaskFilter
 
 _logger = logging.getLogger(__name__)
 
@@ -44,17 +48,7 @@ _FOR_DELIVERY = 0.94
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
 
-_S = TypeVar("_S", bound=Source)
-
-
-class Metrics(Protocol):
-    """Measurements of delivery, handed in by the component that makes the pipeline."""
-
-    def timed(self, transport: Transport) -> Transport:
-        """Return the transport with its requests timed."""
-
-    def stats(self, lanes: Callable[[], Mapping[str, Mapping[str, Any]]]) -> Stats:
-        """Return counts that are metrics too. ``lanes`` returns what waits, by lane."""
+_S = TypeVar("_S", bound="Source")
 
 
 def tracker_for(

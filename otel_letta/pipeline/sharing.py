@@ -9,18 +9,21 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_letta.letta.transport import Transport
-from otel_letta.pipeline.pipeline import Metrics, Pipeline
-from otel_letta.pipeline.source import Source
+from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.runtime import fork, wake
-from otel_letta.settings import Settings
-from otel_letta.tracking.opt_in import TaskFilter
+
+if TYPE_CHECKING:
+    from otel_letta.letta.transport import Transport
+    from otel_letta.pipeline.measured import Metrics
+    from otel_letta.pipeline.source import Source
+    from otel_letta.settings import Settings
+    from otel_letta.tracking.opt_in import TaskFilter
 
 _logger = logging.getLogger(__name__)
 
-_S = TypeVar("_S", bound=Source)
+_S = TypeVar("_S", bound="Source")
 
 
 class Handle:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_letta import semconv
+from otel_letta.pipeline import pooled
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, is_no_record, make_hooks
 from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
 from otel_letta.pipeline.pooled import handled_elsewhere
 from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
-from otel_letta.runtime.suppress import is_suppressed, may_be_suppressed
+from otel_letta.runtime.suppress import is_suppressed
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Watcher:
         self._tracker: Tracker
         self._foreign: set[SpanKey] = set()
         self._forked_at = 0
-        self.on_start, self.on_end = make_hooks(self, complain)
+        self.on_start, self.on_end = make_hooks(self, inbox, complain)
 
     def restart(self, tracker: Tracker, *, forked: bool) -> None:
         """Begin with no span open, in a new process."""
@@ -148,12 +150,12 @@ class Watcher:
             entry = self.open.observe_open(record)
             if entry is not None:
                 entry.start_exception = id(exception)
-        if may_be_suppressed() and is_suppressed():
+        if is_suppressed():
             entry = self.open.observe_open(record)
             if entry is not None:
                 entry.ignored = True
         else:
-            self._inbox.put(self._start, record)
+            self._inbox.put_checked(self.start, record)
 
     def _check_fork(self, record: Record) -> None:
         if fork.check():
@@ -171,36 +173,36 @@ class Watcher:
         """Enqueue the end of a span that may be a task, and that was never observed."""
         if fork.check() and self.is_foreign(span):
             return
-        if self.open.close(record, span):
+        record.append(span)
+        record[0] = None
+        if record[2] is span:  # unless somebody has observed it meanwhile
             exception = _handled_at_end(span)
-            self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+            self._inbox.put_checked(self.end, record, None if exception is None else _why_aborted(span, exception))
         else:
             self.note_end(record, span, span.attributes or {})
 
     def note_end(self, record: Record | None, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
         """Enqueue the end of a span that was observed, or was not open here, if it matters."""
-        declares = not declares_nothing(attributes)
         if record is None:
             # Ended by somebody else already, started before the processor was added, or in the process that this
             # one was forked from.
-            if declares:
+            if not declares_nothing(attributes):
                 fork.check()
                 if not self.is_foreign(span):
                     self._end_alone(span)
             return
         entry: OpenSpan = record[2]
         entry.over = True
-        matters = entry.followed or declares or entry.spoken
-        if matters and fork.check() and self.is_foreign(span):
-            return
-        if matters:
+        if entry.followed or entry.spoken or not declares_nothing(attributes):
+            if fork.check() and self.is_foreign(span):
+                return
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
                 entry.ended = span
                 exception = _handled_at_end(span)
                 if exception is not None and id(exception) == entry.start_exception:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
-                self._inbox.put(self._end, record, None if exception is None else _why_aborted(span, exception))
+                self._inbox.put_checked(self.end, record, None if exception is None else _why_aborted(span, exception))
         elif entry.awaited:  # set by the thread before it asks for `over`
             exception = handled()
             why = None if exception is None else _why_aborted(span, exception)
@@ -237,7 +239,8 @@ class Watcher:
             self._next_poll = now + self._interval
         self.watching = True
 
-    def _start(self, record: Record) -> None:
+    def start(self, record: Record) -> None:
+        """Bring the start of a span."""
         entry, span = self._observed(record)
         # Of a span that has ended meanwhile, the call of its end is enough.
         if entry is not None and span is not None and not entry.over and not entry.followed:
@@ -245,7 +248,8 @@ class Watcher:
             self._hand_over(record, entry, span, self._tracker.started)
         self._watch()
 
-    def _end(self, record: Record, aborted: str | None) -> None:
+    def end(self, record: Record, aborted: str | None) -> None:
+        """Bring the end of a span."""
         entry = self.open.observe(record)
         span = None if entry is None else entry.ended
         assert entry is not None
@@ -366,7 +370,10 @@ class Watcher:
 
 def _handled_at_end(span: ReadableSpan) -> BaseException | None:
     """Return the exception that is being handled where a span ends that shows no status."""
-    return handled() or (handled_elsewhere(span) if span.status.status_code is StatusCode.UNSET else None)
+    exception = handled()
+    if exception is None and get_ident() != pooled.main and span.status.status_code is StatusCode.UNSET:
+        return handled_elsewhere(span)
+    return exception
 
 
 def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:

@@ -26,7 +26,8 @@ _renewals: list[Callable[[], None]] = []
 _waits: list[Callable[[], list[threading.Lock]]] = []
 _held: list[threading.Lock] = []
 
-_pid = os.getpid()
+pid = os.getpid()
+"""The process id, as far as a fork was noticed."""
 _renewing = 0
 """The process id for which the renewals run now."""
 _turns: dict[int, threading.RLock] = {}
@@ -62,10 +63,11 @@ def hold_for(instances: weakref.WeakSet[_T], lock_of: Callable[[_T], threading.L
 def check() -> bool:
     """Make everything anew if this process was forked without Python's hooks; True if this very call found that out.
 
-    A system call (50 to 200 ns), so it is not for what every span of a program passes.
+    A system call (50 to 200 ns), so it is not for what every span of a program passes. Whoever calls it often compares
+    `os.getpid` with `pid` before.
     """
-    pid = os.getpid()
-    return pid != _pid and _renew_late(pid)
+    now = os.getpid()
+    return now != pid and _renew_late(now)
 
 
 def forked_at() -> int:
@@ -78,10 +80,10 @@ def was_noticed_late() -> bool:
     return _late
 
 
-def _renew_late(pid: int) -> bool:
-    with _turns.setdefault(pid, threading.RLock()):
+def _renew_late(now: int) -> bool:
+    with _turns.setdefault(now, threading.RLock()):
         # Another thread has done it meanwhile; or a renewal enqueues something, on this one.
-        if pid in (_pid, _renewing):
+        if now in (pid, _renewing):
             return False
         _renew_all(_began_at(), late=True)
         return True
@@ -117,13 +119,13 @@ def _after_in_child() -> None:
 
 
 def _renew_all(at: int, *, late: bool) -> None:
-    global _pid, _forked_at, _late, _renewing
+    global pid, _forked_at, _late, _renewing
     _held.clear()
     _renewing = os.getpid()
     _forked_at, _late = at, late
     for renew in _renewals:
         renew()
-    _pid = _renewing
+    pid = _renewing
 
 
 if hasattr(os, "register_at_fork"):

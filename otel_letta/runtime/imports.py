@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
+    from typing import Protocol as Protocol
+else:
+
+    class Protocol:
+        """An ordinary base class where the program runs. To make one of `typing.Protocol` takes as long as to import
+        three modules of ours, and nobody but type checkers asks it anything."""
 
 
 def names_on_demand(

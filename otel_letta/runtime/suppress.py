@@ -7,7 +7,6 @@ wrapper around processors.
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from opentelemetry import context as otel_context
 
@@ -30,7 +29,7 @@ class suppress_tracing:  # noqa: N801 - reads as the context manager that it is
     """
 
     def __enter__(self) -> None:
-        context = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
+        context = otel_context.set_value(SUPPRESS, True)
         context = otel_context.set_value("suppress_instrumentation", True, context)
         context = otel_context.set_value(_OURS, True, context)
         self._token = otel_context.attach(context)
@@ -39,15 +38,13 @@ class suppress_tracing:  # noqa: N801 - reads as the context manager that it is
         otel_context.detach(self._token)
 
 
-may_be_suppressed = partial(otel_context.get_value, otel_context._SUPPRESS_INSTRUMENTATION_KEY)
-"""A fast no of what `is_suppressed` answers."""
+SUPPRESS = otel_context._SUPPRESS_INSTRUMENTATION_KEY
+"""The SDK's key. No context without it is one in which `is_suppressed`."""
 
 
 def is_suppressed() -> bool:
     """Return True on a thread or in a task that OpenTelemetry's own machinery works on."""
-    return (
-        bool(otel_context.get_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY)) and not _is_logfires_own_suppression()
-    )
+    return bool(otel_context.get_value(SUPPRESS)) and not _is_logfires_own_suppression()
 
 
 def _is_logfires_own_suppression() -> bool:

@@ -195,11 +195,13 @@ def _is_readable_kind(path: Path) -> bool:
 
 
 def _read_dotenv(path: str) -> dict[str, object] | _UnreadableError:
-    from dotenv import dotenv_values  # only programs with a .env pay for it
-
     try:
         # utf-8-sig: Windows editors write a byte order mark, which older python-dotenv takes for part of a name.
         text = Path(path).read_text(encoding="utf-8-sig")
+        if not text.strip():
+            return {}
+        from dotenv import dotenv_values  # only programs with a .env pay for it
+
         return _ours(dotenv_values(stream=io.StringIO(text)))
     except UnicodeDecodeError as error:
         return _UnreadableError(f"not UTF-8 at byte {error.start}")

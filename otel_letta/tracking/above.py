@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from otel_letta.runtime.imports import Protocol
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import Task
 from otel_letta.tracking.tree import Tree

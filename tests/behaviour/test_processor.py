@@ -543,9 +543,9 @@ def _broken(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (Watcher, "note_start"),
+        (Inbox, "attend"),
         (Watcher, "note_end"),
-        (Inbox, "put"),
+        (Inbox, "put_checked"),
         (OpenSpans, "observe"),
         (OpenSpans, "above"),
         (Tracker, "started"),
@@ -840,7 +840,7 @@ def test_spans_that_end_inside_the_garbage_collector_do_not_deadlock(
     collecting(Tracker, "ended")  # under the tracker's lock
     collecting(OpenSpans, "all")
     collecting(OpenSpans, "observe")
-    monkeypatch.setattr("otel_letta.pipeline.inbox._BACKLOG", 0)  # hooks help at every note, where they may
+    monkeypatch.setattr(Inbox, "backlog", 0)  # hooks help at every note, where they may
 
     def work() -> None:
         for number in range(10):
@@ -887,7 +887,7 @@ def test_a_span_that_its_destructor_ends_is_not_lost(letta: InMemoryLetta) -> No
 
 
 def test_hooks_work_a_backlog_off_when_no_thread_can_be_started(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_letta.pipeline.inbox._BACKLOG", 10)
+    monkeypatch.setattr(Inbox, "backlog", 10)
 
     def no_threads(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

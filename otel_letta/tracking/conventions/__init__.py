@@ -7,7 +7,6 @@ convention is a file with a record, and a place in `CONVENTIONS`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from otel_letta.tracking.conventions.mlflow import MLFLOW
 from otel_letta.tracking.conventions.openinference import OPENINFERENCE
 from otel_letta.tracking.conventions.openllmetry import OPENLLMETRY
 from otel_letta.tracking.conventions.openllmetry_llm import OPENLLMETRY_LLM
+from otel_letta.tracking.conventions.shapes import Names
 from otel_letta.tracking.conventions.span_type import SPAN_TYPE
 from otel_letta.tracking.conventions.spring_ai import SPRING_AI
 from otel_letta.tracking.conventions.spring_ai_alibaba import SPRING_AI_ALIBABA
@@ -45,11 +45,12 @@ __all__ = [
     "CONVENTIONS",
     "EVENTS",
     "MARKS",
+    "NAMES",
     "Convention",
     "Role",
     "denies",
-    "names_of",
     "role_of",
+    "shape_of",
 ]
 
 CONVENTIONS = (
@@ -98,42 +99,28 @@ CONTENT_FIELDS: Mapping[str, str] = {
 }
 """What the setting ``content`` can opt into."""
 
-_DECIDING = tuple(
-    (convention.marks | convention.also_asked, convention.role)
-    for convention in CONVENTIONS
-    if convention.marks or convention.also_asked
-)
+NAMES = Names(CONVENTIONS)
+"""All that the conventions' names of attributes may say."""
+
+shape_of = NAMES.shape_of
 
 
 def role_of(reading: Reading) -> Role | None:
     """Return the role of a span. The most specific convention that the span follows decides, alone."""
-    names = reading.attributes.keys()
-    if names.isdisjoint(ASKED):  # this way round it takes as many steps as there are marks, not attributes
-        return None
-    for marks, decide in _DECIDING:
-        if not names.isdisjoint(marks):
-            role = decide(reading)
-            if role is not UNCLAIMED:
-                return None if role is Role.TOOL and _is_no_tool(reading) else role
+    for decide in shape_of(reading.attributes).deciding:
+        role = decide(reading)
+        if role is not UNCLAIMED:
+            return None if role is Role.TOOL and _is_no_tool(reading) else role
     return None
 
 
 def _is_no_tool(reading: Reading) -> bool:
     """Return True for a span around calls of tools that is named like one: ``(merged tools)``."""
-    name = next((name for name in _TOOL_NAMES if name in reading.attributes), None)
-    text = as_text(reading.attributes[name]) if name is not None else None
+    names = shape_of(reading.attributes).names[Role.TOOL]
+    text = as_text(reading.attributes[names[0]]) if names else None
     return text is not None and text[:1] == "(" and text[-1:] == ")"
-
-
-def names_of(role: Role) -> tuple[str, ...]:
-    """Return the attributes that hold what people call a span of this role."""
-    return tuple(itertools.chain.from_iterable(convention.names.get(role, ()) for convention in CONVENTIONS))
-
-
-_TOOL_NAMES = names_of(Role.TOOL)
-_DENIED = {name: value for convention in CONVENTIONS for name, value in convention.denied.items()}
 
 
 def denies(attributes: Mapping[str, Any]) -> bool:
     """Return True for attributes that say that a person refused a tool's call: its own, or a part's of it."""
-    return any(name in attributes and as_text(attributes[name]) in values for name, values in _DENIED.items())
+    return any(as_text(attributes[name]) in values for name, values in shape_of(attributes).denied)

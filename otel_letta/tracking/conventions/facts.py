@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
-from otel_letta.text import as_text, clean_line, pattern
-from otel_letta.tracking.conventions import CONVENTIONS, Role
+from otel_letta.text import as_text, clean_line
+from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role, shape_of
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
 from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_denied, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
 from otel_letta.tracking.conventions.plans import plan_of, progress_event
 from otel_letta.tracking.conventions.reasons import ADDRESS, Reason, reason_of
+from otel_letta.tracking.conventions.shapes import Refine, Shape
 from otel_letta.tracking.values import EXTRA_CAP, id_of
 
 if TYPE_CHECKING:
@@ -86,23 +87,11 @@ class AgentFacts:
         self.cancelled = self.cancelled or self.finish is Finish.CANCELLED
 
 
-_TOOL_CALLS = pattern(r"\.tool_calls\.\d")
-_CHOSEN = tuple(name for convention in CONVENTIONS for name in convention.chosen_chats)
-_GIVEN = tuple(name for convention in CONVENTIONS for name in convention.chats)
-_OF_RESOURCE = len(_CHOSEN)
-"""The rank of the resource's own word. Whoever set that chose it: it beats what a framework gave."""
-_CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, "", *_GIVEN)) if name}
-_ANSWERS = frozenset().union(*(convention.answers for convention in CONVENTIONS))
-_ANSWER_PREFIXES = tuple(prefix for convention in CONVENTIONS for prefix in convention.answer_prefixes)
-_NO_ANSWERS = frozenset().union(*(convention.no_answers for convention in CONVENTIONS))
-_FINISHES = tuple(name for convention in CONVENTIONS for name in convention.finishes)
-_CALL_IDS = tuple(name for convention in CONVENTIONS for name in convention.call_ids)
+_OF_RESOURCE = NAMES.rank_of_resource
 _ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
 _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
-_CANCELLED = {name: value for convention in CONVENTIONS for name, value in convention.cancelled.items()}
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
-_FAILED = {name: value for convention in CONVENTIONS for name, value in convention.failed.items()}
-_REFINING = tuple((c.marks | c.also_asked, frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None)
+_REFINING_BY_EVENTS = tuple((frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None and c.events)
 
 
 def read_agent(
@@ -115,27 +104,26 @@ def read_agent(
         content: fields of `CONTENT_FIELDS` that may be reported.
     """
     attributes = reading.attributes
+    shape = shape_of(attributes)
     extras = dict(_extras(attributes, role, content)) if content else {}
     name, named = name_of(reading, role)
     facts = AgentFacts(role, name, extras)
     facts.named = named
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
-    facts.chat = _conversation(reading, chat_attributes)
-    if _failed(reading):
+    facts.chat = _conversation(reading, shape, chat_attributes)
+    if _failed(reading, shape):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
         facts.plan = plan_of(attributes)
-        facts.call_id = next((found for name in _CALL_IDS if (found := id_of(attributes.get(name)))), None)
+        facts.call_id = next((found for name in shape.calls if (found := id_of(attributes[name]))), None)
         facts.denied = reading.denied
     else:
-        _read_answer(facts, reading)
-    _read_interruption(facts, reading, content)
-    names, signals = attributes.keys(), [name for name, _ in reading.signals]
-    for marks, events, refine in _REFINING:
-        if not names.isdisjoint(marks) or (signals and not events.isdisjoint(signals)):
-            refine(reading, facts, frozenset(content))
+        _read_answer(facts, reading, shape)
+    _read_interruption(facts, reading, shape, content)
+    for refine in _refining(reading, shape):
+        refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
         if share is not None:
@@ -143,10 +131,22 @@ def read_agent(
     return facts
 
 
-def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
-    attributes, default = reading.own_attributes, reading.default(semconv.CHAT_ID)
-    found = sorted((_CHATS[name], name) for name in _CHATS.keys() & attributes.keys())
-    found += [(len(_CHATS) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
+def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
+    """Return what reads a span further: of the conventions whose attributes it has, or whose events."""
+    if not reading.signals:
+        return shape.refining
+    signals = {name for name, _ in reading.signals}
+    by_events = {refine for events, refine in _REFINING_BY_EVENTS if not events.isdisjoint(signals)}
+    return [refine for _, refine in NAMES.refining if refine in shape.refining or refine in by_events]
+
+
+def _conversation(reading: Reading, shape: Shape, more: Sequence[str]) -> tuple[int, str] | None:
+    default = reading.default(semconv.CHAT_ID)
+    if not shape.chats and not more:
+        return None if default is None else (_OF_RESOURCE, default)
+    attributes = reading.own_attributes
+    found = [chat for chat in shape.chats if chat[1] in attributes]
+    found += [(len(NAMES.chats) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
     for rank, name in found:
         if default is not None and rank > _OF_RESOURCE:
             break
@@ -161,16 +161,16 @@ def _says_more_than_an_id(value: str) -> bool:
     return len(value.split()) >= _WORDS_OF_AN_ID or ("@" in value and ADDRESS.search(value) is not None)
 
 
-def _read_answer(facts: AgentFacts, reading: Reading) -> None:
+def _read_answer(facts: AgentFacts, reading: Reading, shape: Shape) -> None:
     attributes = reading.attributes
-    signs = [n for n in attributes if n in _ANSWERS or (type(n) is str and n.startswith(_ANSWER_PREFIXES))]
-    facts.records_answers = bool(signs)
-    facts.answered = any(not is_filler(attributes[name]) for name in signs if name not in _NO_ANSWERS)
-    reasons = [attributes[name] for name in _FINISHES if name in attributes]
-    reasons += [values[name] for _, values in reading.signals for name in _FINISHES if name in values]
-    facts.finish_by(reasons)
+    facts.records_answers = shape.records_answers
+    facts.answered = any(not is_filler(attributes[name]) for name in shape.answers)
+    reasons = [attributes[name] for name in shape.finishes]
+    reasons += [values[name] for _, values in reading.signals for name in NAMES.finishes if name in values]
+    if reasons:
+        facts.finish_by(reasons)
     # Some models say that they are done when they ask for a tool, too.
-    if facts.finish in (None, Finish.ANSWERED) and any(_TOOL_CALLS.search(name) for name in signs):
+    if shape.asks_for_tools and facts.finish in (None, Finish.ANSWERED):
         facts.finish, facts.finish_word = Finish.TOOLS, "tool_calls"
 
 
@@ -178,14 +178,14 @@ def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
     return reason_of(reading, role, types=_ERROR_TYPES, texts=_ERROR_TEXTS, whole="errors" in content)
 
 
-def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[str]) -> None:
+def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, content: Collection[str]) -> None:
     """Read what an error says that is none: somebody cancelled the work, or it waits for somebody."""
     attributes = reading.attributes
-    error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
     exception, message = reading.exception
-    facts.cancelled = facts.cancelled or _holds(attributes, _CANCELLED)
+    facts.cancelled = facts.cancelled or _holds(attributes, shape.cancelled)
     if not (facts.failed or exception or message):
         return
+    error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
     text = reading.described or message
     kinds = [kind for kind in (error_type, exception) if kind]
     if any(is_wait(kind, "") for kind in kinds) or (facts.role is not Role.LLM and is_wait("", text)):
@@ -202,17 +202,17 @@ def _read_interruption(facts: AgentFacts, reading: Reading, content: Collection[
         facts.raised = _reason(reading, facts.role, content)
 
 
-def _failed(reading: Reading) -> bool:
+def _failed(reading: Reading, shape: Shape) -> bool:
     attributes = reading.attributes
     return (
         reading.failed
         or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
-        or _holds(attributes, _FAILED)
+        or _holds(attributes, shape.failed)
     )
 
 
-def _holds(attributes: Mapping[str, Any], values: Mapping[str, str]) -> bool:
-    return any(name in attributes and (as_text(attributes[name]) or "").lower() == values[name] for name in values)
+def _holds(attributes: Mapping[str, Any], values: Sequence[tuple[str, str]]) -> bool:
+    return any((as_text(attributes[name]) or "").lower() == value for name, value in values)
 
 
 def _extras(attributes: Mapping[str, Any], role: Role, content: Collection[str]) -> Iterator[tuple[str, str]]:

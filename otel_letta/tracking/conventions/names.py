@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line, pattern
-from otel_letta.tracking.conventions import CONVENTIONS, MARKS, Role, names_of
+from otel_letta.tracking.conventions import CONVENTIONS, MARKS, NAMES, Role, shape_of
 from otel_letta.tracking.conventions.reasons import ADDRESS
 from otel_letta.tracking.values import JSON_CAP, NAME_CAP
 
@@ -24,10 +24,7 @@ _SPACELESS_LETTERS = 20
 """In scripts without spaces between words (Chinese, Japanese, Thai …) so many letters are a sentence."""
 _PUNCTUATION = pattern(r"[?!。？！]|;\s")
 
-_NAMES = {role: names_of(role) for role in Role}
-_AGENT_FIRST = (semconv.GEN_AI_AGENT_NAME, *_NAMES[Role.AGENT])
-"""A workflow's span may name an agent of it, and an agent's the workflow around it."""
-_REPEATED = frozenset().union(*_NAMES.values(), *(convention.repeated_names for convention in CONVENTIONS))
+_REPEATED = frozenset().union(*NAMES.names.values(), *(convention.repeated_names for convention in CONVENTIONS))
 _OPERATIONS = frozenset(
     {"agent", "ai_agent", "invoke_agent", "create_agent", "invoke_workflow", "workflow", "execute_task", "task"}
     | {"invoke", "run", "execute", "chain", "generate", "interaction", "invocation", "chat", "completion"}
@@ -47,9 +44,10 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
     if role is Role.LLM:
         return "", False
     attributes = reading.attributes
-    names = _NAMES[role]
+    names = shape_of(attributes).names[role]
     if role is Role.AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
-        names = _AGENT_FIRST
+        # A workflow's span may name an agent of it, and an agent's the workflow around it.
+        names = (semconv.GEN_AI_AGENT_NAME, *names)
     name = _first_name(attributes, names)
     if role is Role.TOOL:
         named = bool(name) and not _IN_BRACKETS.fullmatch(name)

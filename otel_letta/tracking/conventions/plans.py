@@ -8,11 +8,10 @@ from typing import Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text
-from otel_letta.tracking.conventions import CONVENTIONS
+from otel_letta.tracking.conventions import shape_of
 from otel_letta.tracking.conventions.reasons import parse_literal
 from otel_letta.tracking.values import JSON_CAP, number_of, share_of
 
-_HOLDERS = tuple(name for convention in CONVENTIONS for name in convention.plans)
 _PLAN_LISTS = ("task_list", "todos", "todo_list", "tasks", "plan", "steps", "items")
 _DONE = frozenset({"done", "completed", "complete", "finished"})
 _STATES = _DONE | {"todo", "pending", "in_progress", "in-progress", "not_started", "cancelled", "blocked", "open"}
@@ -23,8 +22,8 @@ def plan_of(attributes: Mapping[str, Any]) -> float | None:
     share = share_of(attributes.get(semconv.BARE_PROGRESS), attributes.get(semconv.BARE_TOTAL))
     if share is not None:
         return share
-    for name in _HOLDERS:
-        text = as_text(attributes.get(name))
+    for name in shape_of(attributes).plans:
+        text = as_text(attributes[name])
         if text is None or len(text) > JSON_CAP or '"status"' not in text.replace("'", '"'):
             continue
         share = _share_done(_parsed(text))

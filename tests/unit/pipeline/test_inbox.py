@@ -136,7 +136,7 @@ def test_a_long_backlog_shortens_the_rests(world: World, monkeypatch: pytest.Mon
 def test_hooks_make_calls_themselves_when_too_many_wait(
     world: World, monkeypatch: pytest.MonkeyPatch, no_threads: None
 ) -> None:
-    monkeypatch.setattr(module, "_BACKLOG", 10)
+    monkeypatch.setattr(Inbox, "backlog", 10)
     for number in range(50):
         world.put(number)
     assert len(world.inbox) <= 10

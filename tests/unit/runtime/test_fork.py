@@ -19,12 +19,12 @@ def renewals(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     for name in ("_renewing", "_forked_at", "_late"):
         monkeypatch.setattr(fork, name, getattr(fork, name))
     monkeypatch.setattr(fork, "_turns", {})
-    monkeypatch.setattr(fork, "_pid", -1)
+    monkeypatch.setattr(fork, "pid", -1)
     return made
 
 
 def test_a_process_that_was_not_forked_renews_nothing(renewals: list[Callable[[], None]]) -> None:
-    fork._pid = os.getpid()
+    fork.pid = os.getpid()
     renewals.append(pytest.fail)
     assert not fork.check()
 

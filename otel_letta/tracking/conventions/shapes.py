@@ -1,0 +1,110 @@
+"""Shapes: what the names of a span's attributes say under all conventions, whatever their values.
+
+Spans of one instrumentation carry the same names again and again. So each set of names is asked about once, by looking
+up each name, and what was found is kept: reading a span costs as much as it has attributes that mean something, however
+many conventions there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from otel_letta import semconv
+from otel_letta.text import pattern
+from otel_letta.tracking.conventions.convention import Convention, Role, Unclaimed
+
+if TYPE_CHECKING:
+    from otel_letta.tracking.conventions.facts import AgentFacts
+    from otel_letta.tracking.reading import Reading
+
+_MOST_KEPT = 512
+_MOST_NAMES = 64
+_MOST_TEXT = 4_096
+"""Shapes that are kept, the names of one, and their characters: names may be anybody's."""
+_TOOL_CALLS = pattern(r"\.tool_calls\.\d")
+
+Refine = Callable[["Reading", "AgentFacts", frozenset[str]], None]
+Decide = Callable[["Reading"], "Role | Unclaimed | None"]
+
+
+class Shape:
+    """The names of a span's attributes, by what they hold. All in the order in which they are asked."""
+
+    __slots__ = (
+        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "deciding", "declares", "denied", "failed"),
+        *("finishes", "names", "plans", "records_answers", "refining"),
+    )
+
+    def __init__(self, known: Names, names: Sequence[str]) -> None:
+        here = frozenset(names)
+        signs = [name for name in names if known.shows_answer(name)]
+        self.deciding = tuple(decide for marks, decide in known.deciding if not here.isdisjoint(marks))
+        """The conventions that may know its role."""
+        self.refining = tuple(refine for marks, refine in known.refining if not here.isdisjoint(marks))
+        self.declares = not here.isdisjoint(semconv.INTERESTING)
+        """Something that a declaration is made of is there."""
+        self.names = {role: tuple(name for name in all_ if name in here) for role, all_ in known.names.items()}
+        """What may hold the name that people call it, by its role."""
+        self.chats = tuple((rank, name) for name, rank in known.chats.items() if name in here)
+        """Rank and name of what may hold a conversation's id, the best first."""
+        self.records_answers = bool(signs)
+        self.answers = tuple(name for name in signs if name not in known.no_answers)
+        self.asks_for_tools = any(_TOOL_CALLS.search(name) for name in signs)
+        self.finishes = tuple(name for name in known.finishes if name in here)
+        self.calls = tuple(name for name in known.calls if name in here)
+        self.plans = tuple(name for name in known.plans if name in here)
+        self.denied = tuple((name, values) for name, values in known.denied.items() if name in here)
+        self.failed = tuple((name, value) for name, value in known.failed.items() if name in here)
+        self.cancelled = tuple((name, value) for name, value in known.cancelled.items() if name in here)
+
+
+class Names:
+    """All names that conventions know, and the shapes that were met.
+
+    Args:
+        conventions: in the order in which they are asked.
+    """
+
+    def __init__(self, conventions: Sequence[Convention]) -> None:
+        self.deciding: tuple[tuple[frozenset[str], Decide], ...] = tuple(
+            (c.marks | c.also_asked, c.role) for c in conventions if c.marks or c.also_asked
+        )
+        self.refining: tuple[tuple[frozenset[str], Refine], ...] = tuple(
+            (c.marks | c.also_asked, c.refine) for c in conventions if c.refine is not None
+        )
+        self.names = {role: tuple(name for c in conventions for name in c.names.get(role, ())) for role in Role}
+        chosen = tuple(name for c in conventions for name in c.chosen_chats)
+        given = tuple(name for c in conventions for name in c.chats)
+        self.rank_of_resource = len(chosen)
+        """The rank of the resource's own word. Whoever set that chose it: it beats what a framework gave."""
+        self.chats = {name: rank for rank, name in enumerate((*chosen, "", *given)) if name}
+        self.answers: frozenset[str] = frozenset().union(*(c.answers for c in conventions))
+        self.no_answers: frozenset[str] = frozenset().union(*(c.no_answers for c in conventions))
+        self.answer_prefixes = tuple(prefix for c in conventions for prefix in c.answer_prefixes)
+        self.finishes = tuple(name for c in conventions for name in c.finishes)
+        self.calls = tuple(name for c in conventions for name in c.call_ids)
+        self.plans = tuple(name for c in conventions for name in c.plans)
+        self.denied = {name: values for c in conventions for name, values in c.denied.items()}
+        self.failed = {name: value for c in conventions for name, value in c.failed.items()}
+        self.cancelled = {name: value for c in conventions for name, value in c.cancelled.items()}
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+
+    def shows_answer(self, name: str) -> bool:
+        return name in self.answers or (type(name) is str and name.startswith(self.answer_prefixes))
+
+    def shape_of(self, attributes: Mapping[str, Any]) -> Shape:
+        """Return what the names of these attributes say."""
+        names = tuple(attributes)
+        shape = self._shapes.get(names)
+        if shape is None:
+            shape = Shape(self, names)
+            if _is_small(names):
+                if len(self._shapes) >= _MOST_KEPT:
+                    self._shapes.clear()
+                self._shapes[names] = shape
+        return shape
+
+
+def _is_small(names: Sequence[str]) -> bool:
+    return len(names) <= _MOST_NAMES and all(type(n) is str for n in names) and sum(map(len, names)) <= _MOST_TEXT
