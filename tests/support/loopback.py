@@ -8,6 +8,7 @@ import socket
 import socketserver
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
@@ -27,7 +28,17 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing is written anywhere."""
 
     def read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(self._chunks())
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The parts of a body whose length nobody knew when it began; Node's exporters send such."""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            """Trailers say nothing."""
 
     def send(self, status: int, body: Any = b"", content_type: str | None = None) -> None:
         """Answer with bytes as they are, and with everything else as JSON."""
