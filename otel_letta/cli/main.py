@@ -4,8 +4,8 @@
 spans into reports, ``setup`` makes coding programs report; ``hook`` and ``openhands-webhooks`` take events from
 OpenHands.
 
-Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
-which OpenHands waits for at every step, does without them.
+Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
+``hook``, which OpenHands waits for at every step, does without them.
 """
 
 from __future__ import annotations

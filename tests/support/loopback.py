@@ -64,14 +64,21 @@ class LoopbackServer(ThreadingHTTPServer):
     block_on_close = False  # a request that is held would block it
     request_queue_size = 128
 
-    def __init__(self, handler: type[Handler], *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, handler: type[Handler], *, host: str = "127.0.0.1", port: int = 0, listener: socket.socket | None = None
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = listener
         super().__init__((host, port), handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="stand-in", daemon=True)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: that one asks the resolver for this host's name, which can take seconds.
-        socketserver.TCPServer.server_bind(self)
+        if self._listener is not None:  # bound already, and perhaps in a network of its own
+            self.socket.close()
+            self.socket, self.server_address = self._listener, self._listener.getsockname()
+        else:
+            # Not HTTPServer's: that one asks the resolver for this host's name, which can take seconds.
+            socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     @property

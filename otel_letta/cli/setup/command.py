@@ -67,9 +67,11 @@ def _print_environment(program: Program, target: Target, token_file: Path | None
         return
     click.echo(f"Set this in the environment that {program.title} starts in:", err=True)
     for name, value in variables.items():
-        before, token, _ = value.partition(_STAND_IN)
-        # The shell reads the token when it needs it, and nobody sees it here.
-        text = f'"{before}$(head -n 1 {shlex.quote(str(token_file.resolve()))})"' if token and token_file else shlex.quote(value)
+        text = shlex.quote(value)
+        if token_file and _STAND_IN in value:
+            # The shell reads the token when it needs it, and nobody sees it here.
+            file = shlex.quote(str(token_file.resolve()))
+            text = f'"{value.partition(_STAND_IN)[0]}$(head -n 1 {file})"'
         click.echo(f"export {name}={text}")
 
 

@@ -152,9 +152,7 @@ PROGRAMS = {
             file="config.toml",
             folder_variable="CODEX_HOME",
             folder=".codex",
-            notes=(
-                "Codex has tools' arguments and outputs in its logs, always; otel_letta does not read them.",
-            ),
+            notes=("Codex has tools' arguments and outputs in its logs, always; otel_letta does not read them.",),
         ),
         Program(
             "gemini",
@@ -192,9 +190,7 @@ PROGRAMS = {
             file="opencode/opencode.json",
             folder_variable="XDG_CONFIG_HOME",
             folder=".config",
-            notes=(
-                "opencode has prompts and answers in its spans, always; otel_letta does not read them.",
-            ),
+            notes=("opencode has prompts and answers in its spans, always; otel_letta does not read them.",),
         ),
     )
 }

@@ -1,6 +1,6 @@
 """A model on loopback that plays one fixed conversation in the four protocols that coding programs speak.
 
-OpenAI's Responses (Codex) and chat completions (AI SDK), Anthropic's Messages (Claude Code), Gemini's `generateContent`;
+OpenAI's Responses (Codex) and chat completions (AI SDK), Anthropic's Messages (Claude Code), Gemini's generateContent;
 as a stream of server-sent events where the program asks for one. Which tool the model wants next depends only on how
 many results of tools the request holds, so that a program may repeat a request, or ask for something else in between (a
 title for the session, say: a request that does not offer the tools is answered with some words).
@@ -9,6 +9,7 @@ title for the session, say: a request that does not offer the tools is answered 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,14 +53,14 @@ class Script:
 class ScriptedModel(LoopbackServer):
     """The server. Everything here may be called from any thread."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, listener: socket.socket | None = None) -> None:
         self.script = script
         self.asked: list[tuple[str, str]] = []
         """Path and body of each request, in the order of their arrival."""
         self.held = threading.Event()
         """Set when the program waits for an answer that will never come."""
         self._closed = threading.Event()
-        super().__init__(_Handler)
+        super().__init__(_Handler, listener=listener)
 
     def close(self) -> None:
         self._closed.set()

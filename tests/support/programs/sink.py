@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,23 @@ _IDS = ("traceId", "spanId", "parentSpanId")
 class OtlpRecorder(LoopbackServer):
     """The server; ``folder`` gets its files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listener: socket.socket | None = None) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self.refused: list[str] = []
         """What came and is no OTLP: path and content type."""
-        super().__init__(_Handler)
+        super().__init__(_Handler, listener=listener)
 
     @property
     def files(self) -> list[Path]:
         """Those that something came for."""
         return [file for name, _ in _SIGNALS.values() if (file := self._folder / name).exists()]
+
+    @property
+    def sent(self) -> str:
+        """All that came so far."""
+        with self._lock:
+            return "".join(file.read_text("utf-8") for file in self.files)
 
     def keep(self, name: str, request: dict[str, Any]) -> None:
         with self._lock, (self._folder / name).open("a", encoding="utf-8") as file:
