@@ -88,6 +88,8 @@ name = "scripted"
 base_url = "{url}/v1"
 wire_api = "responses"
 env_key = "SCRIPTED_KEY"
+request_max_retries = 3
+stream_max_retries = 0
 
 [features]
 plugins = false
