@@ -38,7 +38,7 @@ def merge(file: str, text: str, settings: Settings) -> Merged:
     read, write = _FORMATS[file.rpartition(".")[2]]
     if not text.strip():
         text = ""
-    document = read(text)
+    document, expected = read(text), _plain(read(text))
     added: list[str] = []
     changed: list[str] = []
     for place, value in settings.items():
@@ -51,7 +51,17 @@ def merge(file: str, text: str, settings: Settings) -> Merged:
         else:
             changed.append(name)
         table[place[-1]] = _inline(value) if file.endswith(".toml") else value
-    return Merged(write(document, text) if added or changed else text, added, changed)
+        _table_of(expected, place)[place[-1]] = value
+    if not added and not changed:
+        return Merged(text)
+    merged = write(document, text)
+    try:
+        right = _plain(read(merged)) == expected
+    except CannotMerge:
+        right = False
+    if not right:  # a table that is spread over several places, for one
+        raise CannotMerge("it is written in a form that cannot be added to safely")
+    return Merged(merged, added, changed)
 
 
 def render(file: str, settings: Settings) -> str:
@@ -68,6 +78,12 @@ def _table_of(document: MutableMapping[str, Any], place: tuple[str, ...]) -> Mut
         if not isinstance(table, MutableMapping):
             raise CannotMerge(f"its {'.'.join(place[:count])!r} is something else than settings")
     return table
+
+
+def _plain(document: MutableMapping[str, Any]) -> dict[str, Any]:
+    """What a document says, apart from how it is written."""
+    unwrap = getattr(document, "unwrap", None)
+    return dict(unwrap() if unwrap else document)
 
 
 def _read_json(text: str) -> dict[str, Any]:
