@@ -1,10 +1,11 @@
 """The command `otel-letta`.
 
 ``check`` finds out whether a report would get through, ``demo`` shows how reports look, ``replay`` turns recorded
-spans into reports; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
+spans into reports, ``setup`` makes coding programs report; ``hook`` and ``openhands-webhooks`` take events from
+OpenHands.
 
-Its two libraries, click and rich, are the extra ``cli`` and are imported when the command runs, never before; ``hook``,
-which OpenHands waits for at every step, does without them.
+Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
+``hook``, which OpenHands waits for at every step, does without them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def app() -> click.Group:
     from otel_letta.cli.demo.command import demo
     from otel_letta.cli.openhands_webhooks import openhands_webhooks
     from otel_letta.cli.replay import replay
+    from otel_letta.cli.setup.command import setup
     from otel_letta.integrations.openhands.hook import main as run_hook
 
     @click.command(
@@ -48,7 +50,7 @@ def app() -> click.Group:
     group = Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo, replay, hook, openhands_webhooks],
+        commands=[check, demo, replay, setup, hook, openhands_webhooks],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
@@ -69,9 +71,9 @@ def main() -> None:
     except KeyboardInterrupt:  # the imports take a moment
         sys.exit(130)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
+        if (error.name or "").partition(".")[0] not in {"click", "rich", "tomlkit"}:
             raise
-        print("otel-letta needs two more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
+        print("otel-letta needs more libraries: pip install 'otel-letta[cli]'", file=sys.stderr)
         sys.exit(2)
     # The name in usage and errors, also after `python -m otel_letta`.
     command(prog_name="otel-letta")

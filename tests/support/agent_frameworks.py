@@ -61,6 +61,7 @@ _FRAMEWORKS: dict[str, tuple[str, ...]] = {
         "openinference-instrumentation-smolagents==0.1.43",
     ),
     "crewai": ("crewai==1.15.30", "openinference-instrumentation-crewai==1.1.21"),
+    "uwsgi": ("uwsgi==2.0.31",),  # no agents, but a server with forks of its own; pip builds it with the C compiler
 }
 """What is installed beside `_COMMON` and whatever these packages need."""
 

@@ -8,6 +8,7 @@ import socket
 import socketserver
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
@@ -27,7 +28,17 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing is written anywhere."""
 
     def read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(self._chunks())
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The parts of a body whose length nobody knew when it began; Node's exporters send such."""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            """Trailers say nothing."""
 
     def send(self, status: int, body: Any = b"", content_type: str | None = None) -> None:
         """Answer with bytes as they are, and with everything else as JSON."""
@@ -53,14 +64,21 @@ class LoopbackServer(ThreadingHTTPServer):
     block_on_close = False  # a request that is held would block it
     request_queue_size = 128
 
-    def __init__(self, handler: type[Handler], *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, handler: type[Handler], *, host: str = "127.0.0.1", port: int = 0, listener: socket.socket | None = None
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = listener
         super().__init__((host, port), handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="stand-in", daemon=True)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: that one asks the resolver for this host's name, which can take seconds.
-        socketserver.TCPServer.server_bind(self)
+        if self._listener is not None:  # bound already, and perhaps in a network of its own
+            self.socket.close()
+            self.socket, self.server_address = self._listener, self._listener.getsockname()
+        else:
+            # Not HTTPServer's: that one asks the resolver for this host's name, which can take seconds.
+            socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     @property
