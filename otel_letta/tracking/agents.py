@@ -275,7 +275,7 @@ class AgentTracker:
         if task is not None and not trace.waiting:
             trace.tasks.remove(task)
             task.ended = True
-        else:
+        if task is not None and not (task.ended and task.begun):
             task = None
         self._tidy(trace)
         return task
@@ -316,6 +316,8 @@ class AgentTracker:
         self._runs.release(trace, now)
         self._endings.promote(trace, now)
         for task in list(trace.tasks):
+            if task.held_until is not None and task.held_until <= now:
+                self._rules.catch_up(trace, task)
             if task.deadline is not None and task.deadline <= now:
                 self._endings.judge(trace, task)
         if trace.active_at + self._idle <= now:
@@ -339,6 +341,8 @@ class AgentTracker:
         for trace in list(self._tree.traces.values()):
             self._runs.release(trace, None)
             for task in list(trace.tasks):
+                if task.held_until is not None:
+                    self._rules.catch_up(trace, task)
                 if task.deadline is not None:
                     self._endings.judge(trace, task)
             self._tidy(trace)
@@ -384,10 +388,10 @@ class AgentTracker:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
         rootless = trace.rootless
         if rootless is not None and not trace.waiting and not any(n.top.task for n in trace.nodes.values()):
-            self._endings.conclude(trace, rootless, Verdict(TaskStatus.COMPLETED), self._now(), ())
+            self._endings.dismiss(trace, rootless)
         for task in list(trace.tasks):
             if task.root is not None or task.awaits is None or self._tree.awaits_root(trace, task):
                 continue
             # The same, if the open span that it waited for got no role, or is no root.
             if not trace.orphans_of(task):
-                self._endings.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
+                self._endings.dismiss(trace, task)

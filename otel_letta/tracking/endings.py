@@ -127,8 +127,19 @@ class Endings:
             self.give_up(trace, task, reason)
         self._tree.drop(trace)
 
+    def dismiss(self, trace: Trace, task: InferredTask) -> None:
+        """End a task that turned out to be no agent's work. What was not reported needs no end."""
+        if task.begun:
+            self.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
+        else:
+            self._subagents.drop(trace, task)
+
     def give_up(self, trace: Trace, task: InferredTask, reason: str) -> None:
         """End a task of which no more will come, and whose root did not come, or did not end."""
+        if task.held_until is not None:
+            self._catch_up(trace, task)
+            if task.ended:
+                return
         if task.root is not None:
             below = family(task.root)[1:]
             verdict, at, nodes = judge_unended(task.root, below), self._now(), [task.root, *below]

@@ -94,6 +94,8 @@ class Node:
     """The time when it arrived, if it bounds a run."""
     twin = False
     """A second instrumentation reports the same tool call."""
+    held: AgentFacts | None = None
+    """Its facts, while nothing of its task is reported; kept for the content that the settings ask for."""
     kept: tuple[AgentFacts | None, Declaration | None] | None = None
     """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
     announced = False
@@ -238,7 +240,7 @@ class Trace:
 
     @property
     def rootless(self) -> InferredTask | None:
-        return next((task for task in self.tasks if task.root is None and task.awaits is None), None)
+        return next((task for task in self.tasks if task.is_unplaced), None)
 
     @property
     def orphans(self) -> list[Node]:
@@ -265,6 +267,7 @@ class Trace:
         """Return when there will be something to do without further spans. Nanoseconds, ``idle`` too."""
         due = [(now if self.silent else self.active_at) + idle, *self.held.values()]
         due += [task.deadline for task in self.tasks if task.deadline is not None]
+        due += [task.held_until for task in self.tasks if task.held_until is not None]
         due += [node.patience for node in self.away if node.end is not None]
         return min(due)
 

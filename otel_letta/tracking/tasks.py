@@ -76,7 +76,10 @@ class InferredTask(Task):
     """The open span that is its root if it gets a role."""
     begun = False
     due = False
-    """Its root came when it had ended, and now it is clear that nobody called it."""
+    """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is
+    over."""
+    held_until: int | None = None
+    """The time until which nothing of it is reported, since its root may come yet."""
     noted: tuple[str | None, str] | None = None
     """Its service and conversation, as sub-agents are looked for by these."""
     resumed = False
@@ -105,6 +108,11 @@ class InferredTask(Task):
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
 
+    @property
+    def is_unplaced(self) -> bool:
+        """True for one whose root has not arrived, and is none of this process."""
+        return self.root is None and self.awaits is None
+
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
         self.key, self.id = key, automatic_id(key)
@@ -120,5 +128,5 @@ class InferredTask(Task):
 
 
 def automatic_id(key: SpanKey) -> str:
-    """Return the id of a task whose author gave none."""
-    return f"{key[0]:032x}-{key[1]:016x}"
+    """Return the id of a task whose author gave none: its root's, or its trace's where nobody knows the root."""
+    return f"{key[0]:032x}-{key[1]:016x}" if key[1] else f"{key[0]:032x}"

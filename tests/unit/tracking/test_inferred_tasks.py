@@ -1024,12 +1024,12 @@ def test_what_was_told_of_an_agent_goes_on_under_the_same_id_when_a_task_turns_o
     assert [report.sequence for report in played.reports] == list(range(1, len(played.reports) + 1))
 
 
-def test_a_task_whose_agent_was_given_up_long_before_it_ended_is_another_run_of_the_same_id() -> None:
+def test_a_task_whose_agent_was_given_up_long_before_it_ended_is_another_one() -> None:
     played = arrived(agent("A", 2, 1, 0, 3), wait=1_000)
     played.arrive([declared(1, None, 0, 1_000)])
     played.pass_seconds(4_000)
-    assert [(end.name, end.run) for end in played.ends] == [("A", 1), ("Mine", 2)]
-    assert [report.sequence for report in played.reports] == [1, 2, 3]
+    assert [(end.name, end.run) for end in played.ends] == [("A", 1), ("Mine", 1)]
+    assert [report.sequence for report in played.reports] == [1, 2, 1]
 
 
 def test_what_an_agent_inside_a_request_declares_is_its_own_word_in_any_order() -> None:
@@ -1541,8 +1541,14 @@ def test_a_start_that_is_read_late_ends_nothing() -> None:
     assert live.ends[0].content.endswith(", 1 tool")
 
 
+def test_a_lone_tool_inside_a_request_is_no_task() -> None:
+    assert arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER)).reports == []
+
+
 def test_a_lone_tool_inside_a_request_that_was_taken_for_an_agents_ends_quietly_when_the_request_comes() -> None:
-    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER))
+    played = arrived(tool("t", 2, 1))
+    played.arrive([made("POST /", 1, None, 0, 30, kind=SpanKind.SERVER)])
+    played.pass_seconds(3)
     assert [(end.status, end.wakes) for end in played.ends] == [(COMPLETED, False)]
     played.pass_seconds(2_000)
     assert len(played.ends) == 1
