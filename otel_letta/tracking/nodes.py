@@ -72,6 +72,7 @@ class Node:
     is_run = False
     finishes = False
     chat: tuple[int, str] | None = None
+    conversation: str | None = None
     above: Node | None = None
     """The nearest span above that has a role."""
     children: dict[Node, None] | None = None
@@ -88,6 +89,8 @@ class Node:
     """Work that another process did when it was called."""
     ambient = False
     """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
+    supposed = False
+    """No span shows it: log events do, or calls that only a conversation's id joins."""
     guessed = False
     """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
     seen_at = 0
@@ -129,6 +132,10 @@ class Node:
                 node.shortcut = above.shortcut
             node = above
         return node
+
+    def is_turn(self, trace: Trace) -> bool:
+        """Return True for an agent that may be one turn of a run that the span above bounds."""
+        return trace.has_turns and self.role is Role.AGENT and self.conversation is not None
 
     @property
     def agents_above(self) -> int:
@@ -224,6 +231,8 @@ class Trace:
     silent = False
     """The lack of news was reported."""
     alarm: int | None = None
+    has_turns = False
+    """An agent in it ended by asking for a tool: it may be one turn of a run."""
 
     def __init__(self, trace_id: int) -> None:
         self.id = trace_id

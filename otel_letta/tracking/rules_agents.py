@@ -42,6 +42,8 @@ class AgentRules:
         self._ledger = ledger
         self._now = now
         self._grace = grace
+        self.see_agent: Callable[[tuple[str, str]], object] = lambda conversation: None
+        self.take_lone: Callable[[Trace, Node], object] = lambda trace, node: None
         self._subagents = SubAgents(tree, self.apply)
         self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
 
@@ -85,7 +87,7 @@ class AgentRules:
             task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
             task.has_progress = True
         if not task.begun and self._ledger.may_resume(task):
-            self._ledger.resume(task)
+            self._ledger.resume(task, self._first_tool(trace, task))
             if not task.resumed and task.root is None and task.chat is None:
                 return True  # it may be the one that waited, and its root will show that
         if not task.begun and task.resumed:
@@ -122,7 +124,7 @@ class AgentRules:
             return False
         if task.is_unplaced and not node.live:
             if task.held_until is None:
-                task.held_until = self._now() + self._grace
+                task.held_until = self._now() + self._grace + 1  # what comes just then is in time
                 self._tree.remind(trace, task.held_until)
         elif root is None or root.end is None or root.live or root.role is not Role.AGENT:
             return False
@@ -164,6 +166,8 @@ class AgentRules:
                 return trace.task_of(node), False
             if node.end is not None and self._tree.remove(trace, node, Fate.DISMISSED):
                 self._tree.links.setdefault(node.key, (node.parent, node.remote))
+                if node is top:
+                    self.take_lone(trace, node)
             return None, False
         else:
             awaiting = (t for t in trace.tasks if t.root is None and t.awaits in (top.key, top.under or top.key))
@@ -230,6 +234,13 @@ class AgentRules:
             task.prompt = facts.extras.get("prompt", task.prompt)
         if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
             task.result = facts.extras["answer"]
+
+    def _first_tool(self, trace: Trace, task: InferredTask) -> str:
+        """Return the name of the tool that a task began with; empty if it asked a model first."""
+        tops = [*([task.root] if task.root is not None else []), *trace.orphans_of(task)]
+        work = [node for top in tops for node in family(top) if node.role in (Role.TOOL, Role.LLM)]
+        first = min(work, key=lambda node: node.start, default=None)
+        return first.name if first is not None and first.role is Role.TOOL else ""
 
     def _start_of_tool(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         if node.role is Role.TOOL and not node.announced and not node.finishes:

@@ -82,6 +82,8 @@ class InferredTask(Task):
     """The time until which nothing of it is reported, since its root may come yet."""
     noted: tuple[str | None, str] | None = None
     """Its service and conversation, as sub-agents are looked for by these."""
+    waiting_tool = ""
+    """The tool that it waited for when it was parked."""
     resumed = False
     """It goes on after it has waited."""
     tools = 0
@@ -99,6 +101,8 @@ class InferredTask(Task):
     default_message: str | None = None
     """The message id of the resource."""
     declared_name: str | None = None
+    program = ""
+    """The name of the executable, where the service has none."""
     prompt = ""
     session: str | None = None
     """OpenHands' id of its conversation."""

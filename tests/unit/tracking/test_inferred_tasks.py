@@ -581,9 +581,11 @@ def test_a_task_whose_root_never_comes_is_quiet_after_the_idle_time_and_lost_aft
     played.pass_seconds(2)
     # Its root may have been open all the time, and arrives when it has ended.
     assert played.ends == []
-    assert played.reports[-1].content == "No news from 'agent' for 15 min"
+    assert played.reports[-1].content == "No news from 'unnamed agent' for 15 min"
     played.pass_seconds(7 * 900)
-    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'agent' failed: lost, no news for 2 h")]
+    assert [(end.status, end.content) for end in played.ends] == [
+        (FAILED, "'unnamed agent' failed: lost, no news for 2 h")
+    ]
 
 
 def test_a_quiet_task_whose_root_comes_at_last_ends_once() -> None:
@@ -595,7 +597,7 @@ def test_a_quiet_task_whose_root_comes_at_last_ends_once() -> None:
 
 def test_a_quiet_task_that_shows_how_it_ended_is_lost_no_later_than_before() -> None:
     played = arrived(chat(3, 2, 0, 1), tool("t", 4, 2, 1, 2, error="broken"), wait=1_000, idle_timeout=900)
-    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'agent' failed: broken")]
+    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'unnamed agent' failed: broken")]
 
 
 def test_every_span_puts_the_idle_time_off() -> None:
@@ -831,7 +833,7 @@ def test_a_span_name_that_is_a_prompt_is_not_told() -> None:
             played = arrived(made(name, 1, None, 0, 9, attributes))
             assert "revenue" not in everything_sent(played.reports)
             assert "house" not in everything_sent(played.reports)
-            assert played.ends[0].content == "Finished 'agent' in 9.0 s"
+            assert played.ends[0].content == "Finished 'unnamed agent' in 9.0 s"
 
 
 @pytest.mark.parametrize(
@@ -846,7 +848,7 @@ def test_a_span_name_that_is_a_prompt_is_not_told() -> None:
 )
 def test_a_span_name_that_is_a_short_prompt_or_a_person_is_not_told(name: str) -> None:
     played = arrived(made(name, 1, None, 0, 9, AGENT))
-    assert [end.content for end in played.ends] == ["Finished 'agent' in 9.0 s"]
+    assert [end.content for end in played.ends] == ["Finished 'unnamed agent' in 9.0 s"]
 
 
 @pytest.mark.parametrize("name", ["Senior Data Researcher", "四半期レポート作成", "Dr. No's agent", "a/b?", "get_x"])
@@ -1412,7 +1414,7 @@ def test_more_traces_than_are_kept_give_up_the_oldest_and_count_it() -> None:
         played.arrive([tool("t", 2, 1, n, n + 1, trace_id=n)])
     assert played.tracker.open_tasks == 10
     assert played.tracker.evicted == 15
-    assert {end.content for end in played.ends} == {"'agent' failed: lost, more tasks at once than are kept"}
+    assert {end.content for end in played.ends} == {"'unnamed agent' failed: lost, more tasks at once than are kept"}
 
 
 def test_traces_that_show_no_task_go_before_those_that_do() -> None:
