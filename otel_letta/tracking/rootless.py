@@ -119,6 +119,7 @@ class RootlessRuns:
             scope=lone.sample.scope,
         )
         turn = self._begin(event) if event is not None else None
+        self._with_agents.pop(conversation, None)  # that one's root is no span
         if turn is not None and self._is_open(turn):
             turn.is_rootless = not turn.has_root
             self._runs.put(conversation, turn)
