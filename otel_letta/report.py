@@ -71,7 +71,7 @@ class ProgressReport:
     trace_id: str | None = None
     """32 lower-case hex digits."""
     span_id: str | None = None
-    """16 lower-case hex digits."""
+    """16 lower-case hex digits; None for an agent of which no span shows where it began."""
     service: str | None = None
     """``service.name`` of the resource that produced the span."""
     host: str | None = None
@@ -85,7 +85,10 @@ class ProgressReport:
     @property
     def key(self) -> str:
         """What stays the same from a task's first report to its last, even if its id was set in between."""
-        return f"{self.trace_id}-{self.span_id}" if self.trace_id and self.span_id else self.task_id
+        if self.trace_id and self.span_id:
+            return f"{self.trace_id}-{self.span_id}"
+        # Of an agent whose root nobody has seen only the trace is known. Reports that no tracking made may share one.
+        return self.trace_id if self.trace_id and self.sequence else self.task_id
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name; the status as its word, times as ISO 8601 in UTC, unknown fields as None."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from otel_letta.report import TaskStatus
+from otel_letta import semconv
+from otel_letta.text import as_text
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.names import early_name
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
@@ -20,9 +22,6 @@ from otel_letta.tracking.rules_runs import AmbientRuns
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Recent, Tree
 from otel_letta.tracking.verdicts import Verdict
-
-_LOST_AFTER = 8
-"""Idle times after which a task is lost of which nothing says how it ended."""
 
 
 class AgentTracker:
@@ -130,6 +129,7 @@ class AgentTracker:
         else:
             self._update(node, reading, facts, aborted)
         trace.active_at, trace.silent = self._now(), False
+        trace.has_turns = trace.has_turns or (node.role is Role.AGENT and node.finish is Finish.TOOLS)
         if trace.sample is None:
             trace.sample = reading.without_content()
         ours = self._rules.apply(trace, node, reading, facts, said, inbound)
@@ -153,7 +153,9 @@ class AgentTracker:
         node.answered, node.records_answers, node.ok = facts.answered, facts.records_answers, reading.ok
         node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
         node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
-        node.links = reading.links
+        node.links, node.conversation = reading.links, facts.conversation
+        if node.conversation and node.role in (Role.AGENT, Role.STEP):
+            self._rules.see_agent((as_text(reading.resource.get(semconv.SERVICE_NAME)) or "", node.conversation))
         node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
         node.is_run, node.finishes = facts.is_run, facts.finishes
         node.failed, node.reason = facts.failed, facts.reason
@@ -252,6 +254,27 @@ class AgentTracker:
             self._endings.end_turn(trace, root, verdict, at)
             self._tidy(trace)
 
+    def watch(self, see_agent: Callable[[tuple[str, str]], object], take_lone: Callable[[Trace, Node], object]) -> None:
+        """Have conversations of agents brought, by service and id, and ended calls that nothing is above."""
+        self._rules.see_agent, self._rules.take_lone = see_agent, take_lone
+
+    def adopt(self, root: SpanKey, nodes: Collection[Node]) -> None:
+        """Make calls that were no task's the work of a root's."""
+        tree, trace = self._tree, self._tree.traces[root[0]]
+        for top in nodes:
+            for node in family(top):
+                trace.nodes[node.key] = node
+                tree.size += 1
+            tree.hang(top, trace.nodes[root])
+        for node in sorted(nodes, key=lambda node: node.end or 0):
+            self._rules.apply(trace, node)
+        self._tidy(trace)
+
+    def release_held(self) -> None:
+        """Place what waits for spans that may bound a run."""
+        for trace in list(self._tree.traces.values()):
+            self._runs.release(trace, None)
+
     # -- declarations ------------------------------------------------------------------------------------------------
 
     def absorb(self, key: SpanKey) -> InferredTask | None:
@@ -275,7 +298,7 @@ class AgentTracker:
         if task is not None and not trace.waiting:
             trace.tasks.remove(task)
             task.ended = True
-        else:
+        if task is not None and not (task.ended and task.begun):
             task = None
         self._tidy(trace)
         return task
@@ -316,29 +339,21 @@ class AgentTracker:
         self._runs.release(trace, now)
         self._endings.promote(trace, now)
         for task in list(trace.tasks):
+            if task.held_until is not None and task.held_until <= now:
+                self._rules.catch_up(trace, task)
             if task.deadline is not None and task.deadline <= now:
                 self._endings.judge(trace, task)
         if trace.active_at + self._idle <= now:
-            self._idled(trace)
+            self._endings.idle(trace, self._idle)
         self._tidy(trace)
-
-    def _idled(self, trace: Trace) -> None:
-        is_open = any(node.live and node.end is None for node in trace.nodes.values())
-        is_open = is_open or any(self._tree.awaits_root(trace, task) for task in trace.tasks)
-        patience = self._idle if self._endings.has_evidence(trace) else _LOST_AFTER * self._idle
-        if not is_open and trace.active_at + patience <= self._now():
-            self._endings.give_up_all(trace, wording.lost(patience / 1e9))
-        elif not trace.silent:
-            # It may wait for a person, or for a long answer: a span arrives when it has ended.
-            trace.silent = True
-            for task in trace.tasks:
-                self._rules.report(task, wording.silent(self._ledger.name_of(task), self._idle / 1e9))
 
     def judge_ended(self) -> None:
         """Judge what has ended now: somebody flushes, and may not be here when the grace time is over."""
         for trace in list(self._tree.traces.values()):
             self._runs.release(trace, None)
             for task in list(trace.tasks):
+                if task.held_until is not None:
+                    self._rules.catch_up(trace, task)
                 if task.deadline is not None:
                     self._endings.judge(trace, task)
             self._tidy(trace)
@@ -370,7 +385,7 @@ class AgentTracker:
         """Keep the order of ages, the bounds and the alarm, after any news."""
         tree = self._tree
         if any(task.root is None for task in trace.tasks):
-            self._end_what_was_none(trace)
+            self._endings.end_what_was_none(trace)
         tree.keep_order(trace)
         if trace.alarm is None and (trace.nodes or trace.tasks):
             tree.remind(trace, trace.next_due(self._now(), self._idle))
@@ -379,15 +394,3 @@ class AgentTracker:
             for task in list(oldest.tasks):
                 self._endings.fail(oldest, task, "lost, more tasks at once than are kept")
             tree.drop(oldest)
-
-    def _end_what_was_none(self, trace: Trace) -> None:
-        """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
-        rootless = trace.rootless
-        if rootless is not None and not trace.waiting and not any(n.top.task for n in trace.nodes.values()):
-            self._endings.conclude(trace, rootless, Verdict(TaskStatus.COMPLETED), self._now(), ())
-        for task in list(trace.tasks):
-            if task.root is not None or task.awaits is None or self._tree.awaits_root(trace, task):
-                continue
-            # The same, if the open span that it waited for got no role, or is no root.
-            if not trace.orphans_of(task):
-                self._endings.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())

@@ -17,6 +17,9 @@ from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
 
+_LOST_AFTER = 8
+"""Idle times after which a task is lost of which nothing says how it ended."""
+
 
 class Endings:
     """Ends inferred tasks, and remembers when.
@@ -101,13 +104,39 @@ class Endings:
             node.missing = None
             self._apply(trace, node)
 
+    def end_what_was_none(self, trace: Trace) -> None:
+        """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
+        rootless = trace.rootless
+        if rootless is not None and not trace.waiting and not any(n.top.task for n in trace.nodes.values()):
+            self.dismiss(trace, rootless)
+        for task in list(trace.tasks):
+            if task.root is not None or task.awaits is None or self._tree.awaits_root(trace, task):
+                continue
+            # The same, if the open span that it waited for got no role, or is no root.
+            if not trace.orphans_of(task):
+                self.dismiss(trace, task)
+
+    def idle(self, trace: Trace, idle: int) -> None:
+        """Give up what is quiet for too long, or report that it is quiet. ``idle``: nanoseconds."""
+        is_open = any(node.live and node.end is None for node in trace.nodes.values())
+        is_open = is_open or any(self._tree.awaits_root(trace, task) for task in trace.tasks)
+        patience = idle if self.has_evidence(trace) else _LOST_AFTER * idle
+        if not is_open and trace.active_at + patience <= self._now():
+            self.give_up_all(trace, wording.lost(patience / 1e9))
+        elif not trace.silent:
+            # It may wait for a person, or for a long answer: a span arrives when it has ended.
+            trace.silent = True
+            for task in trace.tasks:
+                content = wording.silent(self._ledger.name_of(task), idle / 1e9)
+                self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, content, self._now())
+
     def has_evidence(self, trace: Trace) -> bool:
         """Return True if something says how the tasks of a quiet trace ended, or there are none."""
         last = max(
             (node for node in trace.orphans if node.end is not None), key=lambda node: node.end or 0, default=None
         )
         ended = last is not None and (last.failed or last.role is Role.AGENT or last.waits_for is not None)
-        return ended or not trace.tasks or any(task.root is not None for task in trace.tasks)
+        return ended or not trace.tasks or any(_is_seen(task.root) for task in trace.tasks)
 
     def give_up_all(self, trace: Trace, reason: str) -> None:
         """End all tasks of a trace of which nothing more will come."""
@@ -127,8 +156,19 @@ class Endings:
             self.give_up(trace, task, reason)
         self._tree.drop(trace)
 
+    def dismiss(self, trace: Trace, task: InferredTask) -> None:
+        """End a task that turned out to be no agent's work. What was not reported needs no end."""
+        if task.begun:
+            self.conclude(trace, task, Verdict(TaskStatus.COMPLETED), self._now(), ())
+        else:
+            self._subagents.drop(trace, task)
+
     def give_up(self, trace: Trace, task: InferredTask, reason: str) -> None:
         """End a task of which no more will come, and whose root did not come, or did not end."""
+        if task.held_until is not None:
+            self._catch_up(trace, task)
+            if task.ended:
+                return
         if task.root is not None:
             below = family(task.root)[1:]
             verdict, at, nodes = judge_unended(task.root, below), self._now(), [task.root, *below]
@@ -151,6 +191,8 @@ class Endings:
         # Counted again: what was reported before the root came may have been another task's, or one call twice.
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
         if verdict.waits_for is not None:
+            waiting = (node for node in nodes if node.waits_for is not None and node.role is Role.TOOL)
+            task.waiting_tool = max(waiting, key=lambda node: node.start, default=Node).name
             self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
             return
         if task.status is not None and task.status.is_terminal:
@@ -216,6 +258,10 @@ class Endings:
         for node in nodes:
             trace.unwait(node)
             self._tree.remove(trace, node, Fate.OVER)
+
+
+def _is_seen(root: Node | None) -> bool:
+    return root is not None and (not root.supposed or root.end is not None)
 
 
 def _is_settled(run: Node) -> bool:

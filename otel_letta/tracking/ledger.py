@@ -22,7 +22,7 @@ from otel_letta.tracking.values import id_of
 _logger = logging.getLogger(__name__)
 
 _LAST_CONTENT_CAP = 120
-_NAMELESS = "agent"
+_NAMELESS = "unnamed agent"
 
 
 class Inbound(NamedTuple):
@@ -116,7 +116,7 @@ class Ledger:
         task.default_chat = reading.default(semconv.CHAT_ID)
         task.message_id = message
         task.default_message = reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None
-        task.service = _service(reading)
+        task.service, task.program = _service(reading), _program(reading)
 
     def find(self, agent: str | None, task_id: str | None) -> Task | None:
         """Return the task under way with an id; None for none."""
@@ -175,9 +175,10 @@ class Ledger:
         task.ended = True
         self._parked.put(task)
 
-    def resume(self, task: InferredTask) -> bool:
-        """Let an agent's task go on with one that waited in the same conversation, or trace; True if there is one."""
-        parked = self._parked.take_inferred(task)
+    def resume(self, task: InferredTask, first_tool: str) -> bool:
+        """Let an agent's task go on with one that waited in the same conversation, or trace, or for the tool that it
+        begins with; True if there is one."""
+        parked = self._parked.take_inferred(task, first_tool)
         if parked is None:
             return False
         go_on(task, parked)
@@ -239,7 +240,7 @@ class Ledger:
     # -- reports of inferred tasks -----------------------------------------------------------------------------------
 
     def name_of(self, task: InferredTask) -> str:
-        return task.declared_name or task.name or clean_line(task.service or "", 80) or _NAMELESS
+        return task.declared_name or task.name or clean_line(task.service or "", 80) or task.program or _NAMELESS
 
     def ask_for_claim(self, task: InferredTask) -> None:
         """Notice that somebody else reports the task. For good: half a story is worse than none."""
@@ -321,7 +322,7 @@ class Ledger:
                 wakes=worth_it and not task.mirrored,
                 waiting=waiting,
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
-                span_id=None if task.key is None else f"{task.key[1]:016x}",
+                span_id=None if task.key is None or not task.key[1] else f"{task.key[1]:016x}",
                 service=task.service,
                 host=self._host,
             )
@@ -379,6 +380,12 @@ def _utc(nanoseconds: int) -> datetime:
 def _service(reading: Reading) -> str | None:
     service = as_text(reading.resource.get(semconv.SERVICE_NAME)) or ""
     return None if service.startswith("unknown_service") else clean_line(service, 200) or None
+
+
+def _program(reading: Reading) -> str:
+    """Return the executable that an SDK names where nobody names the service: ``unknown_service:/usr/bin/node``."""
+    _, _, program = (as_text(reading.resource.get(semconv.SERVICE_NAME)) or "").partition("unknown_service:")
+    return clean_line(program.replace("\\", "/").rpartition("/")[2], 80)
 
 
 def _last_content(task: Task) -> str | None:

@@ -18,9 +18,11 @@ from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.ledger import Ledger
-from otel_letta.tracking.log_events import Happened, LogEvent, call_of, conversation_of
+from otel_letta.tracking.log_events import Happened, LogEvent, call_of
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
+from otel_letta.tracking.rootless import RootlessRuns
+from otel_letta.tracking.tree import Recent, Tree
+from otel_letta.tracking.turn_index import TurnIndex
 from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
 from otel_letta.tracking.verdicts import Verdict
 
@@ -56,20 +58,20 @@ class LogTurns:
         self._grace = int(grace * 1e9)
         self._idle = int(idle_timeout * 1e9)
         self._answer_timeout = int(answer_timeout * 1e9)
-        self._turns: Recent[SpanKey, Turn] = Recent(REMEMBERED)
-        self._by_trace: Recent[int, Turn] = Recent(REMEMBERED)
-        """The newest turn of a trace."""
-        self._by_conversation: Recent[tuple[str, str], list[Turn]] = Recent(REMEMBERED)
-        """By service and conversation, the newest last."""
-        self._joined: Recent[int, Turn] = Recent(REMEMBERED)
-        """Traces of spans that became part of a turn that has another trace, or none."""
+        self._index = TurnIndex(self._is_open)
         self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
-        self._spans_of: Recent[tuple[str, str], list[tuple[SpanKey, int]]] = Recent(1_000)
-        """The last spans with a role, and their starts, by service and conversation."""
-        self._calls: Recent[SpanKey, str] = Recent(REMEMBERED)
-        """Ids of tool calls whose spans came before any log event did."""
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
         """Services and scopes that say when an answer is complete."""
+        self._rootless = RootlessRuns(
+            tree,
+            agents,
+            now,
+            grace=self._grace,
+            answer_timeout=self._answer_timeout,
+            idle=self._idle,
+            begin=self._begin,
+            remind=self._remind,
+        )
         self._alarms: list[tuple[int, int, Turn]] = []
         self._count = itertools.count()
 
@@ -84,35 +86,34 @@ class LogTurns:
             return
         if event.happened is Happened.ANSWERED:
             self._answering.put((service_of(event.resource), event.scope), None)
-        turn = self._turn_of(event)
+        turn = self._index.of_event(event)
         if turn is None:
             early = [*(self._early.get(early_key(event)) or []), event]
             self._early.put(early_key(event), early[-_MOST_EARLY:])
         else:
             self._go_on(turn, event)
 
-    def _begin(self, event: LogEvent) -> None:
+    def _begin(self, event: LogEvent) -> Turn | None:
         conversation = service_of(event.resource), event.conversation
         own_trace = bool(event.trace_id and event.span_id)
         key = (event.trace_id, event.span_id)
         if not own_trace:
             key = made_up(("turn", *conversation, event.turn, str(event.time)))
-        others = self._by_conversation.get(conversation) or [] if event.conversation else []
-        if key in self._turns or any(self._is_open(turn) and self._continues(turn, event) for turn in others):
-            return  # sent again, or more of the same
+        others = self._index.others(conversation)
+        if key in self._index.turns or any(self._is_open(turn) and self._continues(turn, event) for turn in others):
+            return None  # sent again, or more of the same
         for other in others:
             if other.began <= event.time:
                 self._conclude(other)
         root = self._root_for(key, event, own_trace)
         turn = Turn(root or key, event, own_trace)
-        self._turns.put(key, turn)
-        if event.conversation:
-            self._by_conversation.put(conversation, [*others[-20:], turn])
+        self._index.add(key, turn)
         turn.told_by_spans = root is None
         if root is not None:
-            self._by_trace.put(root[0], turn)
+            self._index.by_trace.put(root[0], turn)
             self._take_over(turn)
         self._catch_up(turn, event)
+        return turn
 
     def _continues(self, turn: Turn, event: LogEvent) -> bool:
         """Return True for a further prompt of a turn: one that says so, or came into its trace while it was at work."""
@@ -130,7 +131,7 @@ class LogTurns:
         if node is not None and node.role is Role.AGENT:
             return None if node.live else key
         own = key if node is None else made_up(("turn", *map(str, key)))
-        seen = self._spans_of.get((service_of(event.resource), event.conversation)) or ()
+        seen = self._index.spans_of((service_of(event.resource), event.conversation))
         traces = {span[0]: None for span, _ in seen} | ({key[0]: None} if own_trace else {})
         for trace_id in [*traces, *tree.busy]:
             trace = tree.traces.get(trace_id)
@@ -149,13 +150,15 @@ class LogTurns:
         for node in list(trace.nodes.values()) if trace is not None else ():
             turn.has_spans = turn.own_trace
             if node.role is Role.TOOL:
-                call = self._calls.get(node.key) or ""
+                call = self._index.calls.get(node.key) or ""
                 turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
         turn.root_is_over = tree.links.get(root) == (None, False)
         if tree.node(root) is not None:
             turn.has_root = True
         else:
             self._observe(turn.reading(root, None, {semconv.GEN_AI_OPERATION: "invoke_agent"}, turn.began))
+            if (supposed := tree.node(root)) is not None:
+                supposed.supposed = True
             if turn.root_is_over:
                 self._remind(turn, self._now() + self._grace)
 
@@ -167,17 +170,6 @@ class LogTurns:
             self._early.put(early_key(event), rest)
         for one in sorted(mine, key=lambda one: one.time):
             self._go_on(turn, one)
-
-    def _turn_of(self, event: LogEvent) -> Turn | None:
-        others = self._by_conversation.get((service_of(event.resource), event.conversation)) or []
-        if not event.conversation:
-            return self._by_trace.get(event.trace_id)
-        if event.turn:
-            named = next((turn for turn in reversed(others) if turn.id == event.turn), None)
-            if named is not None or any(turn.id for turn in others):
-                return named
-        turn = self._by_trace.get(event.trace_id) if event.trace_id else None
-        return turn or next((turn for turn in reversed(others) if turn.began <= event.time), None)
 
     def _go_on(self, turn: Turn, event: LogEvent) -> None:
         if not self._is_open(turn):
@@ -247,11 +239,16 @@ class LogTurns:
 
     def join(self, reading: Reading) -> bool:
         """Give an ended span its place in a turn, if it is part of one. True if nothing is left to do for it."""
-        turn = self._turn_around(reading)
+        turn = self._index.of_span(reading)
         if turn is None:
             return False
+        if turn.is_rootless and reading.role in (Role.AGENT, Role.STEP) and not turn.is_within(reading):
+            self._conclude(turn)
+            return False
+        if turn.is_rootless:
+            self._rootless.go_on(turn, reading.end or 0)
         if reading.key[0] != turn.root[0]:
-            self._joined.put(reading.key[0], turn)
+            self._index.joined.put(reading.key[0], turn)
             self._move(reading, turn)
         elif reading.role is not None and turn.own_trace:
             turn.has_spans = True
@@ -278,27 +275,8 @@ class LogTurns:
 
     def root_above(self, key: SpanKey) -> SpanKey | None:
         """Return the root of an open turn in the trace of a live span without anything above."""
-        turn = self._by_trace.get(key[0])
+        turn = self._index.by_trace.get(key[0])
         return turn.root if turn is not None and turn.root != key and self._is_open(turn) else None
-
-    def _turn_around(self, reading: Reading) -> Turn | None:
-        if reading.role is None and not self._turns:  # as of nearly all spans
-            return None
-        trace = reading.key[0]
-        turn = self._by_trace.get(trace) or self._joined.get(trace)
-        if turn is not None:
-            return turn
-        if reading.role is Role.TOOL and (call := call_of(reading.attributes)):
-            self._calls.put(reading.key, call)
-        conversation = conversation_of(reading.attributes)
-        if not conversation or reading.role is None:
-            return None
-        key = service_of(reading.resource), conversation
-        self._spans_of.put(key, [*(self._spans_of.get(key) or [])[-20:], (reading.key, reading.start)])
-        for turn in reversed(self._by_conversation.get(key) or []):
-            if turn.began - NEAR <= reading.start and not turn.told_by_spans:
-                return turn if self._is_open(turn) or reading.start <= turn.latest else None
-        return None
 
     def _move(self, reading: Reading, turn: Turn) -> None:
         """Let a span of another trace be one of the turn's."""
@@ -354,33 +332,43 @@ class LogTurns:
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
+        next_run = self._rootless.tick(self._now())
         while self._alarms:
             at, _, turn = self._alarms[0]
             if turn.deadline == at:
                 if at > self._now():
-                    return at
+                    return min(at, next_run or at)
                 turn.deadline = None
-                self._conclude(turn)
+                due = self._rootless.due(turn) if turn.is_rootless and self._is_open(turn) else at
+                if due is not None and due > at:
+                    self._remind(turn, due)
+                elif due is not None:
+                    self._conclude(turn)
             heapq.heappop(self._alarms)
-        return None
+        return next_run
 
     def settle(self) -> None:
         """End the tools of turns whose agent's span has come: they are judged now."""
+        self._rootless.tick(None)
         for turn in {id(turn): turn for _, _, turn in self._alarms if turn.has_root}.values():
             self._stop_tools(turn)
 
     def conclude_all(self) -> None:
         """End all turns: nothing more will come."""
-        for turn in list(self._turns.values()):
+        self._rootless.tick(None)
+        for turn in list(self._index.turns.values()):
             self._conclude(turn)
 
     def conclude_answered(self) -> None:
         """End the turns that have come to an end as far as anybody knows: the program shuts down."""
-        for turn in list(self._turns.values()):
-            if not self._verdict(turn).stopped:
+        self._rootless.tick(None)
+        for turn in list(self._index.turns.values()):
+            if self._is_open(turn) and not self._verdict(turn).stopped:
                 self._conclude(turn)
 
     def _verdict(self, turn: Turn) -> Verdict:
+        if turn.is_rootless and turn.model is None:
+            return self._rootless.verdict(turn)
         return turn.verdict((turn.service, turn.scope) in self._answering)
 
     def _conclude(self, turn: Turn) -> None:

@@ -72,6 +72,7 @@ class Node:
     is_run = False
     finishes = False
     chat: tuple[int, str] | None = None
+    conversation: str | None = None
     above: Node | None = None
     """The nearest span above that has a role."""
     children: dict[Node, None] | None = None
@@ -88,12 +89,16 @@ class Node:
     """Work that another process did when it was called."""
     ambient = False
     """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
+    supposed = False
+    """No span shows it: log events do, or calls that only a conversation's id joins."""
     guessed = False
     """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
     seen_at = 0
     """The time when it arrived, if it bounds a run."""
     twin = False
     """A second instrumentation reports the same tool call."""
+    held: AgentFacts | None = None
+    """Its facts, while nothing of its task is reported; kept for the content that the settings ask for."""
     kept: tuple[AgentFacts | None, Declaration | None] | None = None
     """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
     announced = False
@@ -127,6 +132,10 @@ class Node:
                 node.shortcut = above.shortcut
             node = above
         return node
+
+    def is_turn(self, trace: Trace) -> bool:
+        """Return True for an agent that may be one turn of a run that the span above bounds."""
+        return trace.has_turns and self.role is Role.AGENT and self.conversation is not None
 
     @property
     def agents_above(self) -> int:
@@ -222,6 +231,8 @@ class Trace:
     silent = False
     """The lack of news was reported."""
     alarm: int | None = None
+    has_turns = False
+    """An agent in it ended by asking for a tool: it may be one turn of a run."""
 
     def __init__(self, trace_id: int) -> None:
         self.id = trace_id
@@ -238,7 +249,7 @@ class Trace:
 
     @property
     def rootless(self) -> InferredTask | None:
-        return next((task for task in self.tasks if task.root is None and task.awaits is None), None)
+        return next((task for task in self.tasks if task.is_unplaced), None)
 
     @property
     def orphans(self) -> list[Node]:
@@ -265,6 +276,7 @@ class Trace:
         """Return when there will be something to do without further spans. Nanoseconds, ``idle`` too."""
         due = [(now if self.silent else self.active_at) + idle, *self.held.values()]
         due += [task.deadline for task in self.tasks if task.deadline is not None]
+        due += [task.held_until for task in self.tasks if task.held_until is not None]
         due += [node.patience for node in self.away if node.end is not None]
         return min(due)
 

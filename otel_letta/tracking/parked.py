@@ -50,8 +50,14 @@ class Parked:
             )
         return self._take(found)
 
-    def take_inferred(self, task: InferredTask) -> InferredTask | None:
-        """Take out the one of the same conversation, or of the same trace."""
+    def take_inferred(self, task: InferredTask, first_tool: str) -> InferredTask | None:
+        """Take out the one of the same conversation, or of the same trace.
+
+        Args:
+            first_tool: the tool that a task began with, before it asked a model. If one waits for that tool, and no
+                other, it is what was allowed: some frameworks resume in a new trace without any id of the old one
+                (measured with Genkit 1.4 for Go).
+        """
         for other in self._tasks.values():
             if not isinstance(other, InferredTask) or other.agent_id != task.agent_id:
                 continue
@@ -60,6 +66,11 @@ class Parked:
             if other.service == task.service and (same_trace or same_chat):
                 self._take(other)
                 return other
+        mine = [t for t in self._tasks.values() if isinstance(t, InferredTask) and t.agent_id == task.agent_id]
+        found = [t for t in mine if first_tool and t.waiting_tool == first_tool and t.service == task.service]
+        if len(found) == 1 and (task.chat is None or found[0].chat is None):
+            self._take(found[0])
+            return found[0]
         return None
 
     def _take(self, task: Task | None) -> Task | None:

@@ -170,7 +170,7 @@ class Reading:
         if semconv.INTERESTING.isdisjoint(attributes) or ASKED.isdisjoint(attributes):
             return attributes
         shared = [name for name in semconv.INTERESTING if name in attributes and name in resource]
-        copies = [name for name in shared if as_text(attributes[name]) == as_text(resource[name])]
+        copies = [name for name in shared if (as_text(attributes[name]) or 0) == as_text(resource[name])]
         if not copies:
             return attributes
         return {name: value for name, value in attributes.items() if name not in copies}

@@ -42,6 +42,8 @@ class AgentRules:
         self._ledger = ledger
         self._now = now
         self._grace = grace
+        self.see_agent: Callable[[tuple[str, str]], object] = lambda conversation: None
+        self.take_lone: Callable[[Trace, Node], object] = lambda trace, node: None
         self._subagents = SubAgents(tree, self.apply)
         self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
 
@@ -76,9 +78,16 @@ class AgentRules:
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
         if self._is_early(trace, task, node):
+            node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return True
+        if task.held_until is not None:
+            self.catch_up(trace, task)
+        facts, node.held = facts or node.held, None
+        if facts is not None and facts.plan is not None:
+            task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
+            task.has_progress = True
         if not task.begun and self._ledger.may_resume(task):
-            self._ledger.resume(task)
+            self._ledger.resume(task, self._first_tool(trace, task))
             if not task.resumed and task.root is None and task.chat is None:
                 return True  # it may be the one that waited, and its root will show that
         if not task.begun and task.resumed:
@@ -108,19 +117,28 @@ class AgentRules:
             self._tree.remind(trace, task.deadline)
 
     def _is_early(self, trace: Trace, task: InferredTask, node: Node) -> bool:
-        """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent."""
+        """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent, or
+        the root of ended spans may come yet. Requests in any order within the grace make the same reports thus."""
         root = task.root
-        if task.begun or task.due or root is None or root.end is None or root.live or root.role is not Role.AGENT:
+        if task.begun or task.due:
             return False
-        self._subagents.note(trace, task)
-        self._set_deadline(trace, task)
+        if task.is_unplaced and not node.live:
+            if task.held_until is None:
+                task.held_until = self._now() + self._grace + 1  # what comes just then is in time
+                self._tree.remind(trace, task.held_until)
+        elif root is None or root.end is None or root.live or root.role is not Role.AGENT:
+            return False
+        else:
+            task.held_until = None
+            self._subagents.note(trace, task)
+            self._set_deadline(trace, task)
         if len(trace.nodes) > _MOST_UNTOLD:
             self.catch_up(trace, task)
         return not task.due
 
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
-        task.due = True
+        task.due, task.held_until = True, None
         nodes = [] if task.root is None else family(task.root)
         nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
         for node in sorted(nodes, key=lambda node: (node is not task.root, node.end or 0)):
@@ -142,8 +160,14 @@ class AgentRules:
                 return None, False
             task = self._task_without_root(top, top.missing)
         elif top.role not in _ROOT_ROLES:
+            beside = self._agent_beside(trace, top)
+            if beside is not None:
+                self._tree.hang(top, beside)
+                return trace.task_of(node), False
             if node.end is not None and self._tree.remove(trace, node, Fate.DISMISSED):
                 self._tree.links.setdefault(node.key, (node.parent, node.remote))
+                if node is top:
+                    self.take_lone(trace, node)
             return None, False
         else:
             awaiting = (t for t in trace.tasks if t.root is None and t.awaits in (top.key, top.under or top.key))
@@ -153,6 +177,8 @@ class AgentRules:
                 task = InferredTask(top.key, top.start)
             task.root, top.task = top, task
             task.started = top.start
+            if not task.begun:
+                task.rename(top.key)
             if not fresh:
                 return task, False
         if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
@@ -160,8 +186,15 @@ class AgentRules:
         trace.tasks.append(task)
         return task, True
 
+    def _agent_beside(self, trace: Trace, top: Node) -> Node | None:
+        """Return the agent that a tool or a model works for that hangs below the same span, within the agent's time."""
+        roots = (task.root for task in trace.tasks)
+        found = [root for root in roots if root is not None and top.parent is not None and root.parent == top.parent]
+        found = [root for root in found if root.start <= top.start and (top.end or 0) <= (root.end or top.end or 0)]
+        return found[0] if len(found) == 1 and found[0].role is Role.AGENT and top.end is not None else None
+
     def _task_without_root(self, top: Node, missing: SpanKey) -> InferredTask:
-        task = InferredTask(top.under or missing, top.start)
+        task = InferredTask(top.under or (missing[0], 0), top.start)
         if top.under is not None:
             task.awaits = top.under
             task.name, task.started = self._tree.candidates.get(top.under) or ("", top.start)
@@ -197,13 +230,17 @@ class AgentRules:
         if not node.foreign:
             task.session = task.session or facts.session
             task.message_id = facts.message_id or task.message_id
-        if facts.plan is not None:
-            task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
-            task.has_progress = True
         if is_root:
             task.prompt = facts.extras.get("prompt", task.prompt)
         if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
             task.result = facts.extras["answer"]
+
+    def _first_tool(self, trace: Trace, task: InferredTask) -> str:
+        """Return the name of the tool that a task began with; empty if it asked a model first."""
+        tops = [*([task.root] if task.root is not None else []), *trace.orphans_of(task)]
+        work = [node for top in tops for node in family(top) if node.role in (Role.TOOL, Role.LLM)]
+        first = min(work, key=lambda node: node.start, default=None)
+        return first.name if first is not None and first.role is Role.TOOL else ""
 
     def _start_of_tool(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         if node.role is Role.TOOL and not node.announced and not node.finishes:

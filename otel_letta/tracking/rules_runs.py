@@ -2,6 +2,8 @@
 
 The nearest span without a role whose nearest descendants with one hold a tool and a model call is the agent. It is
 judged by the same rules, and ends by its own end, whatever is above it. What holds calls of models alone is no task.
+Some frameworks make an agent of each turn (measured with opencode 1.18 on the AI SDK): of several in one conversation,
+where one ended by asking for a tool, the nearest span without a role that is above all of them is the agent.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.nodes import Node, Plain, Trace
 from otel_letta.tracking.reading import Reading, SpanKey
@@ -60,7 +63,7 @@ class AmbientRuns:
 
     def find(self, trace: Trace) -> None:
         """Make agents of the spans that bound a run."""
-        for key in [key for key in trace.held if len(_roles(trace.waiting.get(key, ()))) > 1]:
+        for key in [key for key in trace.held if _bounds_a_run(trace.waiting.get(key, ()))]:
             trace.held.pop(key, None)
             plain = self._tree.plain.pop(key, None)
             if plain is not None:
@@ -87,6 +90,17 @@ class AmbientRuns:
         """Return what orders spans so that those below come first."""
         plain = self._tree.plain.get(key)
         return (plain.reading.end or 0, -plain.reading.start) if plain is not None else (0, 0)
+
+
+def _bounds_a_run(nodes: Collection[Node]) -> bool:
+    return len(_roles(nodes)) > 1 or (len(nodes) > 1 and _are_turns(nodes))
+
+
+def _are_turns(nodes: Iterable[Node]) -> bool:
+    """Return True for agents of one conversation, one of which asked for a tool and ended."""
+    agents = [node for node in nodes if node.role is Role.AGENT and not node.foreign and node.conversation]
+    asking = {node.conversation for node in agents if node.finish is Finish.TOOLS}
+    return any(sum(node.conversation == one for node in agents) > 1 for one in asking)
 
 
 def _roles(nodes: Iterable[Node]) -> set[Role]:

@@ -86,7 +86,7 @@ class SubAgents:
     def _move(self, trace: Trace, task: InferredTask, above_trace: Trace, above: Node) -> None:
         root = task.root
         assert root is not None
-        self._end(trace, task)
+        self.drop(trace, task)
         nodes = family(root)
         for node in nodes:
             if trace is not above_trace:
@@ -103,11 +103,12 @@ class SubAgents:
     def _drop(self, trace: Trace, task: InferredTask) -> None:
         root = task.root
         assert root is not None
-        self._end(trace, task)
+        self.drop(trace, task)
         for node in family(root):
             self._tree.remove(trace, node, Fate.OVER)
 
-    def _end(self, trace: Trace, task: InferredTask) -> None:
+    def drop(self, trace: Trace, task: InferredTask) -> None:
+        """Forget a task of which nothing was reported; what it was made of stays."""
         self.forget(task)
         task.ended, task.deadline = True, None
         if task.root is not None:

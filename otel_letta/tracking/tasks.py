@@ -76,9 +76,14 @@ class InferredTask(Task):
     """The open span that is its root if it gets a role."""
     begun = False
     due = False
-    """Its root came when it had ended, and now it is clear that nobody called it."""
+    """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is
+    over."""
+    held_until: int | None = None
+    """The time until which nothing of it is reported, since its root may come yet."""
     noted: tuple[str | None, str] | None = None
     """Its service and conversation, as sub-agents are looked for by these."""
+    waiting_tool = ""
+    """The tool that it waited for when it was parked."""
     resumed = False
     """It goes on after it has waited."""
     tools = 0
@@ -96,6 +101,8 @@ class InferredTask(Task):
     default_message: str | None = None
     """The message id of the resource."""
     declared_name: str | None = None
+    program = ""
+    """The name of the executable, where the service has none."""
     prompt = ""
     session: str | None = None
     """OpenHands' id of its conversation."""
@@ -104,6 +111,11 @@ class InferredTask(Task):
 
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
+
+    @property
+    def is_unplaced(self) -> bool:
+        """True for one whose root has not arrived, and is none of this process."""
+        return self.root is None and self.awaits is None
 
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
@@ -120,5 +132,5 @@ class InferredTask(Task):
 
 
 def automatic_id(key: SpanKey) -> str:
-    """Return the id of a task whose author gave none."""
-    return f"{key[0]:032x}-{key[1]:016x}"
+    """Return the id of a task whose author gave none: its root's, or its trace's where nobody knows the root."""
+    return f"{key[0]:032x}-{key[1]:016x}" if key[1] else f"{key[0]:032x}"

@@ -363,12 +363,14 @@ class Tracker:
     def shutdown(self) -> None:
         """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
         self._declared.shut_down()
+        self._agents.release_held()
         self._turns.conclude_answered()
         self.release()  # first, since agents may be steps of what waits
         self._agents.end_all(wording.SHUT_DOWN)
 
     def finish(self) -> None:
         """End everything, because no more will come: as if all times of waiting had passed."""
+        self._agents.release_held()
         self._turns.conclude_all()
         self.release()
         self._agents.end_all()

@@ -43,6 +43,7 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
             self.popitem(last=False)
 
 
+_WORK = (Role.TOOL, Role.LLM)
 _OPAQUE = (Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE)
 """Spans that are not looked through to what is above them."""
 _OF_DECLARED = (Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP)
@@ -183,7 +184,7 @@ class Tree:
                 else:
                     self.hang(node, above)
                 return
-            if key in self.plain and (node.ambient or node.role in (Role.TOOL, Role.LLM)):
+            if key in self.plain and (node.ambient or node.role in _WORK or node.is_turn(trace)):
                 self._hold(trace, node, key)
                 return
             link = self._link(key)

@@ -71,6 +71,10 @@ class Turn:
     """All of it is, so its events are not for us."""
     root_is_over = False
     """The prompt's span was the last of its process, and ended without a role before the prompt's record came."""
+    is_rootless = False
+    """No log event told of it: only spans do, and none of them bounds it."""
+    active_at = 0
+    """When a span of it came the last time."""
     has_root = False
     """The agent's span has taken its place."""
     deadline: int | None = None

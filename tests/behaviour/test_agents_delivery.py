@@ -134,7 +134,7 @@ def test_a_run_without_an_agents_span_is_told_once(world: Any, ways: str) -> Non
         with start("chat m", attributes=CHAT) as last:
             one.flush()
             last.set_status(Status(StatusCode.ERROR, "HTTP 500"))
-    assert one.messages() == [("failed", "'agent' failed: HTTP 500")]
+    assert one.messages() == [("failed", "'python' failed: HTTP 500")]
     assert "In progress: none" in one.board()
     assert one.parts[0].stats()["open_tasks"] == 0
 

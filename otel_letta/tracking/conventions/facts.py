@@ -30,6 +30,8 @@ class AgentFacts:
     """The agent that a tool's or a model's span says it belongs to."""
     chat: tuple[int, str] | None = None
     """The conversation's id, behind the rank of the attribute that it stood in: lower is better."""
+    conversation: str | None = None
+    """The conversation's id that its framework gave, whoever else chose one."""
     failed = False
     reason = Reason()
     answered = False
@@ -112,6 +114,7 @@ def read_agent(
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, shape, chat_attributes)
+    facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
     if _failed(reading, shape):
         facts.failed = True
         facts.reason = _reason(reading, role, content)

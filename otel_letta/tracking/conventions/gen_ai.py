@@ -45,15 +45,16 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
         return _OPERATIONS[operation]
     if operation in _NO_WORK:
         return None
-    return _role_by_evidence(reading.attributes)
+    return _role_by_evidence(reading.attributes, reading.failed)
 
 
-def _role_by_evidence(attributes: Mapping[str, Any]) -> Role | Unclaimed:
+def _role_by_evidence(attributes: Mapping[str, Any], failed: bool) -> Role | Unclaimed:
     """Return the role of a span whose operation nobody knows, by what else it says."""
     if not _TOOLS_OWN.isdisjoint(attributes):
         return Role.TOOL
-    if semconv.GEN_AI_MODEL in attributes and any(
-        type(name) is str and name.startswith(("gen_ai.response.", "gen_ai.usage.")) for name in attributes
+    if semconv.GEN_AI_MODEL in attributes and (
+        failed  # and so there was no answer to write down
+        or any(type(name) is str and name.startswith(("gen_ai.response.", "gen_ai.usage.")) for name in attributes)
     ):
         return Role.LLM
     return UNCLAIMED

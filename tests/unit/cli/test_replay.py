@@ -271,6 +271,7 @@ def test_an_output_that_nobody_reads_is_not_called_broken_input() -> None:
     player = Replay(Settings.resolve(require_agent=False, environ={}), [close])
     with pytest.raises(BrokenPipeError):
         player.read(str(recorded("strands.native.success")))
+        player.finish()
     assert player.broken == 0
 
 

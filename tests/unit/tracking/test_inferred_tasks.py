@@ -585,9 +585,11 @@ def test_a_task_whose_root_never_comes_is_quiet_after_the_idle_time_and_lost_aft
     played.pass_seconds(2)
     # Its root may have been open all the time, and arrives when it has ended.
     assert played.ends == []
-    assert played.reports[-1].content == "No news from 'agent' for 15 min"
+    assert played.reports[-1].content == "No news from 'unnamed agent' for 15 min"
     played.pass_seconds(7 * 900)
-    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'agent' failed: lost, no news for 2 h")]
+    assert [(end.status, end.content) for end in played.ends] == [
+        (FAILED, "'unnamed agent' failed: lost, no news for 2 h")
+    ]
 
 
 def test_a_quiet_task_whose_root_comes_at_last_ends_once() -> None:
@@ -599,7 +601,7 @@ def test_a_quiet_task_whose_root_comes_at_last_ends_once() -> None:
 
 def test_a_quiet_task_that_shows_how_it_ended_is_lost_no_later_than_before() -> None:
     played = arrived(chat(3, 2, 0, 1), tool("t", 4, 2, 1, 2, error="broken"), wait=1_000, idle_timeout=900)
-    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'agent' failed: broken")]
+    assert [(end.status, end.content) for end in played.ends] == [(FAILED, "'unnamed agent' failed: broken")]
 
 
 def test_every_span_puts_the_idle_time_off() -> None:
@@ -835,7 +837,7 @@ def test_a_span_name_that_is_a_prompt_is_not_told() -> None:
             played = arrived(made(name, 1, None, 0, 9, attributes))
             assert "revenue" not in everything_sent(played.reports)
             assert "house" not in everything_sent(played.reports)
-            assert played.ends[0].content == "Finished 'agent' in 9.0 s"
+            assert played.ends[0].content == "Finished 'unnamed agent' in 9.0 s"
 
 
 @pytest.mark.parametrize(
@@ -850,7 +852,7 @@ def test_a_span_name_that_is_a_prompt_is_not_told() -> None:
 )
 def test_a_span_name_that_is_a_short_prompt_or_a_person_is_not_told(name: str) -> None:
     played = arrived(made(name, 1, None, 0, 9, AGENT))
-    assert [end.content for end in played.ends] == ["Finished 'agent' in 9.0 s"]
+    assert [end.content for end in played.ends] == ["Finished 'unnamed agent' in 9.0 s"]
 
 
 @pytest.mark.parametrize("name", ["Senior Data Researcher", "四半期レポート作成", "Dr. No's agent", "a/b?", "get_x"])
@@ -1028,12 +1030,12 @@ def test_what_was_told_of_an_agent_goes_on_under_the_same_id_when_a_task_turns_o
     assert [report.sequence for report in played.reports] == list(range(1, len(played.reports) + 1))
 
 
-def test_a_task_whose_agent_was_given_up_long_before_it_ended_is_another_run_of_the_same_id() -> None:
+def test_a_task_whose_agent_was_given_up_long_before_it_ended_is_another_one() -> None:
     played = arrived(agent("A", 2, 1, 0, 3), wait=1_000)
     played.arrive([declared(1, None, 0, 1_000)])
     played.pass_seconds(4_000)
-    assert [(end.name, end.run) for end in played.ends] == [("A", 1), ("Mine", 2)]
-    assert [report.sequence for report in played.reports] == [1, 2, 3]
+    assert [(end.name, end.run) for end in played.ends] == [("A", 1), ("Mine", 1)]
+    assert [report.sequence for report in played.reports] == [1, 2, 1]
 
 
 def test_what_an_agent_inside_a_request_declares_is_its_own_word_in_any_order() -> None:
@@ -1416,7 +1418,7 @@ def test_more_traces_than_are_kept_give_up_the_oldest_and_count_it() -> None:
         played.arrive([tool("t", 2, 1, n, n + 1, trace_id=n)])
     assert played.tracker.open_tasks == 10
     assert played.tracker.evicted == 15
-    assert {end.content for end in played.ends} == {"'agent' failed: lost, more tasks at once than are kept"}
+    assert {end.content for end in played.ends} == {"'unnamed agent' failed: lost, more tasks at once than are kept"}
 
 
 def test_traces_that_show_no_task_go_before_those_that_do() -> None:
@@ -1545,8 +1547,14 @@ def test_a_start_that_is_read_late_ends_nothing() -> None:
     assert live.ends[0].content.endswith(", 1 tool")
 
 
+def test_a_lone_tool_inside_a_request_is_no_task() -> None:
+    assert arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER)).reports == []
+
+
 def test_a_lone_tool_inside_a_request_that_was_taken_for_an_agents_ends_quietly_when_the_request_comes() -> None:
-    played = arrived(tool("t", 2, 1), made("POST /", 1, None, 0, 3, kind=SpanKind.SERVER))
+    played = arrived(tool("t", 2, 1))
+    played.arrive([made("POST /", 1, None, 0, 30, kind=SpanKind.SERVER)])
+    played.pass_seconds(3)
     assert [(end.status, end.wakes) for end in played.ends] == [(COMPLETED, False)]
     played.pass_seconds(2_000)
     assert len(played.ends) == 1

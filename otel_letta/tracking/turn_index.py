@@ -1,0 +1,85 @@
+"""Which turn a log event or a span belongs to: by its trace, its turn's id, or its conversation and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.log_events import LogEvent, call_of, conversation_of
+from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.tree import REMEMBERED, Recent
+from otel_letta.tracking.turns import NEAR, Turn, service_of
+
+_MOST = 20
+"""Turns, and spans with a role, of a conversation that are remembered."""
+
+Conversation = tuple[str, str]
+"""A service's name, and the id of a conversation of it; empty for none."""
+
+
+class TurnIndex:
+    """The turns of late, and what is needed to find the one that an event or a span belongs to.
+
+    Args:
+        is_open: True for a turn that has not ended.
+    """
+
+    def __init__(self, is_open: Callable[[Turn], bool]) -> None:
+        self._is_open = is_open
+        self.turns: Recent[SpanKey, Turn] = Recent(REMEMBERED)
+        self.by_trace: Recent[int, Turn] = Recent(REMEMBERED)
+        """The newest turn of a trace."""
+        self._by_conversation: Recent[Conversation, list[Turn]] = Recent(REMEMBERED)
+        """The newest last."""
+        self.joined: Recent[int, Turn] = Recent(REMEMBERED)
+        """Traces of spans that became part of a turn that has another trace, or none."""
+        self._spans_of: Recent[Conversation, list[tuple[SpanKey, int]]] = Recent(1_000)
+        """The last spans with a role, and their starts."""
+        self.calls: Recent[SpanKey, str] = Recent(REMEMBERED)
+        """Ids of tool calls whose spans came before any log event did."""
+
+    def add(self, key: SpanKey, turn: Turn) -> None:
+        self.turns.put(key, turn)
+        if turn.conversation:
+            conversation = turn.service, turn.conversation
+            self._by_conversation.put(conversation, [*self.others(conversation)[-_MOST:], turn])
+
+    def others(self, conversation: Conversation) -> list[Turn]:
+        """Return the turns of a conversation."""
+        return (self._by_conversation.get(conversation) or []) if conversation[1] else []
+
+    def spans_of(self, conversation: Conversation) -> list[tuple[SpanKey, int]]:
+        """Return the last spans with a role of a conversation, and their starts."""
+        return self._spans_of.get(conversation) or []
+
+    def of_event(self, event: LogEvent) -> Turn | None:
+        """Return the turn of a log event."""
+        if not event.conversation:
+            return self.by_trace.get(event.trace_id)
+        others = self.others((service_of(event.resource), event.conversation))
+        if event.turn:
+            named = next((turn for turn in reversed(others) if turn.id == event.turn), None)
+            if named is not None or any(turn.id for turn in others):
+                return named
+        turn = self.by_trace.get(event.trace_id) if event.trace_id else None
+        return turn or next((turn for turn in reversed(others) if turn.began <= event.time), None)
+
+    def of_span(self, reading: Reading) -> Turn | None:
+        """Return the turn of an ended span."""
+        if reading.role is None and not self.turns:  # as of nearly all spans
+            return None
+        trace = reading.key[0]
+        turn = self.by_trace.get(trace) or self.joined.get(trace)
+        if turn is not None:
+            return turn
+        if reading.role is Role.TOOL and (call := call_of(reading.attributes)):
+            self.calls.put(reading.key, call)
+        conversation = conversation_of(reading.attributes)
+        if not conversation or reading.role is None:
+            return None
+        key = service_of(reading.resource), conversation
+        self._spans_of.put(key, [*self.spans_of(key)[-_MOST:], (reading.key, reading.start)])
+        for turn in reversed(self.others(key)):
+            if turn.began - NEAR <= reading.start and not turn.told_by_spans:
+                return turn if self._is_open(turn) or reading.start <= turn.latest else None
+        return None
