@@ -140,7 +140,18 @@ class Courier:
                 worker.mailbox.lane,
                 len(worker.in_flight),
             )
-        if left:
+        place = self.journal.place
+        if left and place is not None:
+            reason = worker.last_error or "no time left"
+            _logger.warning(
+                "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
+                "delivers them",
+                worker.mailbox.lane,
+                left,
+                place,
+                reason,
+            )
+        elif left:
             self.stats.drop("end not delivered before shutdown", left)
             reason = worker.last_error or "no time left; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more"
             _logger.error("%s: %d task end(s) not delivered before shutdown: %s", worker.mailbox.lane, left, reason)

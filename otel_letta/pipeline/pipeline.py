@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -36,6 +36,9 @@ from otel_letta.tracking import Tracker
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
 
+if TYPE_CHECKING:
+    from otel_letta.delivery.outbox import Outbox
+
 _logger = logging.getLogger(__name__)
 
 _FOR_DELIVERY = 0.94
@@ -43,6 +46,9 @@ _FOR_DELIVERY = 0.94
 
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
+
+_OUTBOX_PATIENCE = 2.0
+"""Seconds that the first spans wait for what an earlier process left in the outbox."""
 
 _S = TypeVar("_S", bound=Source)
 
@@ -123,6 +129,21 @@ class Pipeline:
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():
             source.start(self.desk.put)
+        outbox = self.desk.outbox
+        if outbox is not None:
+            outbox.estate.on_restored = lambda: self._inbox.put(self._restore, outbox)
+            if not forked:  # a child opens it when it has something to report
+                outbox.start()
+                self._inbox.put(self._wait_for_outbox, outbox)
+
+    def _wait_for_outbox(self, outbox: Outbox) -> None:
+        # Before the first span: it may belong to a task that waits since an earlier process.
+        outbox.wait_ready(Deadline.after(_OUTBOX_PATIENCE))
+        self._restore(outbox)
+
+    def _restore(self, outbox: Outbox) -> None:
+        for report in outbox.estate.take_restored():
+            self._tracker.restore(report)
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""

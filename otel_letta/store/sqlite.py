@@ -69,6 +69,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._suspended = False
         self._inode: tuple[int, int] | None = None
+        self._identity = ""
         self._full_sync: bool | None = None
         self.lock = threading.RLock()
         _instances.add(self)
@@ -77,6 +78,11 @@ class Database:
     def locks(self) -> Path:
         """The folder of the locks of those who use the file."""
         return self.path.with_name(self.path.name + ".locks")
+
+    @property
+    def identity(self) -> str:
+        """The file behind the path, as it was when it was opened last."""
+        return self._identity
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -147,6 +153,7 @@ class Database:
             self._create(connection)
         found = self.path.stat()
         self._inode = found.st_dev, found.st_ino
+        self._identity = f"{found.st_dev}-{found.st_ino}"
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
