@@ -36,6 +36,8 @@ _SCAN = 30.0
 """Seconds between two checks whether another process died."""
 _LAZY = 0.5
 """Seconds that what only saves work after a crash may wait for company."""
+_SOON = 0.05
+"""The same for a task that is new: nobody would learn that it died."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
 """Seconds between two tries to use a database that could not be used."""
 
@@ -79,12 +81,15 @@ class Outbox(Worker):
         self._tries = 0
         self._open_at = -math.inf
         self._scan_at = math.inf
-        self._dirty_since: float | None = None
+        self._commit_at = math.inf
+        """When what waits for company is written."""
         self._closed = False
         self._identity = ""
         self._database = threading.RLock()
         """Held by who uses the store; taken before the crew's lock, never after it."""
         self._keeping = Keeping(most)
+        self._standing: set[str] = set()
+        """Keys of tasks under way."""
         self.estate = Estate(crew, stats, self._keeping, lane_of=lane_of, put_back=put_back, max_age=max_age)
 
     # -- the journal: no I/O ----------------------------------------------------------------------------------------
@@ -102,8 +107,9 @@ class Outbox(Worker):
             else:
                 pending.over.discard(key)
                 pending.standings[key] = report, lane, report.waiting and key in self.estate.owed
+            self._touch(_LAZY if key in self._standing or report.status.is_terminal else _SOON)
+            (self._standing.discard if report.status.is_terminal else self._standing.add)(key)
             self.estate.restored.discard(key)
-            self._touch()
 
     def put(self, report: ProgressReport, lane: Lane) -> bool:
         """See `Journal.put`."""
@@ -153,9 +159,10 @@ class Outbox(Worker):
         store = self._store
         return store.place if store is not None and self.usable and not self._keeping.pending.new else None
 
-    def _touch(self) -> None:
-        if self._dirty_since is None:
-            self._dirty_since = self._clock()
+    def _touch(self, within: float = _LAZY) -> None:
+        at = self._clock() + within
+        if at < self._commit_at:
+            self._commit_at = at
             self.wake()
 
     # -- the journal: right before a request ------------------------------------------------------------------------
@@ -191,13 +198,12 @@ class Outbox(Worker):
             return None, None
         if not self.usable:
             return (self._open, None) if now >= self._open_at else (None, self._open_at - now)
-        dirty_at = math.inf if self._dirty_since is None else self._dirty_since + _LAZY
-        if self._keeping.pending.new or now >= dirty_at:
+        if self._keeping.pending.new or now >= self._commit_at:
             return self._commit_all, None
         lane = self._keeping.lane_to_fill()
         if lane is not None:
             return (lambda until: self._fill(lane)), None
-        return (self._scan, None) if now >= self._scan_at else (None, min(dirty_at, self._scan_at) - now)
+        return (self._scan, None) if now >= self._scan_at else (None, min(self._commit_at, self._scan_at) - now)
 
     def _commit_all(self, until: Deadline) -> None:
         self._commit()
@@ -207,7 +213,7 @@ class Outbox(Worker):
         with self._database:
             with self._lock:
                 pending = self._keeping.take_pending()
-                self._dirty_since = None
+                self._commit_at = math.inf
             changes = pending.changes(posting)
             if not changes:
                 return Outcome([], frozenset())
@@ -216,6 +222,7 @@ class Outbox(Worker):
             except StoreError as error:
                 with self._lock:
                     self._keeping.pending = pending.before(self._keeping.pending)
+                    self._touch()
                     self._give_up(error)
                 return None
             with self._lock:
