@@ -15,6 +15,7 @@ from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 
 _logger = logging.getLogger(__name__)
 
@@ -142,8 +143,10 @@ class Courier:
             )
         place = self.journal.place
         if left and place is not None:
-            reason = worker.last_error or "no time left"
-            _logger.warning(
+            wanted = self.settings.outbox_exit is not OutboxExit.DELIVER
+            reason = worker.last_error or ("as OTEL_LETTA_OUTBOX_EXIT wants" if wanted else "no time left")
+            _logger.log(
+                logging.INFO if wanted else logging.WARNING,
                 "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
                 "delivers them",
                 worker.mailbox.lane,

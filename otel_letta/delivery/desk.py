@@ -14,6 +14,7 @@ from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Delivery, Settings
+from otel_letta.settings.outbox import OutboxExit
 
 if TYPE_CHECKING:
     from otel_letta.delivery.outbox import Outbox
@@ -68,7 +69,7 @@ class Desk:
     def close(self, until: Deadline) -> bool:
         """Deliver what can be delivered in time, report what cannot, and stop. Returns the same as `flush`."""
         self._courier.begin_closing(until)
-        delivered = self._flush(until, closing=True)
+        delivered = self._flush(until, closing=True) if self._waits_for_delivery else self._leave(until)
         self._crew.dismiss()
         if self.outbox is not None:
             self.outbox.save()
@@ -80,17 +81,33 @@ class Desk:
                 keeper.stop()
         return delivered
 
+    @property
+    def _waits_for_delivery(self) -> bool:
+        """Return False if the exit may leave to others what the outbox holds."""
+        return self.outbox is None or not self.outbox.usable or self._settings.outbox_exit is OutboxExit.DELIVER
+
+    def _leave(self, until: Deadline) -> bool:
+        """Write the boards and the outbox, and leave the ends that it holds to the next process."""
+        assert self.outbox is not None
+        with self._crew.lock:
+            for keeper in self._keepers.values():
+                keeper.flush_soon(closing=True)
+        self.outbox.save()
+        return self._crew.flush(lambda: list(self._keepers.values()), until)
+
     def stats(self) -> dict[str, Any]:
         """Return what waits and what is wrong now.
 
         Returns:
             ``lanes``: name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``:
-            agent → ``label``, ``open_tasks``, ``parked``.
+            agent → ``label``, ``open_tasks``, ``parked``; with an outbox, ``outbox``: ``place``, ``usable``,
+            ``in_memory`` (ends that memory holds of it), ``error``.
         """
         with self._crew.lock:
             return {
                 "lanes": self._courier.lanes(),
                 "boards": {agent: keeper.state() for agent, keeper in self._keepers.items()},
+                **({} if self.outbox is None else {"outbox": self.outbox.state()}),
             }
 
     def _flush(self, until: Deadline, *, closing: bool) -> bool:

@@ -55,7 +55,7 @@ class Pending:
     over: set[str] = field(default_factory=set)
     settled: list[int] = field(default_factory=list)
     moved: dict[int, Lane] = field(default_factory=dict)
-    notes: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, tuple[str, bool]] = field(default_factory=dict)
     notified: set[str] = field(default_factory=set)
 
     def changes(self, posting: Collection[Kept]) -> Changes:
@@ -168,11 +168,10 @@ class Keeping:
                 if kept.row is not None:
                     self.pending.settled.append(kept.row)
 
-    def note(self, reports: Sequence[ProgressReport], why: str) -> None:
-        for report in reports:
-            kept = self.kept.get(id(report))
-            if kept is not None and kept.row is not None:
-                self.pending.notes[kept.row] = clean_line(why, 300)
+    def note(self, report: ProgressReport, why: str, *, maybe_landed: bool) -> None:
+        kept = self.kept.get(id(report))
+        if kept is not None and kept.row is not None:
+            self.pending.notes[kept.row] = clean_line(why, 300), maybe_landed
 
     def take_pending(self) -> Pending:
         """Take out what is to be written."""

@@ -11,6 +11,7 @@ used, everything stays in memory as if there were no outbox, and is written down
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -25,6 +26,7 @@ from otel_letta.delivery.mailbox import Parcel
 from otel_letta.delivery.records import addressed, key_of, read_report, write_lane
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Job, Worker
+from otel_letta.errors import LettaError
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
@@ -84,6 +86,8 @@ class Outbox(Worker):
         self._commit_at = math.inf
         """When what waits for company is written."""
         self._closed = False
+        self.left = 0
+        """Ends that are left for the next process, after `close`."""
         self._identity = ""
         self._database = threading.RLock()
         """Held by who uses the store; taken before the crew's lock, never after it."""
@@ -143,9 +147,11 @@ class Outbox(Worker):
                 self._keeping.pending.notified.add(key)
         self._touch()
 
-    def failed(self, reports: Sequence[ProgressReport], why: str) -> None:
+    def failed(self, parcels: Sequence[Parcel], error: LettaError) -> None:
         """See `Journal.failed`."""
-        self._keeping.note(reports, why)
+        for parcel in parcels:
+            landed = parcel.maybe_landed or error.may_have_landed
+            self._keeping.note(parcel.report, str(error), maybe_landed=landed)
         self._touch()
 
     def lock_of(self, lane: Lane) -> LaneLock | None:
@@ -366,6 +372,8 @@ class Outbox(Worker):
             self.stop()
         with self._database:
             if self._store is not None:
+                with contextlib.suppress(StoreError):
+                    self.left = sum(self._store.lanes().values())
                 self._store.close()
 
     def state(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 from otel_letta.tracking import Tracker
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
@@ -228,7 +229,13 @@ class Pipeline:
             self._inbox.close()
             self._end_open_tasks(until.left())
             self._inbox.stop()
-            return self.desk.close(until)
+            delivered = self.desk.close(until)
+        outbox = self.desk.outbox
+        if outbox is not None and outbox.left and self.settings.outbox_exit is OutboxExit.DETACH:
+            from otel_letta.pipeline.drain import leave_behind
+
+            leave_behind(self.settings)
+        return delivered
 
     @contextlib.contextmanager
     def _budgeted(self, timeout: float) -> Iterator[Deadline]:

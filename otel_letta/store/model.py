@@ -89,7 +89,8 @@ class Changes:
     settled: list[int] = field(default_factory=list)
     moved: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Entry → scope and lane."""
-    notes: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    """Entry → why it could not be delivered, and whether it may have been: if not, it counts as never posted."""
     notified: set[str] = field(default_factory=set)
     """Keys of tasks that wait, and whose notice is delivered."""
 
