@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from otel_letta.delivery.outbox import Outbox
 
 
+_LAST_BOARD = 1.0
+"""Seconds that an exit which waits for no delivery gives to the boards."""
+
+
 class Desk:
     """Delivery for one pipeline: a courier for messages, and a keeper for each agent's board.
 
@@ -93,7 +97,7 @@ class Desk:
             for keeper in self._keepers.values():
                 keeper.flush_soon(closing=True)
         self.outbox.save()
-        return self._crew.flush(lambda: list(self._keepers.values()), until)
+        return self._crew.flush(lambda: list(self._keepers.values()), Deadline.after(_LAST_BOARD, within=until))
 
     def stats(self) -> dict[str, Any]:
         """Return what waits and what is wrong now.

@@ -248,8 +248,8 @@ def _apply(connection: sqlite3.Connection, owner: str, changes: Changes) -> Outc
         [(scope, lane, each, owner) for each, (scope, lane) in changes.moved.items()],
     )
     connection.executemany(
-        "UPDATE entries SET note=? WHERE id=? AND owner=?",
-        [(note, each, owner) for each, note in changes.notes.items()],
+        "UPDATE entries SET note=?, posted=CASE WHEN ? THEN posted END WHERE id=? AND owner=?",
+        [(note, maybe, each, owner) for each, (note, maybe) in changes.notes.items()],
     )
     ours = {
         each
