@@ -361,7 +361,7 @@ class Outbox(Worker):
 
     def save(self) -> None:
         """Write what is pending."""
-        if self.usable:
+        if self.usable and not self._closed:
             self._commit()
 
     def close(self) -> None:
