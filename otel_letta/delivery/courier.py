@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.mailbox import Capacity, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
@@ -14,6 +15,7 @@ from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 
 _logger = logging.getLogger(__name__)
 
@@ -29,13 +31,17 @@ class Courier:
         settings: pacing, patience and bounds.
         stats: counts what becomes of the reports.
         crew: what all workers of the desk share.
+        journal: what remembers reports beyond the process.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, stats: Stats, crew: Crew) -> None:
+    def __init__(
+        self, transport: Transport, settings: Settings, stats: Stats, crew: Crew, journal: Journal | None = None
+    ) -> None:
         self.transport = transport
         self.settings = settings
         self.stats = stats
         self.crew = crew
+        self.journal: Journal = journal or NoJournal()
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
@@ -59,7 +65,14 @@ class Courier:
                 self._lanes[before].mailbox.forget(report.key)
             if not report.status.is_terminal:
                 self._last_lane[report.key] = lane
-            self._worker(lane).accept(Parcel(report, ""))
+            if self.journal.put(report, lane):
+                self._worker(lane).accept(Parcel(report, ""))
+
+    def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
+        """Accept what the journal kept, from this process or one before it. Lock held."""
+        if lane in self._gone:
+            lane = Lane(lane.server, lane.agent_id)
+        self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
 
     def _worker(self, lane: Lane) -> LaneWorker:
         worker = self._lanes.get(lane)
@@ -69,6 +82,7 @@ class Courier:
 
     def reroute(self, parcels: list[Parcel], lane: Lane) -> None:
         """Move what waited for another lane to this one. Lock held."""
+        self.journal.moved([parcel.report for parcel in parcels], lane)
         for parcel in parcels:
             self._worker(lane).accept(parcel)
 
@@ -127,7 +141,20 @@ class Courier:
                 worker.mailbox.lane,
                 len(worker.in_flight),
             )
-        if left:
+        place = self.journal.place
+        if left and place is not None:
+            wanted = self.settings.outbox_exit is not OutboxExit.DELIVER
+            reason = worker.last_error or ("as OTEL_LETTA_OUTBOX_EXIT wants" if wanted else "no time left")
+            _logger.log(
+                logging.INFO if wanted else logging.WARNING,
+                "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
+                "delivers them",
+                worker.mailbox.lane,
+                left,
+                place,
+                reason,
+            )
+        elif left:
             self.stats.drop("end not delivered before shutdown", left)
             reason = worker.last_error or "no time left; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more"
             _logger.error("%s: %d task end(s) not delivered before shutdown: %s", worker.mailbox.lane, left, reason)

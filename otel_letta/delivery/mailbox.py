@@ -34,10 +34,16 @@ class Parcel:
 
     __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "successes_then")
 
-    def __init__(self, report: ProgressReport, otid: str, losses: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        report: ProgressReport,
+        otid: str,
+        maybe_landed: bool = False,
+        losses: tuple[int, int] | None = None,
+    ) -> None:
         self.report = report
         self.otid = otid
-        self.maybe_landed = False
+        self.maybe_landed = maybe_landed
         """An attempt to send it got no answer: find out whether it landed before sending it again."""
         self.refusals = 0
         """Number of times it was refused while it was the only one in its request."""
@@ -122,15 +128,18 @@ class Mailbox:
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
-    def put(self, report: ProgressReport, now: float) -> float:
-        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
+    def put(self, report: ProgressReport, now: float, *, maybe_landed: bool = False) -> float:
+        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so).
+
+        ``maybe_landed``: an attempt to send it may have succeeded.
+        """
         if report.status.is_terminal:
             if self._forget_progress(report.key):
                 self._conflated(report.task_id, "its end came")
             self._paces.pop(report.key, None)
             if self._capacity.full:
                 self._make_room()
-            self._ends.append(Parcel(report, otid_of(report, self.lane)))
+            self._ends.append(Parcel(report, otid_of(report, self.lane), maybe_landed))
             self._capacity.ends += 1
             return now
         waiting = self._progress.get(report.key)
@@ -320,7 +329,7 @@ class Mailbox:
     def adopt(self, parcel: Parcel, now: float) -> float:
         """Take over what waited for another lane. Return when it is due."""
         if parcel.losses is None:
-            return self.put(parcel.report, now)
+            return self.put(parcel.report, now, maybe_landed=parcel.maybe_landed)
         self._count_lost(parcel)
         return now
 

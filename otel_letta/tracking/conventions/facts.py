@@ -114,7 +114,8 @@ def read_agent(
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, shape, chat_attributes)
-    facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
+    given = (name for rank, name in shape.chats if rank > _OF_RESOURCE)
+    facts.conversation = next((found for name in given if (found := id_of(attributes.get(name)))), None)
     if _failed(reading, shape):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
