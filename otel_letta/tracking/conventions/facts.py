@@ -111,8 +111,8 @@ def read_agent(
     facts.named = named
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
-    facts.chat = _conversation(reading, shape, chat_attributes)
-    if _failed(reading, shape):
+    facts.chat = _conversation(reading, chat_attributes)
+    if _failed(reading):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
@@ -140,8 +140,8 @@ def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
     return [refine for _, refine in NAMES.refining if refine in shape.refining or refine in by_events]
 
 
-def _conversation(reading: Reading, shape: Shape, more: Sequence[str]) -> tuple[int, str] | None:
-    default = reading.default(semconv.CHAT_ID)
+def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
+    shape, default = shape_of(reading.attributes), reading.default(semconv.CHAT_ID)
     if not shape.chats and not more:
         return None if default is None else (_OF_RESOURCE, default)
     attributes = reading.own_attributes
@@ -202,12 +202,12 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
         facts.raised = _reason(reading, facts.role, content)
 
 
-def _failed(reading: Reading, shape: Shape) -> bool:
+def _failed(reading: Reading) -> bool:
     attributes = reading.attributes
     return (
         reading.failed
         or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
-        or _holds(attributes, shape.failed)
+        or _holds(attributes, shape_of(attributes).failed)
     )
 
 
