@@ -87,6 +87,7 @@ class AgentFacts:
         self.cancelled = self.cancelled or self.finish is Finish.CANCELLED
 
 
+_GIVEN = NAMES.given
 _OF_RESOURCE = NAMES.rank_of_resource
 _ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
 _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
