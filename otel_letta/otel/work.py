@@ -74,20 +74,10 @@ class Work:
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
         """Await something as this task."""
-        token = self.attach()
-        try:
+        with _Piece(self):
             value = await awaitable
-        except GeneratorExit:
-            self.end(reason=_LEFT)
-            raise
-        except BaseException as error:
-            self.end(error)
-            raise
-        else:
             self.end()
             return value
-        finally:
-            self.detach(token)
 
     def _end_with_coroutine(self, inner: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         outer: Any = self.run(inner)
@@ -103,6 +93,30 @@ class Work:
             return
         # asyncio's `exception()` counts as a look at the error, and nobody would log it any more.
         self.end(future._exception if hasattr(future, "_exception") else future.exception())
+
+
+class _Piece:
+    """A piece of the work, in which the task is current. What leaves it as an exception ends the task.
+
+    Args:
+        done: the exception by which the work says that it is done.
+    """
+
+    def __init__(self, work: Work, done: type[Exception] | None = None) -> None:
+        self._work = work
+        self._done = done
+
+    def __enter__(self) -> None:
+        self._token = self._work.attach()
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if isinstance(error, GeneratorExit):
+                self._work.end(reason=_LEFT)
+            elif error is not None:
+                self._work.end(None if self._done is not None and isinstance(error, self._done) else error)
+        finally:
+            self._work.detach(self._token)
 
 
 class _Steps(Generator[Any, Any, Any]):
@@ -133,20 +147,8 @@ class _Steps(Generator[Any, Any, Any]):
 
     def _step(self, call: Callable[..., Any], *arguments: Any) -> Any:
         self._begun = self._begun or call != self._inner.close
-        token = self._work.attach()
-        try:
+        with _Piece(self._work, StopIteration):
             return call(*arguments)
-        except StopIteration:
-            self._work.end()
-            raise
-        except GeneratorExit:
-            self._work.end(reason=_LEFT)
-            raise
-        except BaseException as error:
-            self._work.end(error)
-            raise
-        finally:
-            self._work.detach(token)
 
 
 class _AsyncSteps(AsyncGenerator[Any, Any]):
@@ -178,20 +180,8 @@ class _AsyncSteps(AsyncGenerator[Any, Any]):
 
     async def _step(self, step: Awaitable[Any]) -> Any:
         self._begun = True
-        token = self._work.attach()
-        try:
+        with _Piece(self._work, StopAsyncIteration):
             return await step
-        except StopAsyncIteration:
-            self._work.end()
-            raise
-        except GeneratorExit:
-            self._work.end(reason=_LEFT)
-            raise
-        except BaseException as error:
-            self._work.end(error)
-            raise
-        finally:
-            self._work.detach(token)
 
 
 class _Awaited:

@@ -7,8 +7,12 @@ wrapper around processors.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 from opentelemetry import context as otel_context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 
 _FRAMES_TO_LOGFIRE = 10
 """At most so many from a hook up to Logfire's wrapper around it: five in Logfire 5.2, more if that samples tails."""
@@ -40,6 +44,14 @@ class suppress_tracing:  # noqa: N801 - reads as the context manager that it is
 
 SUPPRESS = otel_context._SUPPRESS_INSTRUMENTATION_KEY
 """The SDK's key. No context without it is one in which `is_suppressed`."""
+
+
+def reader_of_context() -> Callable[[], Mapping[str, Any]]:
+    """Return the fastest way to read the current context: `ContextVar.get`, where that is what the API calls."""
+    runtime: Any = getattr(otel_context, "_RUNTIME_CONTEXT", None)
+    variable = getattr(runtime, "_current_context", None)
+    known = type(runtime) is ContextVarsRuntimeContext and type(variable) is ContextVar
+    return variable.get if known else otel_context.get_current  # type: ignore[union-attr]
 
 
 def is_suppressed() -> bool:

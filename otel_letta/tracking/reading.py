@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -26,6 +25,27 @@ _ERROR_CAP = 16_384
 _MOST_LINKS = 16
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
+
+
+if TYPE_CHECKING:
+    from functools import cached_property
+else:
+
+    class cached_property:  # noqa: N801
+        """The same without its lock, which Python has until 3.11 and which takes longer than to find a role."""
+
+        def __init__(self, function: Callable[[Any], Any]) -> None:
+            self._function = function
+            self.__doc__ = function.__doc__
+
+        def __set_name__(self, owner: type, name: str) -> None:
+            self._name = name
+
+        def __get__(self, instance: Any, owner: type) -> Any:
+            if instance is None:
+                return self
+            value = instance.__dict__[self._name] = self._function(instance)
+            return value
 
 
 class Reading:
@@ -83,7 +103,9 @@ class Reading:
         self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
-        self.resource = span.resource.attributes
+        resource = span.resource.attributes
+        # What never changes needs no lock, and what it lacks no exception: both come with the SDK's own mapping.
+        self.resource = getattr(resource, "_dict", resource)
         self.start = nanoseconds_of(span.start_time)
         end = span.end_time
         self.end = None if end is None else nanoseconds_of(end) or None
@@ -188,11 +210,12 @@ class Reading:
         """Copy it without attributes, events and error texts, for what is kept for long."""
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
-        light = copy.copy(self)
-        light.attributes, light.events, light.signals, light.described, light.exception = {}, (), (), "", ("", "")
+        light = Reading()
+        light.__dict__.update(self.__dict__, **_NO_CONTENT)
         return light
 
 
+_NO_CONTENT = {"attributes": MappingProxyType({}), "events": (), "signals": (), "described": "", "exception": ("", "")}
 _IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
 _GROUPS_LINE = pattern(r"^[ |]*\+-")
 _STACK_CAP = 262_144

@@ -31,10 +31,45 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         ("import otel_letta", ("opentelemetry", "httpx", "dotenv", "asyncio")),
         ("from otel_letta import LettaSpanProcessor, LettaSpanExporter", ("httpx", "rich", "click", "http.server")),
+        (
+            "from otel_letta import LettaSpanProcessor, LettaReporter",
+            ("otel_letta.settings", "otel_letta.delivery.desk", "otel_letta.letta", "asyncio", "hashlib"),
+        ),
         ("from otel_letta import task", ("opentelemetry.sdk", "httpx")),
     ],
 )
 def test_nothing_is_loaded_before_it_is_needed(statement: str, unloaded: tuple[str, ...]) -> None:
     code = f"import sys\n{statement}\nprint([name for name in {unloaded!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+_HARD_WORK = """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+from otel_letta import LettaSpanProcessor
+
+provider = TracerProvider(shutdown_on_exit=False)
+processor = LettaSpanProcessor(base_url="http://127.0.0.1:9", agent_id="agent-1", shutdown_timeout=1)
+provider.add_span_processor(processor)
+before = set(sys.modules)
+tracer = provider.get_tracer("program")
+with tracer.start_as_current_span("a", attributes={"gen_ai.operation.name": "invoke_agent"}):
+    with tracer.start_as_current_span("c", attributes={"gen_ai.operation.name": "chat"}) as span:
+        span.set_attribute("gen_ai.response.finish_reasons", ("stop",))
+try:
+    with tracer.start_as_current_span("t", attributes={"letta.task.name": "t"}) as span:
+        span.set_attribute("letta.task.progress", 0.5)
+        processor.force_flush(100)
+        raise ValueError
+except ValueError:
+    pass
+provider.shutdown()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_imported_once_the_processor_is_made() -> None:
+    """An import on a thread of ours would hold its lock for ever in a child that is forked in the middle of it."""
+    done = subprocess.run([sys.executable, "-c", _HARD_WORK], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,6 +20,8 @@ class Role(enum.Enum):
     TOOL = "tool"
     LLM = "llm"
 
+    __hash__ = object.__hash__  # until Python 3.12 that of an enum is a function in Python
+
 
 class Unclaimed(enum.Enum):
     """The answer of a convention that a span does not follow, so that another one may decide its role."""

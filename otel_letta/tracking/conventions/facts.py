@@ -89,6 +89,7 @@ class AgentFacts:
         self.cancelled = self.cancelled or self.finish is Finish.CANCELLED
 
 
+_GIVEN = NAMES.given
 _OF_RESOURCE = NAMES.rank_of_resource
 _ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
 _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
@@ -113,10 +114,9 @@ def read_agent(
     facts.named = named
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
-    facts.chat = _conversation(reading, shape, chat_attributes)
-    given = (name for rank, name in shape.chats if rank > _OF_RESOURCE)
-    facts.conversation = next((found for name in given if (found := id_of(attributes.get(name)))), None)
-    if _failed(reading, shape):
+    facts.chat = _conversation(reading, chat_attributes)
+    facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
+    if _failed(reading):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
@@ -144,8 +144,8 @@ def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
     return [refine for _, refine in NAMES.refining if refine in shape.refining or refine in by_events]
 
 
-def _conversation(reading: Reading, shape: Shape, more: Sequence[str]) -> tuple[int, str] | None:
-    default = reading.default(semconv.CHAT_ID)
+def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
+    shape, default = shape_of(reading.attributes), reading.default(semconv.CHAT_ID)
     if not shape.chats and not more:
         return None if default is None else (_OF_RESOURCE, default)
     attributes = reading.own_attributes
@@ -206,12 +206,12 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
         facts.raised = _reason(reading, facts.role, content)
 
 
-def _failed(reading: Reading, shape: Shape) -> bool:
+def _failed(reading: Reading) -> bool:
     attributes = reading.attributes
     return (
         reading.failed
         or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
-        or _holds(attributes, shape.failed)
+        or _holds(attributes, shape_of(attributes).failed)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ class Finish(enum.Enum):
     CANCELLED = "somebody cancelled it"
     ERROR = "an error"
     EMPTY = "the attribute is there and says nothing: the answer was cut off"
+
+    __hash__ = object.__hash__  # until Python 3.12 that of an enum is a function in Python
 
 
 FILLERS = frozenset({"", "none", "null", "nil", "unknown", "undefined", "n/a", "unspecified", "other"})
@@ -69,11 +72,17 @@ def finish_of(values: Iterable[Any]) -> tuple[Finish, str] | None:
         if not words:
             found.setdefault(Finish.EMPTY, "")
         for word in words:
-            # "FinishReason.STOP", "FINISH_REASON_STOP", "tool-calls"
-            plain = word.rpartition(".")[2].lower().replace("-", "_").removeprefix("finish_reason_")
-            if plain not in FILLERS:
-                found.setdefault(_FINISHES.get(plain, Finish.ANSWERED), clean_line(word, _WORD_CAP))
+            one = _finish_by(word)
+            if one is not None:
+                found.setdefault(*one)
     return next(((finish, found[finish]) for finish in _BY_WEIGHT if finish in found), None)
+
+
+@functools.lru_cache(maxsize=128)
+def _finish_by(word: str) -> tuple[Finish, str] | None:
+    # "FinishReason.STOP", "FINISH_REASON_STOP", "tool-calls"
+    plain = word.rpartition(".")[2].lower().replace("-", "_").removeprefix("finish_reason_")
+    return None if plain in FILLERS else (_FINISHES.get(plain, Finish.ANSWERED), clean_line(word, _WORD_CAP))
 
 
 def _words_of(value: Any) -> Iterator[str]:

@@ -75,10 +75,11 @@ class Names:
         )
         self.names = {role: tuple(name for c in conventions for name in c.names.get(role, ())) for role in Role}
         chosen = tuple(name for c in conventions for name in c.chosen_chats)
-        given = tuple(name for c in conventions for name in c.chats)
+        self.given = tuple(name for c in conventions for name in c.chats)
+        """What may hold a conversation's id that its framework gave."""
         self.rank_of_resource = len(chosen)
         """The rank of the resource's own word. Whoever set that chose it: it beats what a framework gave."""
-        self.chats = {name: rank for rank, name in enumerate((*chosen, "", *given)) if name}
+        self.chats = {name: rank for rank, name in enumerate((*chosen, "", *self.given)) if name}
         self.answers: frozenset[str] = frozenset().union(*(c.answers for c in conventions))
         self.no_answers: frozenset[str] = frozenset().union(*(c.no_answers for c in conventions))
         self.answer_prefixes = tuple(prefix for c in conventions for prefix in c.answer_prefixes)

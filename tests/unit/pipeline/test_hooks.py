@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
@@ -15,6 +18,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.pipeline.hooks import attributes_in
 from otel_letta.pipeline.pipeline import Pipeline
+from otel_letta.runtime import fork
+from otel_letta.runtime.suppress import reader_of_context, suppress_tracing
 from otel_letta.testing import InMemoryLetta
 
 TASK = {"letta.chat.id": "chat-1"}
@@ -80,6 +85,43 @@ def test_the_installed_sdk_has_the_private_fields_that_the_hooks_read() -> None:
         assert inner._attributes._dict == {"k": "v"}
 
 
+def test_the_installed_api_keeps_the_context_where_the_hooks_read_it() -> None:
+    current = reader_of_context()
+    assert current is not otel_context.get_current
+    token = otel_context.attach(otel_context.set_value("key", "value"))
+    try:
+        assert current() is otel_context.get_current()
+    finally:
+        otel_context.detach(token)
+    assert current() is otel_context.get_current()
+
+
+def test_another_kind_of_context_is_read_by_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runtime:
+        def get_current(self) -> otel_context.Context:
+            return otel_context.Context({"key": "value"})
+
+    monkeypatch.setattr(otel_context, "_RUNTIME_CONTEXT", Runtime())
+    assert reader_of_context()() == {"key": "value"}
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_task_that_starts_where_tracing_is_suppressed_is_none(world: World, thread: bool) -> None:
+    def work() -> None:
+        with suppress_tracing():
+            span = world.tracer.start_span("ours", attributes=TASK)
+        span.end()
+        world.tracer.start_span("theirs", attributes={"letta.task.name": "theirs"}).end()
+
+    if thread:
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+    else:
+        work()
+    assert world.ends() == [("theirs", "completed")]
+
+
 def _without_private_fields(span: Any, missing: str) -> Any:
     """The span as the hooks would see it: public properties only."""
 
@@ -133,6 +175,41 @@ def test_a_span_that_records_nothing_is_passed_over_in_silence(world: World, cap
 def test_attributes_are_found_where_there_is_no_inner_dict() -> None:
     assert attributes_in(ReadableSpan("x", attributes={"k": "v"})) == {"k": "v"}
     assert attributes_in(ReadableSpan("x", attributes=None)) == {}
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The names of all functions, in Python and in C, that are called."""
+    names: set[str] = set()
+
+    def note(frame: Any, event: str, what: Any) -> None:
+        if event == "call":
+            names.add(frame.f_code.co_name)
+        elif event == "c_call":
+            names.add(what.__name__)
+
+    sys.setprofile(note)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+@pytest.mark.skipif(not isinstance(fork.here, mmap.mmap), reason="without memory that is wiped the process id is asked")
+def test_the_hooks_of_a_task_call_nothing_of_ours_and_no_system(world: World) -> None:
+    """Each call costs half a microsecond there, and a span as a whole twenty."""
+    world.tracer.start_span("first", attributes=TASK).end()
+    with world.pipeline._inbox.lock:  # so that the thread cannot go to sleep in between
+        world.pipeline._inbox.awake = True
+        bare = TracerProvider(shutdown_on_exit=False).get_tracer("t").start_span("task", attributes=TASK)
+        assert "on_start" in vars(world.processor)
+        started = _called(world.processor.on_start, bare)
+        world.pipeline._inbox.awake = True
+        ended = _called(world.processor.on_end, bare)
+    for names in (started, ended):
+        assert names.isdisjoint({"note_start", "note_end", "put", "check", "getpid", "handled_elsewhere", "get_value"})
+    assert len(started) < 16 and len(ended) < 16, (started, ended)
+    bare.end()
 
 
 # -- young spans -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -19,12 +21,12 @@ def renewals(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     for name in ("_renewing", "_forked_at", "_late"):
         monkeypatch.setattr(fork, name, getattr(fork, name))
     monkeypatch.setattr(fork, "_turns", {})
-    monkeypatch.setattr(fork, "pid", -1)
+    monkeypatch.setattr(fork, "_pid", -1)
     return made
 
 
 def test_a_process_that_was_not_forked_renews_nothing(renewals: list[Callable[[], None]]) -> None:
-    fork.pid = os.getpid()
+    fork._pid = os.getpid()
     renewals.append(pytest.fail)
     assert not fork.check()
 
@@ -52,3 +54,30 @@ def test_pythons_own_fork_is_not_late(renewals: list[Callable[[], None]]) -> Non
     fork._after_in_child()
     assert seen == [False]
     assert not fork.check() and not fork.was_noticed_late()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no memory is wiped at a fork elsewhere")
+def test_a_fork_that_python_does_not_hear_of_shows_without_a_system_call() -> None:
+    fork.check()
+    assert fork.here[0]
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        unnoticed = not fork.here[0]
+        noticed = fork.check() and bool(fork.here[0])
+        os._exit(0 if unnoticed and noticed else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert fork.here[0]
+
+
+def test_where_no_memory_is_wiped_the_process_id_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "other")
+    here = fork._wiped_at_fork()
+    assert here[0]
+    monkeypatch.setattr(fork, "_pid", -1)
+    assert not here[0]
+
+
+def test_a_page_that_was_lost_without_a_fork_is_written_again() -> None:
+    fork.here[0] = 0
+    assert not fork.check()
+    assert fork.here[0]
