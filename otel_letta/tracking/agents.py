@@ -83,7 +83,7 @@ class AgentTracker:
         inbound: Inbound = NO_IDS,
         aborted: str | None = None,
         under: Reading | None = None,
-        ambient: bool = False,
+        ambient: Plain | None = None,
         guessed: bool = False,
     ) -> bool:
         """Take in a span with a role that started, changed or ended; False if it is part of no task.
@@ -96,7 +96,7 @@ class AgentTracker:
             live: the span's start was seen in this process, so everything above it is known.
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
             under: the topmost open span above it, if ``parent`` is an open span too, and both may get a role yet.
-            ambient: the span has no role of its own, and bounds a run.
+            ambient: what is known of a span that has no role of its own, and bounds a run.
             guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
@@ -116,9 +116,10 @@ class AgentTracker:
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
             node.guessed = guessed
-            if ambient:
+            if ambient is not None:
+                node.ambient, node.is_part = True, ambient.is_part
                 node.under = next((below.under for below in trace.waiting.get(key, ()) if below.under), None)
-            node.ambient, node.seen_at = ambient, self._now()
+            node.seen_at = self._now()
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
             self._update(node, reading, facts, aborted)
@@ -216,7 +217,7 @@ class AgentTracker:
         facts = AgentFacts(Role.AGENT, "", {})
         facts.failed, facts.reason = plain.failed, plain.reason
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
-        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=True)
+        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
 
     def part_failed(self, tool: SpanKey, reason: Reason) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""

@@ -94,7 +94,8 @@ class Endings:
         due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
         # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
         # frameworks make one for each turn, or what is above it has not ended.
-        unsettled = {node for node in due if node.ambient and not node.remote and not _is_settled(node)}
+        runs = [node for node in due if node.ambient and not node.remote]
+        unsettled = {node for node in runs if node.is_part or not _is_settled(node)}
         trace.away -= unsettled
         self._make_roots(trace, [node for node in due if node not in unsettled])
 

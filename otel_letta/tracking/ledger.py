@@ -322,7 +322,7 @@ class Ledger:
                 wakes=worth_it and not task.mirrored,
                 waiting=waiting,
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
-                span_id=None if task.key is None or not task.key[1] else f"{task.key[1]:016x}",
+                span_id=f"{task.span_id:016x}" if task.span_id else None,
                 service=task.service,
                 host=self._host,
             )

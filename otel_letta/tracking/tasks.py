@@ -60,6 +60,11 @@ class Task:
         """The id that it goes by as long as nobody gives one."""
         return "" if self.key is None else automatic_id(self.key)
 
+    @property
+    def span_id(self) -> int:
+        """The span that it is shown with; 0 for none."""
+        return 0 if self.key is None else self.key[1]
+
     def had_ended(self, at: int) -> bool:
         """Return True if it had ended before a time: what starts then is no step of it."""
         return self.ended_at is not None and self.ended_at < at
@@ -116,6 +121,11 @@ class InferredTask(Task):
     def is_unplaced(self) -> bool:
         """True for one whose root has not arrived, and is none of this process."""
         return self.root is None and self.awaits is None
+
+    @property
+    def span_id(self) -> int:
+        """The span that it is shown with: the root, as soon as that is known; 0 for none."""
+        return self.key[1] or (self.root.key[1] if self.root is not None else 0)
 
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
