@@ -58,7 +58,7 @@ def otid_of(report: ProgressReport, lane: Lane) -> str:
         # An explicit id may come again in another process or after a restart, where runs are counted from 1 again:
         # that end must not be taken for the first run's.
         parts.append(report.key)
-    if report.run > 1:
+    if report.run > 1 and report.identity == report.task_id:
         # A task that ran again under its explicit id ends again: that is another message.
         parts.append(str(report.run))
     return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))

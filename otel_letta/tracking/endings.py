@@ -104,6 +104,9 @@ class Endings:
             trace.unwait(node)
             node.missing = None
             self._apply(trace, node)
+        if any(node.ambient for node in tops):
+            for node in [node for orphan in trace.orphans for node in family(orphan)]:
+                self._apply(trace, node)  # what was held back behind those
 
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""

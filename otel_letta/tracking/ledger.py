@@ -139,9 +139,7 @@ class Ledger:
 
     def _enter(self, task: Task, task_id: str, chat: str | None = None) -> None:
         task.id = task_id
-        past = self._past.get((task.agent_id, task_id))
-        if past is not None:
-            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+        self.count_run(task)
         parked = self._parked.take_declared(task, task_id, chat)
         if parked is not None:
             go_on(task, parked)
@@ -157,6 +155,12 @@ class Ledger:
     def was(self, task: Task) -> bool:
         """Return True if a task with its id has ended."""
         return (task.agent_id, task.id) in self._past
+
+    def count_run(self, task: Task) -> None:
+        """Let a task be another run of its id, if one with that has ended."""
+        past = self._past.get((task.agent_id, task.id))
+        if past is not None:
+            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
 
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""

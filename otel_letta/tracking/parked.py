@@ -97,4 +97,4 @@ def go_on(task: Task, parked: Task) -> None:
         task.forgotten = (task.forgotten[0] + parked.tools, task.forgotten[1] + parked.problems)
         task.tools, task.problems = task.tools + parked.tools, task.problems + parked.problems
         task.chat = task.chat or parked.chat
-        task.resumed = True
+        task.resumed, task.resumed_span = True, parked.span_id

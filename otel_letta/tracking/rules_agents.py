@@ -77,7 +77,7 @@ class AgentRules:
         self._merge(task, node, facts)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
-        if self._is_early(trace, task, node):
+        if self._is_early(trace, task, node) or self._is_behind_a_run(trace, task, node):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return True
         if task.held_until is not None:
@@ -136,6 +136,14 @@ class AgentRules:
             self.catch_up(trace, task)
         return not task.due
 
+    def _is_behind_a_run(self, trace: Trace, task: InferredTask, node: Node) -> bool:
+        """Return True for work that began after what may be a run of its own had ended, as long as that is not clear:
+        it may be the next run's."""
+        if not (task.is_unplaced and trace.away) or node.role in _ROOT_ROLES:
+            return False
+        start = node.top.start
+        return any(run.ambient and not run.is_part and run.end and run.end <= start for run in trace.away)
+
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
         task.due, task.held_until = True, None
@@ -181,7 +189,9 @@ class AgentRules:
                 task.rename(top.key)
             if not fresh:
                 return task, False
-        if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
+        if task.is_unplaced:
+            self._ledger.count_run(task)
+        elif self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
             task.rename(top.key)
         trace.tasks.append(task)
         return task, True

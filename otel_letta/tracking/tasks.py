@@ -89,6 +89,8 @@ class InferredTask(Task):
     """Its service and conversation, as sub-agents are looked for by these."""
     waiting_tool = ""
     """The tool that it waited for when it was parked."""
+    resumed_span = 0
+    """The span that it was shown with before it waited."""
     resumed = False
     """It goes on after it has waited."""
     tools = 0
@@ -125,11 +127,12 @@ class InferredTask(Task):
     @property
     def span_id(self) -> int:
         """The span that it is shown with: the root, as soon as that is known; 0 for none."""
-        return self.key[1] or (self.root.key[1] if self.root is not None else 0)
+        return self.key[1] or self.resumed_span or (self.root.key[1] if self.root is not None else 0)
 
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
         self.key, self.id = key, automatic_id(key)
+        self.run, self.sequence = 1, 0
 
     def had_ended(self, at: int) -> bool:
         """Return True if its root had ended before a time: work that starts then belongs to the next task."""
