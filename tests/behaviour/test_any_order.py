@@ -73,9 +73,9 @@ def shuffled(batches: list[Batch], seed: str) -> list[tuple[int, Batch]]:
 
 
 def tasks_of(reports: list[ProgressReport]) -> list[Task]:
-    found: dict[str, list[ProgressReport]] = {}
+    found: dict[tuple[str, int], list[ProgressReport]] = {}
     for report in reports:
-        found.setdefault(report.task_id, []).append(report)
+        found.setdefault((report.task_id, report.run), []).append(report)
     return sorted(map(_task, found.values()))
 
 
@@ -93,3 +93,22 @@ def test_requests_in_any_order_within_the_grace_tell_the_same_tasks(name: str) -
     expected = tasks_of(play((arrival(batch), batch) for batch in batches))
     for seed in range(ORDERS):
         assert tasks_of(play(shuffled(batches, f"{name} {seed}"))) == expected, f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", traces())
+def test_what_happens_at_the_same_moment_may_happen_in_any_order_in_a_process(name: str) -> None:
+    def seen(chance: random.Random | None) -> list[Task]:
+        live = play_live(name, chance=chance)
+        for seconds in (3, 1_000, 8_000):
+            live.clock.pass_seconds(seconds)
+            live.tracker.tick()
+        return tasks_of(live.reports)
+
+    expected = seen(None)
+    for seed in range(ORDERS):
+        again = seen(random.Random(f"{name} {seed}"))
+        assert sorted(map(without_ids, again)) == sorted(map(without_ids, expected))  # each play makes new ids
+
+
+def without_ids(task: Task) -> Task:
+    return task._replace(ends=tuple(("", status, content) for _, status, content in task.ends))
