@@ -53,7 +53,7 @@ class AgentTracker:
         self._idle = int(idle_timeout * 1e9)
         self._chat_attributes = tuple(chat_attributes)
         self._content = tuple(content)
-        self._rules = AgentRules(tree, ledger, now, self._grace)
+        self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
         self._failures: Recent[SpanKey, Reason] = Recent(1_000)
@@ -299,6 +299,7 @@ class AgentTracker:
         if task is not None and not trace.waiting:
             trace.tasks.remove(task)
             task.ended = True
+            self._endings.background.forget(task)
         if task is not None and not (task.ended and task.begun):
             task = None
         self._tidy(trace)
@@ -343,9 +344,9 @@ class AgentTracker:
             if task.held_until is not None and task.held_until <= now:
                 self._rules.catch_up(trace, task)
             if task.deadline is not None and task.deadline <= now:
-                self._endings.judge(trace, task)
+                self._endings.judge(trace, task, patient=True)
         if trace.active_at + self._idle <= now:
-            self._endings.idle(trace, self._idle)
+            self._endings.idle(trace)
         self._tidy(trace)
 
     def judge_ended(self) -> None:

@@ -35,9 +35,10 @@ class AgentRules:
 
     Args:
         grace: nanoseconds from a root's end to the verdict.
+        idle: nanoseconds without news after which a task is quiet.
     """
 
-    def __init__(self, tree: Tree, ledger: Ledger, now: Callable[[], int], grace: int) -> None:
+    def __init__(self, tree: Tree, ledger: Ledger, now: Callable[[], int], grace: int, idle: int) -> None:
         self._tree = tree
         self._ledger = ledger
         self._now = now
@@ -45,7 +46,7 @@ class AgentRules:
         self.see_agent: Callable[[tuple[str, str]], object] = lambda conversation: None
         self.take_lone: Callable[[Trace, Node], object] = lambda trace, node: None
         self._subagents = SubAgents(tree, self.apply)
-        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
+        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents, idle)
 
     def apply(
         self,
@@ -75,6 +76,9 @@ class AgentRules:
                 self._merge(task, early, None)
             trace.early.clear()
         self._merge(task, node, facts)
+        self.endings.background.note(task)
+        if node is task.root and node.links:
+            self._note_caller(task, node)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
         if self._is_early(trace, task, node) or self._is_behind_a_run(trace, task, node):
@@ -108,6 +112,14 @@ class AgentRules:
             self._tree.remind(trace, node.patience)
         self.endings.judge_if_complete(trace, task)
         return True
+
+    def _note_caller(self, task: InferredTask, root: Node) -> None:
+        """Remember a task as work of the agents to whose tools its root links."""
+        for link in root.links:
+            tool = self._tree.node(link)
+            caller = self._tree.traces[link[0]].task_of(tool) if tool is not None else None
+            if caller is not None and caller is not task and task not in caller.linked:
+                caller.linked = (*caller.linked, task)
 
     def _set_deadline(self, trace: Trace, task: InferredTask) -> None:
         if task.root is not None and task.root.end is not None and task.deadline is None:

@@ -79,6 +79,12 @@ class InferredTask(Task):
     """None as long as it has not arrived."""
     awaits: SpanKey | None = None
     """The open span that is its root if it gets a role."""
+    place: tuple[str | None, str | None, str] | None = None
+    """Its service, its agent and its conversation, as background work is looked for by these."""
+    linked: tuple[InferredTask, ...] = ()
+    """Tasks whose roots link to a tool of it."""
+    background_until: int | None = None
+    """The time until which it stays open for work in the background."""
     begun = False
     due = False
     """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is

@@ -101,6 +101,11 @@ def waits_for(what: str) -> str:
     return f"waits for {what}"
 
 
+def background(name: str, work: str) -> str:
+    what = f": {work}" if work else ""
+    return f"'{name}' has answered, and work of it goes on in the background{what}"
+
+
 def goes_on(name: str) -> str:
     return f"'{name}' goes on"
 
