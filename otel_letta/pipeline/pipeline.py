@@ -29,6 +29,7 @@ from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.report import ProgressReport
 from otel_letta.runtime import fork
+from otel_letta.runtime.aborts import add_flows, flow_named
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
@@ -57,6 +58,11 @@ class Metrics(Protocol):
         """Return counts that are metrics too. ``lanes`` returns what waits, by lane."""
 
 
+def _steered(kind: str) -> tuple[str, bool] | None:
+    flow = flow_named(kind)
+    return None if flow is None else (flow.value, flow.goes_on)
+
+
 def tracker_for(
     settings: Settings,
     emit: Callable[[ProgressReport], None],
@@ -64,6 +70,7 @@ def tracker_for(
     claimed: Callable[[str], bool] = lambda conversation_id: False,
 ) -> Tracker:
     """Make a tracker as the settings want it; see `Tracker` for ``emit``, ``now`` and ``claimed``."""
+    add_flows(settings.control_flow)
     return Tracker(
         emit=emit,
         now=now,
@@ -80,6 +87,7 @@ def tracker_for(
         chat_attributes=settings.chat_id_attributes,
         content=settings.content,
         claimed=claimed,
+        steered=_steered,
         most_tasks=settings.max_pending_tasks,
     )
 

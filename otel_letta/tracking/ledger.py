@@ -106,6 +106,7 @@ class Ledger:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = _service(reading)
+        task.name = said.name or clean_line(reading.name, 200)
         self._enter(task, said.task_id or task.automatic_id, said.chat_id)
         return task
 
@@ -168,13 +169,13 @@ class Ledger:
 
     # -- tasks that wait ---------------------------------------------------------------------------------------------
 
-    def park(self, task: Task, content: str, at: int | None) -> None:
-        """Report that a task cannot go on without somebody, and keep its place for when it does."""
+    def park(self, task: Task, content: str, at: int | None, *, waiting: bool = True) -> None:
+        """Report that a task cannot go on now, and keep its place for when it does. ``waiting``: it needs somebody."""
         task.parked_at = self._now()
         if isinstance(task, InferredTask):
             self.report_inferred(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
         else:
-            self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
+            self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
             self.tasks.pop((task.agent_id, task.id), None)
         task.ended = True
         self._parked.put(task)
@@ -195,7 +196,7 @@ class Ledger:
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
         for task in self._parked.older_than(self._now() - self._wait):
-            reason = wording.nobody_came(self._wait / 1e9)
+            reason = (wording.never_tried_again if task.retries else wording.nobody_came)(self._wait / 1e9)
             if isinstance(task, InferredTask):
                 content = wording.agent_failed(self.name_of(task), reason)
                 self.report_inferred(task, TaskStatus.FAILED, content, self._now(), error=reason)

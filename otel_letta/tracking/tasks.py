@@ -41,6 +41,8 @@ class Task:
     """Its own span says that it pauses."""
     parked_at = 0
     """The time since which it waits."""
+    retries = False
+    """It will be tried again."""
     ended = False
     ended_at: int | None = None
     inferred = False

@@ -114,6 +114,10 @@ def nobody_came(seconds: float) -> str:
     return f"lost, it waited for {duration(seconds)} and nobody came"
 
 
+def never_tried_again(seconds: float) -> str:
+    return f"lost, it was to be tried again and was not for {duration(seconds)}"
+
+
 def ended_with_message() -> str:
     return "it ended with a message, which may be a question"
 
