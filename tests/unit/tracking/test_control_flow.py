@@ -117,3 +117,14 @@ def test_what_our_own_helpers_write_down_about_a_retry_is_no_end() -> None:
         live.tracer.start_span("job", attributes={"letta.task.id": "job-1", **attributes}).end()
     assert [end.status for end in live.ends] == [COMPLETED]
     assert {report.task_id for report in live.reports} == {"job-1"}
+
+
+def test_a_live_attempt_goes_on_with_the_task_of_the_one_before_it() -> None:
+    live = Live()
+    with live.tracer.start_as_current_span("request"):
+        for attributes in (RETRY, DONE):
+            with live.tracer.start_as_current_span("run/x", attributes={"letta.task.progress": 0.1}) as span:
+                span.set_attributes(attributes)
+    assert len({report.key for report in live.reports}) == 1
+    assert [report.sequence for report in live.reports] == list(range(1, len(live.reports) + 1))
+    assert [(end.status, end.run) for end in live.ends] == [(COMPLETED, 1)]
