@@ -87,10 +87,15 @@ class ProgressReport:
     @property
     def key(self) -> str:
         """What stays the same from a task's first report to its last, even if its id was set in between."""
-        if self.trace_id and self.span_id:
+        if self.trace_id and self.span_id and self.task_id != self.trace_id:
             return f"{self.trace_id}-{self.span_id}"
-        # Of an agent whose root nobody has seen only the trace is known. Reports that no tracking made may share one.
+        # An agent whose root nobody had seen goes by its trace. Reports that no tracking made may share one.
         return self.trace_id if self.trace_id and self.sequence else self.task_id
+
+    @property
+    def identity(self) -> str:
+        """What an end is known again by, from whichever process and in whatever order its spans came."""
+        return f"{self.trace_id}-{self.span_id}" if self.task_id == self.trace_id and self.span_id else self.task_id
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name; the status as its word, times as ISO 8601 in UTC, unknown fields as None."""

@@ -61,12 +61,12 @@ def otid_of(report: ProgressReport, lane: Lane) -> str:
     """Make the client's id of a message. An end has the same one from every process and attempt that might send it."""
     if not report.status.is_terminal:
         return str(uuid.uuid4())
-    parts = [lane.server, lane.agent_id, report.task_id, "terminal"]
+    parts = [lane.server, lane.agent_id, report.identity, "terminal"]
     if report.key != report.task_id:
         # An explicit id may come again in another process or after a restart, where runs are counted from 1 again:
         # that end must not be taken for the first run's.
         parts.append(report.key)
-    if report.run > 1:
+    if report.run > 1 and report.identity == report.task_id:
         # A task that ran again under its explicit id ends again: that is another message.
         parts.append(str(report.run))
     return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))

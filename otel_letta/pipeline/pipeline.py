@@ -26,6 +26,7 @@ from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.runtime import fork
+from otel_letta.runtime.aborts import add_flows, flow_named
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings.outbox import OutboxExit
@@ -56,6 +57,11 @@ _OUTBOX_PATIENCE = 2.0
 _S = TypeVar("_S", bound="Source")
 
 
+def _steered(kind: str) -> tuple[str, bool] | None:
+    flow = flow_named(kind)
+    return None if flow is None else (flow.value, flow.goes_on)
+
+
 def tracker_for(
     settings: Settings,
     emit: Callable[[ProgressReport], None],
@@ -63,6 +69,7 @@ def tracker_for(
     claimed: Callable[[str], bool] = lambda conversation_id: False,
 ) -> Tracker:
     """Make a tracker as the settings want it; see `Tracker` for ``emit``, ``now`` and ``claimed``."""
+    add_flows(settings.control_flow)
     return Tracker(
         emit=emit,
         now=now,
@@ -79,6 +86,7 @@ def tracker_for(
         chat_attributes=settings.chat_id_attributes,
         content=settings.content,
         claimed=claimed,
+        steered=_steered,
         most_tasks=settings.max_pending_tasks,
     )
 

@@ -5,7 +5,7 @@ They are known by the package and the name of their class, or of one that it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -21,6 +21,7 @@ class Flow(Enum):
     SKIPPED = "was skipped"
     IGNORED = "was ignored"
     REJECTED = "was rejected"
+    STEERED = "ended on purpose"
 
     @property
     def goes_on(self) -> bool:
@@ -54,22 +55,48 @@ _FLOWS: Final[Mapping[tuple[str, str], Flow]] = {
     ("procrastinate", "JobRetry"): Flow.RETRY,
     ("airflow", "AirflowRescheduleException"): Flow.WAITING,
     ("airflow", "TaskDeferred"): Flow.WAITING,
+    ("airflow", "TaskAwaitingInput"): Flow.WAITING,
     ("airflow", "AirflowSkipException"): Flow.SKIPPED,
+    ("airflow", "DagRunTriggerException"): Flow.HANDED_OVER,
     ("prefect", "Pause"): Flow.WAITING,
     ("temporalio", "ContinueAsNewError"): Flow.HANDED_OVER,
     ("temporalio", "_CompleteAsyncError"): Flow.WAITING,
+    ("temporalio", "_ActivityDoBackoffError"): Flow.RETRY,
+    ("temporalio", "_WorkflowBeingEvictedError"): Flow.HANDED_OVER,
     ("langgraph", "GraphInterrupt"): Flow.WAITING,
     ("langgraph", "ParentCommand"): Flow.HANDED_OVER,
     ("pydantic_ai", "CallDeferred"): Flow.WAITING,
     ("pydantic_ai", "ApprovalRequired"): Flow.WAITING,
 }
+"""Read in the sources of celery 5.7.0, dramatiq 2.2.1, prefect 3.9.1, temporalio 1.35.0, and apache-airflow-core 3.3.2
+with its task SDK 1.3.2. What they raise to stop work is not here: dramatiq's Shutdown and TimeLimitExceeded, Airflow's
+AirflowTaskTerminated and AirflowTaskTimeout, prefect's Abort and TerminationSignal."""
+
+_more: set[str] = set()
+"""Further ones, ``module.Name``, that a setting names."""
+
+
+def add_flows(names: Iterable[str]) -> None:
+    """Let further exceptions, ``module.Name``, count as control flow: what they end has ended on purpose."""
+    _more.update(names)
 
 
 def flow_of(error: BaseException | None) -> Flow | None:
     """Return what a framework wants with an exception that steers it; None for any other."""
     if error is None:
         return None
-    return next((_FLOWS[name] for name in _names(error) if name in _FLOWS), None)
+    found = next((_FLOWS[name] for name in _names(error) if name in _FLOWS), None)
+    if found is None and _more:
+        kinds = type.mro(type(error))
+        named = any(f"{as_text(kind.__module__)}.{as_text(kind.__qualname__)}" in _more for kind in kinds)
+        found = Flow.STEERED if named else None
+    return found
+
+
+def flow_named(kind: str) -> Flow | None:
+    """Return what a framework wants with an exception that is known by its type's full name alone."""
+    package, name = kind.partition(".")[0], kind.rpartition(".")[2]
+    return _FLOWS.get((package, name)) or (Flow.STEERED if kind in _more else None)
 
 
 def is_cancellation(error: BaseException | None) -> bool:

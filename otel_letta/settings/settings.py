@@ -324,4 +324,5 @@ class SettingsOptions(TypedDict, total=False):
     content: Iterable[str] | str | None
     chat_id_attributes: Iterable[str] | str | None
     tasks: Iterable[str] | str | None
+    control_flow: Iterable[str] | str | None
     baggage: bool | str | None

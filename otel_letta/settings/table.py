@@ -255,6 +255,12 @@ class Table:
         "Other spans that are tasks: scope:PATTERN, name:PATTERN, with * and ?, separated by commas.",
     )
     """``scope`` or ``name``, and a pattern."""
+    control_flow: tuple[str, ...] = _setting(
+        "OTEL_LETTA_CONTROL_FLOW",
+        Names("full names of exceptions, module.Name"),
+        (),
+        "Exceptions by which a framework steers its tasks: what they end has ended on purpose, and did not fail.",
+    )
     baggage: bool = _setting(
         "OTEL_LETTA_BAGGAGE",
         Switch(),

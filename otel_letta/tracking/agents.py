@@ -53,7 +53,7 @@ class AgentTracker:
         self._idle = int(idle_timeout * 1e9)
         self._chat_attributes = tuple(chat_attributes)
         self._content = tuple(content)
-        self._rules = AgentRules(tree, ledger, now, self._grace)
+        self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
         self._failures: Recent[SpanKey, Reason] = Recent(1_000)
@@ -83,7 +83,7 @@ class AgentTracker:
         inbound: Inbound = NO_IDS,
         aborted: str | None = None,
         under: Reading | None = None,
-        ambient: bool = False,
+        ambient: Plain | None = None,
         guessed: bool = False,
     ) -> bool:
         """Take in a span with a role that started, changed or ended; False if it is part of no task.
@@ -96,7 +96,7 @@ class AgentTracker:
             live: the span's start was seen in this process, so everything above it is known.
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
             under: the topmost open span above it, if ``parent`` is an open span too, and both may get a role yet.
-            ambient: the span has no role of its own, and bounds a run.
+            ambient: what is known of a span that has no role of its own, and bounds a run.
             guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
@@ -116,9 +116,10 @@ class AgentTracker:
         if node is None:
             node = Node(key, parent, remote, reading.start, live, facts.role)
             node.guessed = guessed
-            if ambient:
+            if ambient is not None:
+                node.ambient, node.is_part = True, ambient.is_part
                 node.under = next((below.under for below in trace.waiting.get(key, ()) if below.under), None)
-            node.ambient, node.seen_at = ambient, self._now()
+            node.seen_at = self._now()
             if under is not None and parent is not None:
                 self._expect_role(node, parent, under, reading)
             self._update(node, reading, facts, aborted)
@@ -216,7 +217,7 @@ class AgentTracker:
         facts = AgentFacts(Role.AGENT, "", {})
         facts.failed, facts.reason = plain.failed, plain.reason
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
-        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=True)
+        self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
 
     def part_failed(self, tool: SpanKey, reason: Reason) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
@@ -298,6 +299,7 @@ class AgentTracker:
         if task is not None and not trace.waiting:
             trace.tasks.remove(task)
             task.ended = True
+            self._endings.background.forget(task)
         if task is not None and not (task.ended and task.begun):
             task = None
         self._tidy(trace)
@@ -342,9 +344,9 @@ class AgentTracker:
             if task.held_until is not None and task.held_until <= now:
                 self._rules.catch_up(trace, task)
             if task.deadline is not None and task.deadline <= now:
-                self._endings.judge(trace, task)
+                self._endings.judge(trace, task, patient=True)
         if trace.active_at + self._idle <= now:
-            self._endings.idle(trace, self._idle)
+            self._endings.idle(trace)
         self._tidy(trace)
 
     def judge_ended(self) -> None:

@@ -9,6 +9,7 @@ from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, MARKS
+from otel_letta.tracking.conventions.celery import steered_by
 from otel_letta.tracking.values import id_of, number_of, share_of
 
 _NAME_CAP = 200
@@ -31,6 +32,8 @@ class Declaration:
     result: str | None = None
     waiting: bool = False
     """If the span ends like this, its task does not: it waits for somebody."""
+    steered: tuple[str, bool] | None = None
+    """What a framework did with it instead of ending it well or failing it, and whether it goes on."""
     inferred: bool = False
     """Nothing of the span says so: a setting or a filter makes a task of it."""
 
@@ -76,10 +79,15 @@ def declaration_of(name: str, attributes: Mapping[str, Any], opted: str | None =
     key, value = first(semconv.TASK_PROGRESS, semconv.BARE_PROGRESS)
     said.progress = read_progress(key, _share(key, value, attributes), said.ignored)
     said.status = _status(*first(semconv.TASK_STATUS, semconv.BARE_STATUS), said.ignored)
+    said.steered = steered_by(attributes)
+    if said.status is TaskStatus.IN_PROGRESS and _GOES_ON.match(said.content or "") is not None:
+        said.steered = said.content or "", True
     said.waiting = _waits(attributes.get(semconv.TASK_WAITING), said)
     return said
 
 
+_GOES_ON = pattern(r"(?:will be tried again|goes on elsewhere)\b")
+"""How our own helpers write down that a framework's exception left a task that is not over."""
 _WAITS = pattern(r"(?i)\s*(?:(?:it|task) )?(?:is )?wait(?:s|ing)\b")
 
 

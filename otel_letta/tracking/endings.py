@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
+from otel_letta.tracking.background import Background
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
@@ -27,6 +28,7 @@ class Endings:
     Args:
         apply: applies the rules to a span whose place is known now.
         catch_up: reports what was held back of a task.
+        idle: nanoseconds without news after which a task is quiet.
     """
 
     def __init__(
@@ -37,13 +39,17 @@ class Endings:
         apply: Callable[[Trace, Node], object],
         catch_up: Callable[[Trace, InferredTask], object],
         subagents: SubAgents,
+        idle: int,
     ) -> None:
         self._tree = tree
         self._ledger = ledger
         self._now = now
+        self._idle = idle
         self._apply = apply
         self._catch_up = catch_up
         self._subagents = subagents
+        self.background = Background(self._wake)
+        subagents.over = self.background.forget
         self.over_since: Recent[int, int] = Recent(REMEMBERED)
         """The end of the last task of a trace."""
         self.outside: Recent[int, int] = Recent(1_000)
@@ -56,10 +62,10 @@ class Endings:
         if root is None or root.end is None or not root.live or task.ended:
             return
         if not any(node.end is None for node in family(root)):
-            self.judge(trace, task)
+            self.judge(trace, task, patient=True)
 
-    def judge(self, trace: Trace, task: InferredTask) -> None:
-        """Judge a task whose root has ended."""
+    def judge(self, trace: Trace, task: InferredTask, *, patient: bool = False) -> None:
+        """Judge a task whose root has ended. ``patient``: it stays open for its work in the background."""
         root = task.root
         if root is None or task.ended:
             return
@@ -77,7 +83,29 @@ class Endings:
                 if not orphan.live and orphan not in trace.away:
                     torn = max(torn, orphan.start)
         verdict = judge(root, below, self.outside.get(trace.id) or 0, torn=torn)
+        if patient and verdict.status is TaskStatus.COMPLETED and self._stays_open(trace, task, below):
+            return
         self.conclude(trace, task, verdict, root.end or self._now(), [root, *below])
+
+    def _stays_open(self, trace: Trace, task: InferredTask, below: Sequence[Node]) -> bool:
+        until = task.background_until or self._now() + _LOST_AFTER * self._idle
+        work = self.background.work_of(task, below) if until > self._now() else None
+        if work is None:
+            return False
+        if task.background_until is None:
+            task.background_until = until
+            content = wording.background(self._ledger.name_of(task), work)
+            self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, content, self._now())
+        task.deadline = until
+        self._tree.remind(trace, until)
+        return True
+
+    def _wake(self, task: InferredTask) -> None:
+        """Have a task judged that stayed open."""
+        trace = self._tree.traces.get(task.root.key[0]) if task.root is not None else None
+        if trace is not None and task.background_until is not None:
+            task.deadline = self._now()
+            self._tree.remind(trace, task.deadline)
 
     def end_turn(self, trace: Trace, root: SpanKey, verdict: Verdict, at: int) -> None:
         """End the task of a root that only log events tell of."""
@@ -94,7 +122,8 @@ class Endings:
         due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
         # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
         # frameworks make one for each turn, or what is above it has not ended.
-        unsettled = {node for node in due if node.ambient and not node.remote and not _is_settled(node)}
+        runs = [node for node in due if node.ambient and not node.remote]
+        unsettled = {node for node in runs if node.is_part or not _is_settled(node)}
         trace.away -= unsettled
         self._make_roots(trace, [node for node in due if node not in unsettled])
 
@@ -103,6 +132,9 @@ class Endings:
             trace.unwait(node)
             node.missing = None
             self._apply(trace, node)
+        if any(node.ambient for node in tops):
+            for node in [node for orphan in trace.orphans for node in family(orphan)]:
+                self._apply(trace, node)  # what was held back behind those
 
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
@@ -116,10 +148,12 @@ class Endings:
             if not trace.orphans_of(task):
                 self.dismiss(trace, task)
 
-    def idle(self, trace: Trace, idle: int) -> None:
-        """Give up what is quiet for too long, or report that it is quiet. ``idle``: nanoseconds."""
+    def idle(self, trace: Trace) -> None:
+        """Give up what is quiet for too long, or report that it is quiet."""
+        idle = self._idle
         is_open = any(node.live and node.end is None for node in trace.nodes.values())
         is_open = is_open or any(self._tree.awaits_root(trace, task) for task in trace.tasks)
+        is_open = is_open or any((task.background_until or 0) > self._now() for task in trace.tasks)
         patience = idle if self.has_evidence(trace) else _LOST_AFTER * idle
         if not is_open and trace.active_at + patience <= self._now():
             self.give_up_all(trace, wording.lost(patience / 1e9))
@@ -244,6 +278,7 @@ class Endings:
     ) -> None:
         task.deadline = None
         self._subagents.forget(task)
+        self.background.forget(task)
         if status is TaskStatus.IN_PROGRESS:
             self._ledger.park(task, content, at)
         else:

@@ -106,6 +106,7 @@ class Ledger:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = _service(reading)
+        task.name = said.name or clean_line(reading.name, 200)
         self._enter(task, said.task_id or task.automatic_id, said.chat_id)
         return task
 
@@ -139,9 +140,7 @@ class Ledger:
 
     def _enter(self, task: Task, task_id: str, chat: str | None = None) -> None:
         task.id = task_id
-        past = self._past.get((task.agent_id, task_id))
-        if past is not None:
-            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+        self.count_run(task)
         parked = self._parked.take_declared(task, task_id, chat)
         if parked is not None:
             go_on(task, parked)
@@ -158,19 +157,25 @@ class Ledger:
         """Return True if a task with its id has ended."""
         return (task.agent_id, task.id) in self._past
 
+    def count_run(self, task: Task) -> None:
+        """Let a task be another run of its id, if one with that has ended."""
+        past = self._past.get((task.agent_id, task.id))
+        if past is not None:
+            task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
+
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""
         self._past.put((task.agent_id, task.id), (task.run, task.sequence))
 
     # -- tasks that wait ---------------------------------------------------------------------------------------------
 
-    def park(self, task: Task, content: str, at: int | None) -> None:
-        """Report that a task cannot go on without somebody, and keep its place for when it does."""
+    def park(self, task: Task, content: str, at: int | None, *, waiting: bool = True) -> None:
+        """Report that a task cannot go on now, and keep its place for when it does. ``waiting``: it needs somebody."""
         task.parked_at = self._now()
         if isinstance(task, InferredTask):
             self.report_inferred(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
         else:
-            self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
+            self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
             self.tasks.pop((task.agent_id, task.id), None)
         task.ended = True
         self._parked.put(task)
@@ -197,7 +202,7 @@ class Ledger:
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
         for task in self._parked.older_than(self._now() - self._wait):
-            reason = wording.nobody_came(self._wait / 1e9)
+            reason = (wording.never_tried_again if task.retries else wording.nobody_came)(self._wait / 1e9)
             if isinstance(task, InferredTask):
                 content = wording.agent_failed(self.name_of(task), reason)
                 self.report_inferred(task, TaskStatus.FAILED, content, self._now(), error=reason)
@@ -329,7 +334,7 @@ class Ledger:
                 waiting=waiting,
                 inferred=isinstance(task, InferredTask),
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
-                span_id=None if task.key is None or not task.key[1] else f"{task.key[1]:016x}",
+                span_id=f"{task.span_id:016x}" if task.span_id else None,
                 service=task.service,
                 host=self._host,
             )

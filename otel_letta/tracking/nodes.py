@@ -93,6 +93,8 @@ class Node:
     """No span shows it: log events do, or calls that only a conversation's id joins."""
     guessed = False
     """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
+    is_part = False
+    """It bounds a run, and an agent framework made it as a part of something."""
     seen_at = 0
     """The time when it arrived, if it bounds a run."""
     twin = False
@@ -173,6 +175,8 @@ class Plain(NamedTuple):
     reason: Reason
     """Why it failed."""
     failed: bool
+    is_part: bool
+    """An agent framework made it, and gave it no role: what is above it is the agent, if there is anything."""
     until: int
     """The time until which those below it wait there to see that."""
 

@@ -49,6 +49,10 @@ class Parked:
             found = next(
                 (t for t in self._tasks.values() if _is_anonymous(t) and (t.agent_id, t.chat_id) == wanted), None
             )
+        if found is None and task_id == task.automatic_id:
+            wanted_again = (task.agent_id, task.name, task.key and task.key[0])
+            again = (t for t in self._tasks.values() if t.retries)
+            found = next((t for t in again if (t.agent_id, t.name, t.key and t.key[0]) == wanted_again), None)
         return self._take(found)
 
     def take_inferred(self, task: InferredTask, first_tool: str) -> InferredTask | None:
@@ -117,4 +121,4 @@ def go_on(task: Task, parked: Task) -> None:
         task.forgotten = (task.forgotten[0] + parked.tools, task.forgotten[1] + parked.problems)
         task.tools, task.problems = task.tools + parked.tools, task.problems + parked.problems
         task.chat = task.chat or parked.chat
-        task.resumed = True
+        task.resumed, task.resumed_span = True, parked.span_id

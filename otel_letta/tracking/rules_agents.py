@@ -35,9 +35,10 @@ class AgentRules:
 
     Args:
         grace: nanoseconds from a root's end to the verdict.
+        idle: nanoseconds without news after which a task is quiet.
     """
 
-    def __init__(self, tree: Tree, ledger: Ledger, now: Callable[[], int], grace: int) -> None:
+    def __init__(self, tree: Tree, ledger: Ledger, now: Callable[[], int], grace: int, idle: int) -> None:
         self._tree = tree
         self._ledger = ledger
         self._now = now
@@ -45,7 +46,7 @@ class AgentRules:
         self.see_agent: Callable[[tuple[str, str]], object] = lambda conversation: None
         self.take_lone: Callable[[Trace, Node], object] = lambda trace, node: None
         self._subagents = SubAgents(tree, self.apply)
-        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents)
+        self.endings = Endings(tree, ledger, now, self.apply, self.catch_up, self._subagents, idle)
 
     def apply(
         self,
@@ -75,9 +76,12 @@ class AgentRules:
                 self._merge(task, early, None)
             trace.early.clear()
         self._merge(task, node, facts)
+        self.endings.background.note(task)
+        if node is task.root and node.links:
+            self._note_caller(task, node)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
-        if self._is_early(trace, task, node):
+        if self._is_early(trace, task, node) or self._is_behind_a_run(trace, task, node):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return True
         if task.held_until is not None:
@@ -109,6 +113,14 @@ class AgentRules:
         self.endings.judge_if_complete(trace, task)
         return True
 
+    def _note_caller(self, task: InferredTask, root: Node) -> None:
+        """Remember a task as work of the agents to whose tools its root links."""
+        for link in root.links:
+            tool = self._tree.node(link)
+            caller = self._tree.traces[link[0]].task_of(tool) if tool is not None else None
+            if caller is not None and caller is not task and task not in caller.linked:
+                caller.linked = (*caller.linked, task)
+
     def _set_deadline(self, trace: Trace, task: InferredTask) -> None:
         if task.root is not None and task.root.end is not None and task.deadline is None:
             # Of what bounds a run, most of the time may have gone by before its place was known.
@@ -135,6 +147,14 @@ class AgentRules:
         if len(trace.nodes) > _MOST_UNTOLD:
             self.catch_up(trace, task)
         return not task.due
+
+    def _is_behind_a_run(self, trace: Trace, task: InferredTask, node: Node) -> bool:
+        """Return True for work that began after what may be a run of its own had ended, as long as that is not clear:
+        it may be the next run's."""
+        if not (task.is_unplaced and trace.away) or node.role in _ROOT_ROLES:
+            return False
+        start = node.top.start
+        return any(run.ambient and not run.is_part and run.end and run.end <= start for run in trace.away)
 
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
@@ -181,7 +201,9 @@ class AgentRules:
                 task.rename(top.key)
             if not fresh:
                 return task, False
-        if self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
+        if task.is_unplaced:
+            self._ledger.count_run(task)
+        elif self._ledger.was(task):  # its id is that of a span above, which bounded another task of the trace
             task.rename(top.key)
         trace.tasks.append(task)
         return task, True

@@ -12,10 +12,10 @@ from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
-from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration, event_declaration
-from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between
+from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.merging import left_behind, merge, merge_agents_step, stands_alone
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Place
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import Task
@@ -27,6 +27,7 @@ class DeclaredRules:
     """Turns declarations into tasks, and steps of tasks.
 
     Args:
+        steered: see `Tracker`.
         patience: seconds that an ended child with a chat of its own waits for its parent, which may have the same
             one, before it counts as a task.
         step_patience: the same for a child without any id. It is a step if any span above it is a task, and only the
@@ -39,6 +40,7 @@ class DeclaredRules:
         ledger: Ledger,
         agents: AgentTracker,
         now: Callable[[], int],
+        steered: Callable[[str], tuple[str, bool] | None],
         *,
         patience: float = 30.0,
         step_patience: float = 3_600.0,
@@ -47,6 +49,7 @@ class DeclaredRules:
         self._ledger = ledger
         self._agents = agents
         self._now = now
+        self._steered = steered
         self._patience = int(patience * 1e9)
         self._step_patience = int(step_patience * 1e9)
 
@@ -99,7 +102,7 @@ class DeclaredRules:
 
     def _join(self, span: Followed, reading: Reading, said: Declaration, around: Task | None, inbound: Inbound) -> bool:
         """Find the task of a span that declares one; True if that makes a new task."""
-        if around is not None and not stands_alone(said, around) and not _left_behind(reading, said, around):
+        if around is not None and not stands_alone(said, around) and not left_behind(reading, said, around):
             span.task, span.owner = around, around.id == said.task_id
             around.owners += span.owner
             return False
@@ -142,8 +145,7 @@ class DeclaredRules:
             if task.owners == 0:
                 self._finish(task, reading, aborted)
                 return True
-        if reading.failed or aborted is not None:
-            task.failed_steps += 1
+        task.failed_steps += self._has_failed(reading) or aborted is not None
         if news:
             self._ledger.progress(task)
         return True
@@ -185,7 +187,7 @@ class DeclaredRules:
         span.content = said.content if said is not None else None
         if reading.end is not None and not self._tree.has_declared(reading.key):
             self._tree.end(reading.key, Fate.DECLARED, task)
-            news |= _merge_agents_step(task, reading, facts, aborted)
+            news |= merge_agents_step(task, reading, facts, aborted)
         if news:
             self._ledger.progress(task)
 
@@ -298,7 +300,7 @@ class DeclaredRules:
             return
         news = False
         for step in (*doubt.steps, doubt):
-            task.failed_steps += step.reading.failed
+            task.failed_steps += self._has_failed(step.reading)
             news |= merge(task, step.said, step.said.content, own=False)
         if news:
             self._ledger.progress(task)
@@ -321,7 +323,7 @@ class DeclaredRules:
                 self._ledger.succeed(task, inferred, keep_id=said.task_id is None)
         for step in doubt.steps:
             merge(task, step.said, step.said.content, own=False)
-            task.failed_steps += step.reading.failed
+            task.failed_steps += self._has_failed(step.reading)
         merge(task, said, said.content, own=True)
         self._describe(task, said, reading)
         self._tree.assign(doubt.key, task)
@@ -335,6 +337,14 @@ class DeclaredRules:
 
     def _finish(self, task: Task, reading: Reading, aborted: str | None) -> None:
         status, error = judge_declared(task.status, reading, aborted)
+        steered = self._steer_of(reading) if aborted is None else None
+        if steered is not None and (task.status is None or not task.status.is_terminal):
+            content, goes_on = steered
+            if goes_on:
+                task.retries, task.ended_at = True, reading.end
+                self._ledger.park(task, content, reading.end, waiting=False)
+                return
+            task.root_content, status, error = task.root_content or content, TaskStatus.COMPLETED, None
         if task.waits and status is TaskStatus.COMPLETED:
             self._ledger.park(task, task.root_content or wording.waits_for(wording.A_PERSON), reading.end)
         elif status is TaskStatus.FAILED and error is not None and error is aborted:
@@ -342,56 +352,13 @@ class DeclaredRules:
         else:
             self._ledger.close(task, status, reading.end, error)
 
+    def _steer_of(self, reading: Reading) -> tuple[str, bool] | None:
+        """Return what a framework did with a task instead of ending it well or failing it, and whether it goes on."""
+        said = reading.declaration
+        if said is not None and said.steered is not None:
+            return said.steered
+        kind, _ = reading.exception
+        return self._steered(kind) if reading.failed and kind else None
 
-def stands_alone(said: Declaration, around: Task) -> bool:
-    """Return True for a task inside a task that is one of its own: only with an id or a chat of its own."""
-    return (said.task_id is not None and said.task_id != around.id) or (
-        said.chat_id is not None and said.chat_id != around.chat_id
-    )
-
-
-def _left_behind(reading: Reading, said: Declaration, around: Task) -> bool:
-    """Return True for a span that is no step of the task above it any more, since that had ended."""
-    return around.ended and (said.task_id is not None or around.had_ended(reading.start))
-
-
-def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
-    """Take over a statement about a task; True if it is news.
-
-    Args:
-        content: the content, if it is one that the span did not give before.
-        own: the task's own span says it, not a step.
-    """
-    changed = False
-    if said.progress is not None:
-        changed = not task.has_progress or said.progress > task.progress
-        task.has_progress = True
-        task.progress = max(task.progress, said.progress)  # it never goes backwards
-    if content is not None:
-        changed |= content != task.content
-        task.content = content
-        if own:
-            task.root_content = content
-    # A step's result counts as its task's only until the task gives one itself.
-    if said.result is not None and (own or not task.has_own_result):
-        changed |= said.result != task.result
-        task.result, task.has_own_result = said.result, own
-    return changed
-
-
-def _merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: str | None) -> bool:
-    """Take over the end of a tool, a model call or a sub-agent; True if it is news."""
-    failed = facts.failed or aborted is not None
-    reason = (str(facts.reason) or aborted or "") if failed else None
-    if facts.role in (Role.TOOL, Role.LLM):
-        task.failed_steps += failed
-    if facts.plan is not None:
-        task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
-        task.has_progress = True
-    if facts.role is Role.TOOL and facts.name:
-        task.content = wording.tool_used(facts.name, seconds_between(reading.start, reading.end or 0), reason)
-    elif facts.role is Role.AGENT and facts.name:
-        task.content = wording.sub_agent(facts.name, reason)
-    else:
-        return False
-    return True
+    def _has_failed(self, reading: Reading) -> bool:
+        return reading.failed and self._steer_of(reading) is None

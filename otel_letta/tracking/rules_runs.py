@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import MARKS, Role
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.nodes import Node, Plain, Trace
@@ -54,7 +54,8 @@ class AmbientRuns:
         key, until = reading.key, self._now() + self._grace
         reason = reason_of(reading) if reading.failed else Reason("", aborted or "")
         failed = reading.failed or aborted is not None
-        self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, until))
+        is_part = not MARKS.isdisjoint(reading.attributes)
+        self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, is_part, until))
         if trace is not None:
             for node in self._tree.arrived(trace, key):
                 if node.missing != key:

@@ -27,6 +27,8 @@ class SubAgents:
     def __init__(self, tree: Tree, apply: Callable[[Trace, Node], object]) -> None:
         self._tree = tree
         self._apply = apply
+        self.over: Callable[[InferredTask], object] = lambda task: None
+        """Brought each task that turns out to be none of its own."""
         self._by_chat: dict[tuple[str | None, str], dict[InferredTask, Trace]] = {}
 
     def note(self, trace: Trace, task: InferredTask) -> None:
@@ -110,6 +112,7 @@ class SubAgents:
     def drop(self, trace: Trace, task: InferredTask) -> None:
         """Forget a task of which nothing was reported; what it was made of stays."""
         self.forget(task)
+        self.over(task)
         task.ended, task.deadline = True, None
         if task.root is not None:
             task.root.task = None

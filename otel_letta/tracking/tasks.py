@@ -41,6 +41,8 @@ class Task:
     """Its own span says that it pauses."""
     parked_at = 0
     """The time since which it waits."""
+    retries = False
+    """It will be tried again."""
     ended = False
     ended_at: int | None = None
     inferred = False
@@ -60,6 +62,11 @@ class Task:
         """The id that it goes by as long as nobody gives one."""
         return "" if self.key is None else automatic_id(self.key)
 
+    @property
+    def span_id(self) -> int:
+        """The span that it is shown with; 0 for none."""
+        return 0 if self.key is None else self.key[1]
+
     def had_ended(self, at: int) -> bool:
         """Return True if it had ended before a time: what starts then is no step of it."""
         return self.ended_at is not None and self.ended_at < at
@@ -74,6 +81,12 @@ class InferredTask(Task):
     """None as long as it has not arrived."""
     awaits: SpanKey | None = None
     """The open span that is its root if it gets a role."""
+    place: tuple[str | None, str | None, str] | None = None
+    """Its service, its agent and its conversation, as background work is looked for by these."""
+    linked: tuple[InferredTask, ...] = ()
+    """Tasks whose roots link to a tool of it."""
+    background_until: int | None = None
+    """The time until which it stays open for work in the background."""
     begun = False
     due = False
     """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is
@@ -84,6 +97,8 @@ class InferredTask(Task):
     """Its service and conversation, as sub-agents are looked for by these."""
     waiting_tool = ""
     """The tool that it waited for when it was parked."""
+    resumed_span = 0
+    """The span that it was shown with before it waited."""
     resumed = False
     """It goes on after it has waited."""
     tools = 0
@@ -117,9 +132,15 @@ class InferredTask(Task):
         """True for one whose root has not arrived, and is none of this process."""
         return self.root is None and self.awaits is None
 
+    @property
+    def span_id(self) -> int:
+        """The span that it is shown with: the root, as soon as that is known; 0 for none."""
+        return self.key[1] or self.resumed_span or (self.root.key[1] if self.root is not None else 0)
+
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
         self.key, self.id = key, automatic_id(key)
+        self.run, self.sequence = 1, 0
 
     def had_ended(self, at: int) -> bool:
         """Return True if its root had ended before a time: work that starts then belongs to the next task."""

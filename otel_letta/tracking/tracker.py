@@ -65,6 +65,8 @@ class Tracker:
         wake_after: seconds from which on a task that nobody declared is worth waking an agent for its success.
         wake_on_wait, wait_timeout: see `Ledger`.
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
+        steered: returns, for the full name of an exception's type by which a framework steers its tasks, what that
+            means in words, and whether the task goes on; None for any other.
         answer_timeout: see `LogTurns`.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
         agent_options: see `AgentTracker`.
@@ -85,6 +87,7 @@ class Tracker:
         wake_on_wait: bool = True,
         wait_timeout: float = 86_400.0,
         claimed: Callable[[str], bool] = lambda session: False,
+        steered: Callable[[str], tuple[str, bool] | None] = lambda kind: None,
         answer_timeout: float = 60.0,
         most_tasks: int = 10_000,
         **agent_options: Unpack[AgentOptions],
@@ -105,7 +108,7 @@ class Tracker:
         )
         self._agents = AgentTracker(self.tree, self._ledger, now, **agent_options)
         self._declared = DeclaredRules(
-            self.tree, self._ledger, self._agents, now, patience=patience, step_patience=step_patience
+            self.tree, self._ledger, self._agents, now, steered, patience=patience, step_patience=step_patience
         )
         self._turns = LogTurns(self.tree, self._ledger, self._agents, now, answer_timeout, **agent_options)
         self.event = self._turns.take  # takes in a log event

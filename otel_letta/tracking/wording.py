@@ -101,12 +101,21 @@ def waits_for(what: str) -> str:
     return f"waits for {what}"
 
 
+def background(name: str, work: str) -> str:
+    what = f": {work}" if work else ""
+    return f"'{name}' has answered, and work of it goes on in the background{what}"
+
+
 def goes_on(name: str) -> str:
     return f"'{name}' goes on"
 
 
 def nobody_came(seconds: float) -> str:
     return f"lost, it waited for {duration(seconds)} and nobody came"
+
+
+def never_tried_again(seconds: float) -> str:
+    return f"lost, it was to be tried again and was not for {duration(seconds)}"
 
 
 def ended_with_message() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -73,8 +74,12 @@ def play(name: str, **options: Any) -> Played:
     return played
 
 
-def play_live(name: str, **options: Any) -> Live:
-    """Play a trace again in this process, each span from its start to its end, through a real SDK."""
+def play_live(name: str, *, chance: random.Random | None = None, **options: Any) -> Live:
+    """Play a trace again in this process, each span from its start to its end, through a real SDK.
+
+    Args:
+        chance: orders the ends of one moment; without, they are in the order in which they were recorded.
+    """
     recorded = [span for batch in batches(name) for span in batch.spans]
     service = recorded[0].resource.attributes["service.name"]  # it names agents without a name of their own
     live = Live(**{"resource": {"service.name": service}, **options})
@@ -82,6 +87,9 @@ def play_live(name: str, **options: Any) -> Live:
     opened: dict[int, Span] = {}
     moments = [(span.end_time or 0, 1, index, span) for index, span in enumerate(recorded)]
     moments += [(span.start_time or 0, 0, index, span) for index, span in enumerate(recorded)]
+    if chance is not None:
+        # A parent starts before its children.
+        moments = [(at, ends, index if not ends else chance.random(), span) for at, ends, index, span in moments]
     for at, ends, _, span in sorted(moments, key=lambda moment: moment[:3]):
         live.clock.now = at
         if not ends:

@@ -51,6 +51,7 @@ SHOWN = {
     "content": ("Errors,arguments", "arguments, errors"),
     "chat_id_attributes": ("session.id,thread", "session.id, thread"),
     "tasks": ("name:nightly *, scope:celery*", "name:nightly *, scope:celery*"),
+    "control_flow": ("shop.Later,shop.errors.Skip", "shop.Later, shop.errors.Skip"),
     "baggage": ("TRUE", "true"),
 }
 """A text for each variable that means something else than the default, and how the setting is shown."""

@@ -1106,7 +1106,11 @@ def test_a_live_child_that_outlives_its_root_is_waited_for_only_so_long() -> Non
     with live.tracer.start_as_current_span("A2", context=_within(root), attributes=TOOL):
         root.end()
         assert live.ends == []
-        live.clock.pass_seconds(2.5)
+        for seconds in (2.5, 3_600.0):
+            live.clock.pass_seconds(seconds)
+            live.tracker.tick()
+            assert live.ends == []
+        live.clock.pass_seconds(3_600.0)
         live.tracker.tick()
         assert len(live.ends) == 1
     assert len(live.ends) == 1

@@ -1,0 +1,65 @@
+"""What a statement about a declared task changes in it."""
+
+from __future__ import annotations
+
+from otel_letta.tracking import wording
+from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.declared import Declaration
+from otel_letta.tracking.ledger import seconds_between
+from otel_letta.tracking.reading import Reading
+from otel_letta.tracking.tasks import Task
+
+
+def stands_alone(said: Declaration, around: Task) -> bool:
+    """Return True for a task inside a task that is one of its own: only with an id or a chat of its own."""
+    return (said.task_id is not None and said.task_id != around.id) or (
+        said.chat_id is not None and said.chat_id != around.chat_id
+    )
+
+
+def left_behind(reading: Reading, said: Declaration, around: Task) -> bool:
+    """Return True for a span that is no step of the task above it any more, since that had ended."""
+    return around.ended and (said.task_id is not None or around.had_ended(reading.start))
+
+
+def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
+    """Take over a statement about a task; True if it is news.
+
+    Args:
+        content: the content, if it is one that the span did not give before.
+        own: the task's own span says it, not a step.
+    """
+    changed = False
+    if said.progress is not None:
+        changed = not task.has_progress or said.progress > task.progress
+        task.has_progress = True
+        task.progress = max(task.progress, said.progress)  # it never goes backwards
+    if content is not None:
+        changed |= content != task.content
+        task.content = content
+        if own:
+            task.root_content = content
+    # A step's result counts as its task's only until the task gives one itself.
+    if said.result is not None and (own or not task.has_own_result):
+        changed |= said.result != task.result
+        task.result, task.has_own_result = said.result, own
+    return changed
+
+
+def merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: str | None) -> bool:
+    """Take over the end of a tool, a model call or a sub-agent; True if it is news."""
+    failed = facts.failed or aborted is not None
+    reason = (str(facts.reason) or aborted or "") if failed else None
+    if facts.role in (Role.TOOL, Role.LLM):
+        task.failed_steps += failed
+    if facts.plan is not None:
+        task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
+        task.has_progress = True
+    if facts.role is Role.TOOL and facts.name:
+        task.content = wording.tool_used(facts.name, seconds_between(reading.start, reading.end or 0), reason)
+    elif facts.role is Role.AGENT and facts.name:
+        task.content = wording.sub_agent(facts.name, reason)
+    else:
+        return False
+    return True
