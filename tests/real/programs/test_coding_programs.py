@@ -1,14 +1,14 @@
-"""Coding programs as they come from npm, and what a Letta agent would be told of what they send::
+"""Agents from npm, most of them coding programs, and what a Letta agent would be told of what they send::
 
     python -m pytest -m programs                                       # all of them
     python -m pytest -m programs -k "codex and cancelled"
     python -m tests.support.programs.coding run codex cancelled        # look at one
 
 The first run fills a cache from npm (see `tests.support.programs.install`); the programs themselves run without any
-network but loopback. `otel-letta setup --write` makes them report, a scripted model tells them what to do: read a file
-with one tool, use another one, and answer. In the other scenarios the second tool fails (``tool_error``), the model
-answers the second question with an error (``model_error``), or Ctrl-C interrupts the program while it waits for that
-answer (``cancelled``) or for the second tool (``cancelled_in_tool``).
+network but loopback. `otel-letta setup` makes the coding programs report, a scripted model tells them what to do: read
+a file with one tool, use another one, and answer. In the other scenarios the second tool fails (``tool_error``), the
+model answers the second question with an error (``model_error``), or Ctrl-C interrupts the program while it waits for
+that answer (``cancelled``) or for the second tool (``cancelled_in_tool``).
 """
 
 from __future__ import annotations
@@ -124,6 +124,14 @@ def test_gemini_sends_no_content_with_our_settings_but_its_command_line() -> Non
     sent = outcome_of("gemini", "success").ran.sent
     found = set(re.findall(rf"{MARKER}-\w+", sent))
     assert found <= {f"{MARKER}-prompt"}, "more than our page says"
+
+
+def test_the_ai_sdk_sends_content_all_the_same() -> None:
+    """So that what is asked of its reports above means something."""
+    sent = outcome_of("ai_sdk", "success").ran.sent
+    assert {f"{MARKER}-{text}" for text in ("prompt", "found", "output", "answer")} <= set(
+        re.findall(rf"{MARKER}-\w+", sent)
+    )
 
 
 def test_codex_sends_outputs_of_tools_whatever_it_is_told() -> None:

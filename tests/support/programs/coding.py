@@ -1,4 +1,4 @@
-"""Coding programs from npm: one record each, and what runs one.
+"""Programs from npm whose work is an agent's, most of them to write code: one record each, and what runs one.
 
     python -m tests.support.programs.coding install                      # fill the cache, so that no test has to
     python -m tests.support.programs.coding run codex model_error        # print what is reported, keep what it sent
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from otel_letta.cli.setup.command import setup
+from otel_letta.cli.setup.programs import PROGRAMS as SETUPS
 from tests.support.programs.install import install
 from tests.support.programs.model import MARKER, Call, Script, ScriptedModel
 from tests.support.programs.sealed import cell
@@ -36,6 +38,7 @@ _RUN_TIMEOUT = 300.0
 _STARTED = "started"
 """A file that the tool makes which is going to be interrupted."""
 _LONG = f"touch {_STARTED}; sleep 300"
+_AGENTS = Path(__file__).parents[2] / "real" / "programs" / "agents"
 _NODE = {"NODE_NO_WARNINGS": "1"}
 
 
@@ -54,8 +57,8 @@ class CodingProgram:
     reading: Call
     shell: Callable[[str], Call]
     failing: Call
-    setup: str
-    """Its name for `otel-letta setup`."""
+    setup: str = ""
+    """Its name for `otel-letta setup`; one that it does not know gets the endpoint by the environment."""
     files: Callable[[str], dict[str, str]] = lambda url: {}
     """Likewise; below the home folder."""
     refusal: int = 400
@@ -106,6 +109,16 @@ def _gemini_files(url: str) -> dict[str, str]:
         "security": {"auth": {"selectedType": "gemini-api-key"}},
     }
     return {".gemini/settings.json": json.dumps(settings)}
+
+
+def _opencode_files(url: str) -> dict[str, str]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "scripted",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "scripted"},
+        "models": {"scripted": {"name": "scripted"}},
+    }
+    return {".config/opencode/opencode.json": json.dumps({"autoupdate": False, "provider": {"scripted": provider}})}
 
 
 PROGRAMS = {
@@ -162,6 +175,66 @@ PROGRAMS = {
             # with an answer (measured with 0.61).
             scenarios=("success", "tool_error", "model_error", "cancelled"),
         ),
+        CodingProgram(
+            "copilot",
+            ("@github/copilot@1.0.102",),
+            ("copilot", "-p", PROMPT, "--allow-all-tools", "--no-auto-update"),
+            environment=lambda url: {
+                "COPILOT_OFFLINE": "true",
+                "COPILOT_PROVIDER_BASE_URL": f"{url}/v1",
+                "COPILOT_PROVIDER_API_KEY": "scripted",
+                "COPILOT_MODEL": "scripted",
+            },
+            task="github-copilot",
+            reading=Call("view", {"path": "notes.txt"}),
+            shell=lambda line: Call("bash", {"command": line, "description": f"{MARKER}-description"}),
+            failing=Call("view", {"path": f"{MARKER}-missing.txt"}),
+            setup="copilot",
+        ),
+        CodingProgram(
+            "qwen",
+            ("@qwen-code/qwen-code@0.24.4",),
+            ("qwen", "-p", PROMPT, "--yolo", "--auth-type", "openai"),
+            environment=lambda url: {
+                "OPENAI_API_KEY": "scripted",
+                "OPENAI_BASE_URL": f"{url}/v1",
+                "OPENAI_MODEL": "scripted",
+                **_NODE,
+            },
+            task="qwen-code",
+            reading=Call("read_file", {"file_path": "notes.txt"}),
+            shell=lambda line: Call("run_shell_command", {"command": line, "is_background": False}),
+            failing=Call("read_file", {"file_path": f"{MARKER}-missing.txt"}),
+            setup="qwen",
+        ),
+        CodingProgram(
+            "opencode",
+            ("opencode-ai@1.18.33",),
+            ("opencode", "run", "--model", "scripted/scripted", PROMPT),
+            environment=lambda url: {"OPENCODE_DISABLE_AUTOUPDATE": "1"},
+            files=_opencode_files,
+            task="opencode",
+            reading=Call("read", {"filePath": "notes.txt"}),
+            shell=lambda line: Call("bash", {"command": line, "description": f"{MARKER}-description"}),
+            failing=Call("read", {"filePath": f"{MARKER}-missing.txt"}),
+            setup="opencode",
+        ),
+        CodingProgram(
+            "ai_sdk",
+            (
+                "ai@6.0.325",
+                "@ai-sdk/openai-compatible@2.0.92",
+                "@opentelemetry/sdk-trace-node@2.12.1",
+                "@opentelemetry/exporter-trace-otlp-proto@0.223.1",
+                "zod@4.6.7",
+            ),
+            ("node", str(_AGENTS / "ai_sdk.mjs"), PROMPT),
+            environment=lambda url: {"MODEL_URL": url, **_NODE},
+            task="notes-reader",
+            reading=Call("read_notes", {"file": "notes.txt"}),
+            shell=lambda line: Call("run_shell", {"command": line}),
+            failing=Call("read_notes", {"file": f"{MARKER}-missing.txt"}),
+        ),
     )
 }
 
@@ -207,7 +280,10 @@ def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
                 "LANG": "C.UTF-8",
                 **program.environment(model.url),
             }
-            set_up(program.setup, sink.url, home)
+            if program.setup:
+                environ |= set_up(program.setup, sink.url, home)
+            else:
+                environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "PACKAGES": str(root)}
             process = opened.run(list(program.command), work, environ)
             if scenario.startswith("cancelled"):
                 at_work = model.held.is_set if scenario == "cancelled" else (work / _STARTED).exists
@@ -222,10 +298,14 @@ def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
             return Run(process.returncode, output, sink.files, sink.sent, model.asked, sink.refused, opened.sealed)
 
 
-def set_up(name: str, endpoint: str, home: Path) -> None:
-    done = CliRunner().invoke(setup, [name, "--write", "--endpoint", endpoint], env={"HOME": str(home)})
+def set_up(name: str, endpoint: str, home: Path) -> dict[str, str]:
+    """Do as a user would, and return what goes into the environment."""
+    write = ["--write"] if SETUPS[name].file else []
+    done = CliRunner().invoke(setup, [name, *write, "--endpoint", endpoint], env={"HOME": str(home)})
     if done.exit_code:
         raise RuntimeError(f"otel-letta setup {name}: {done.output}")
+    exports = [line.removeprefix("export ") for line in done.stdout.splitlines() if line.startswith("export ")]
+    return dict(shlex.split(line)[0].split("=", 1) for line in exports)
 
 
 def _end(process: subprocess.Popen[str]) -> str:
