@@ -64,6 +64,8 @@ def test_a_run_is_one_task_that_ends_as_it_did(name: str, scenario: str) -> None
         "cancelled": ("failed", rf"'{task}' (stopped: it ended without an answer|was cancelled.*)"),
         "cancelled_in_tool": ("failed", rf"'{task}' (failed: stopped before it ended|stopped: .+|was cancelled.*)"),
     }[scenario]
+    if PROGRAMS[name].may_vanish and scenario == "cancelled":
+        words += rf"|'{task}' failed: lost, no news for 15 min"
     assert len(outcome.played.tasks) == 1, outcome.story
     (end,) = outcome.played.ends
     assert end.status.value == how, outcome.story
@@ -124,6 +126,23 @@ def test_gemini_sends_no_content_with_our_settings_but_its_command_line() -> Non
     sent = outcome_of("gemini", "success").ran.sent
     found = set(re.findall(rf"{MARKER}-\w+", sent))
     assert found <= {f"{MARKER}-prompt"}, "more than our page says"
+
+
+def test_opencode_reports_to_where_it_was_told() -> None:
+    """What is made of it is in docs/uses/coding-agents.md: not enough."""
+    outcome = outcome_of("opencode", "success")
+    assert outcome.ran.code == 0, outcome.story
+    assert "ai.streamText" in outcome.ran.sent
+    assert MARKER not in outcome.played.shown.lower()
+
+
+def test_copilot_sends_no_content_with_our_settings() -> None:
+    assert MARKER not in outcome_of("copilot", "success").ran.sent
+
+
+def test_qwen_sends_no_content_with_our_settings_but_arguments() -> None:
+    sent = outcome_of("qwen", "success").ran.sent
+    assert set(re.findall(rf"{MARKER}-\w+", sent)) == {f"{MARKER}-output"}, "not what our page says"
 
 
 def test_the_ai_sdk_sends_content_all_the_same() -> None:
