@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs.coding import PROGRAMS, Run, run
+from tests.support.programs.coding import PROGRAMS, TOKEN, Run, run
 from tests.support.programs.model import MARKER
 from tests.support.programs.sealed import can_be_sealed
 from tests.support.recorded_agents import Played, _play_reversed, play
@@ -114,6 +114,7 @@ def test_the_program_needs_nothing_but_the_model_and_a_receiver(name: str, scena
     outcome = outcome_of(name, scenario)
     assert outcome.ran.sealed == can_be_sealed()
     assert not outcome.ran.refused, "something that is no OTLP"
+    assert outcome.ran.authorized == {f"Bearer {TOKEN}" if PROGRAMS[name].setup else ""}
     assert (outcome.ran.code == 0) or scenario not in ("success", "tool_error"), outcome.story
 
 
@@ -133,6 +134,7 @@ def test_opencode_reports_to_where_it_was_told() -> None:
     outcome = outcome_of("opencode", "success")
     assert outcome.ran.code == 0, outcome.story
     assert "ai.streamText" in outcome.ran.sent
+    assert outcome.ran.authorized == {f"Bearer {TOKEN}"}
     assert MARKER not in outcome.played.shown.lower()
 
 

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -31,9 +30,10 @@ from tests.support.programs.sealed import cell
 from tests.support.programs.sink import OtlpRecorder
 from tests.support.waiting import until
 
-__all__ = ["PROGRAMS", "CodingProgram", "Run", "run"]
+__all__ = ["PROGRAMS", "TOKEN", "CodingProgram", "Run", "run"]
 
 PROMPT = f"Read the notes ({MARKER}-prompt)."
+TOKEN = "scripted-token"
 _RUN_TIMEOUT = 300.0
 _STARTED = "started"
 """A file that the tool makes which is going to be interrupted."""
@@ -91,7 +91,8 @@ def _placed(call: Call, work: Path) -> Call:
 
 
 def _codex_files(url: str) -> dict[str, str]:
-    # Measured with 0.171: with its plugins it asks api.github.com and chatgpt.com at every start.
+    # Measured with 0.171: with its plugins it asks api.github.com and chatgpt.com at every start, and its metrics go to
+    # ab.chatgpt.com.
     config = f"""\
 # The model of a test.
 model = "scripted"
@@ -110,6 +111,9 @@ stream_max_retries = 0
 plugins = false
 remote_plugin = false
 apps = false
+
+[otel]
+metrics_exporter = "none"
 """
     return {".codex/config.toml": config}
 
@@ -121,6 +125,11 @@ def _gemini_files(url: str) -> dict[str, str]:
         "security": {"auth": {"selectedType": "gemini-api-key"}},
     }
     return {".gemini/settings.json": json.dumps(settings)}
+
+
+def _qwen_files(url: str) -> dict[str, str]:
+    settings = {"general": {"enableAutoUpdate": False}, "privacy": {"usageStatisticsEnabled": False}}
+    return {".qwen/settings.json": json.dumps(settings)}
 
 
 def _opencode_files(url: str) -> dict[str, str]:
@@ -215,6 +224,7 @@ PROGRAMS = {
                 "OPENAI_MODEL": "scripted",
                 **_NODE,
             },
+            files=_qwen_files,
             task="qwen-code",
             reading=Call("read_file", {"file_path": f"{_WORK}/notes.txt"}),
             shell=lambda line: Call("run_shell_command", {"command": line, "is_background": False}),
@@ -226,7 +236,14 @@ PROGRAMS = {
             "opencode",
             ("opencode-ai@1.18.33",),
             ("opencode", "run", "--model", "scripted/scripted", PROMPT),
-            environment=lambda url: {"OPENCODE_DISABLE_AUTOUPDATE": "1"},
+            # With all of this it still tries to look up one host, and does without (measured with 1.18); the other
+            # programs here try nothing.
+            environment=lambda url: {
+                "OPENCODE_DISABLE_AUTOUPDATE": "1",
+                "OPENCODE_DISABLE_MODELS_FETCH": "1",
+                "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
+                "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+            },
             files=_opencode_files,
             task="opencode",
             reading=Call("read", {"filePath": "notes.txt"}),
@@ -270,6 +287,8 @@ class Run:
     """What it asked the model: path and body."""
     refused: list[str]
     """What it sent that is no OTLP."""
+    authorized: set[str]
+    """The headers ``Authorization`` that it sent."""
     sealed: bool
     """It had no network but loopback."""
 
@@ -312,17 +331,37 @@ def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
                     raise RuntimeError(f"{program.name} did not get so far: {_end(process)}")
                 os.killpg(process.pid, signal.SIGINT)
             output = _end(process)
-            return Run(process.returncode, output, sink.files, sink.sent, model.asked, sink.refused, opened.sealed)
+            return Run(
+                process.returncode,
+                output,
+                sink.files,
+                sink.sent,
+                model.asked,
+                sink.refused,
+                sink.authorized,
+                opened.sealed,
+            )
 
 
 def set_up(name: str, endpoint: str, home: Path) -> dict[str, str]:
     """Do as a user would, and return what goes into the environment."""
-    write = ["--write"] if SETUPS[name].file else []
-    done = CliRunner().invoke(setup, [name, *write, "--endpoint", endpoint], env={"HOME": str(home)})
+    token = home.parent / "token"
+    token.write_text(f"{TOKEN}\n")
+    arguments = [name, "--endpoint", endpoint, "--token-file", str(token), *(["--write"] if SETUPS[name].file else [])]
+    done = CliRunner().invoke(setup, arguments, env={"HOME": str(home)})
     if done.exit_code:
         raise RuntimeError(f"otel-letta setup {name}: {done.output}")
-    exports = [line.removeprefix("export ") for line in done.stdout.splitlines() if line.startswith("export ")]
-    return dict(shlex.split(line)[0].split("=", 1) for line in exports)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("export ")]
+    shell = subprocess.run(
+        ["sh", "-c", "\n".join([*lines, "env -0"])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.defpath},
+    )
+    names = {line.removeprefix("export ").partition("=")[0] for line in lines}
+    variables = (variable.partition("=") for variable in shell.stdout.split("\0"))
+    return {name: value for name, _, value in variables if name in names}
 
 
 def _end(process: subprocess.Popen[str]) -> str:
