@@ -23,10 +23,11 @@ format: .venv  ## mend what can be mended by itself
 test: .venv  ## the quick suite
 	$(BIN)/python -m pytest -n auto
 
-test-real: .venv  ## the suites with real Letta servers, OpenHands and agent frameworks (installs them once)
+test-real: .venv  ## the suites with real Letta servers, OpenHands, agent frameworks and coding programs (installs them once)
 	$(BIN)/python -m pytest -m letta
 	"$$($(BIN)/python -m tests.support.openhands_env)" -m pytest -m openhands tests/real/openhands
 	$(BIN)/python -m pytest -m agents
+	$(BIN)/python -m pytest -m programs
 
 docs: .venv  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -180,6 +180,7 @@ PROGRAMS = {
             file="settings.json",
             folder_variable="QWEN_HOME",
             folder=".qwen",
+            notes=("Qwen Code has tools' arguments in its logs, always; otel_letta does not read them.",),
         ),
         Program(
             "opencode",

@@ -68,9 +68,9 @@ class Server:
 @contextmanager
 def uwsgi(letta: InMemoryLetta, agent: str, folder: Path, *options: str) -> Iterator[Server]:
     venv = install("uwsgi").parent.parent
-    address, log = folder / "app.sock", folder / "uwsgi.log"
-    if len(str(address)) > 100:  # what an address of a socket can hold
-        address = Path(os.path.relpath(address))
+    # Relative to the folder that both work in: an address of a socket holds no long path.
+    address, log = Path("app.sock"), folder / "uwsgi.log"
+    assert Path.cwd() == folder
     command = [
         str(venv / "bin" / "uwsgi"),
         "--http-socket",

@@ -44,7 +44,7 @@ def install(name: str, packages: tuple[str, ...]) -> Path:
 def _npm_install(root: Path, packages: tuple[str, ...], lock: int) -> None:
     (root / "package.json").write_text('{"private": true}')
     subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", "--save-exact", *packages],
+        ["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts=false", *packages],
         cwd=root,
         check=True,
         capture_output=True,

@@ -38,6 +38,8 @@ class OtlpRecorder(LoopbackServer):
         self._lock = threading.Lock()
         self.refused: list[str] = []
         """What came and is no OTLP: path and content type."""
+        self.authorized: set[str] = set()
+        """Each header ``Authorization`` that came, or an empty text where there was none."""
         super().__init__(_Handler, listener=listener)
 
     @property
@@ -64,8 +66,10 @@ class _Handler(Handler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         if self.path == "/v1/metrics":
-            pass
-        elif self.path in _SIGNALS and kind in ("application/json", "application/x-protobuf"):
+            self.send(200, {} if kind == "application/json" else b"", kind)
+            return
+        self.server.authorized.add(self.headers.get("Authorization") or "")
+        if self.path in _SIGNALS and kind in ("application/json", "application/x-protobuf"):
             name, message = _SIGNALS[self.path]
             self.server.keep(name, json.loads(body) if kind == "application/json" else _as_json(message, body))
         else:
