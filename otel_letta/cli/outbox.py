@@ -203,7 +203,7 @@ def _store(settings: Settings) -> Iterator[Store | None]:
         yield None
         return
     with _complaints():
-        store = open_store(address.reveal())
+        store = open_store(address.reveal(), address.shown)
         store.open()
         try:
             yield store

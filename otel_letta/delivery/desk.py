@@ -134,7 +134,10 @@ class Desk:
         assert address is not None
         return Outbox(
             lambda: open_store(
-                address.reveal(), fsync=settings.outbox_fsync, most_bytes=settings.outbox_max_size * 1_000_000
+                address.reveal(),
+                address.shown,
+                fsync=settings.outbox_fsync,
+                most_bytes=settings.outbox_max_size * 1_000_000,
             ),
             self._crew,
             self._stats,

@@ -16,7 +16,7 @@ def examine_outbox(findings: Findings, settings: Settings) -> None:
         return
     findings.section("Outbox")
     place = settings.outbox.shown
-    store = open_store(settings.outbox.reveal(), fsync=settings.outbox_fsync)
+    store = open_store(settings.outbox.reveal(), place, fsync=settings.outbox_fsync)
     try:
         store.open()
         ends = store.all_entries(limit=_COUNTED)
