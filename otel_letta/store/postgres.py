@@ -129,6 +129,7 @@ class PostgresStore:
                 with contextlib.suppress(Exception):
                     self._session.connection.execute(sql.BURY, (self.owner,))
             self._session.close()
+            self.owner = uuid.uuid4().hex  # what is left belongs to a dead one from now on
 
     def _do(self, work: Callable[[psycopg.Connection[Any]], _T], *, durable: bool = False) -> _T:
         with self._session.lock, self._session.errors():
@@ -238,7 +239,7 @@ class PostgresStore:
     def adopt(self, scopes: Iterable[str], lose: Lose) -> Adopted:
         places = list(scopes)
         entries = lost = 0
-        names = [row[0] for row in self._rows(sql.OWNERS, (places, places))]
+        names = [row[0] for row in self._rows(sql.OWNERS, (places,) * 4)]
         for name in names:
             if name != self.owner and self._is_gone_for_good(name):
                 more = self._do(lambda c, name=name: self._adopt_from(c, name, places, lose), durable=True)  # type: ignore[misc]

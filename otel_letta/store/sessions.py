@@ -50,6 +50,7 @@ class Session:
             import psycopg
         except ImportError:
             raise StoreError("psycopg is not installed: pip install 'otel-letta[postgres]'") from None
+        self.close()
         with self.errors():
             self.connection = psycopg.connect(
                 self._url,

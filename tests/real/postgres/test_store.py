@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -128,18 +129,30 @@ def test_a_forked_child_leaves_the_session_of_its_parent_alone(url: str, store: 
     assert bodies(store) == ["a"]
 
 
-# -- the locks of lanes --------------------------------------------------------------------------------------------------
+# -- the locks of lanes ----------------------------------------------------------------------------------------
 
 
-def lock(url: str, lane: str = "lane", idle: float = 60.0) -> LaneLock:
-    return LaneLock(LaneLocks(url, "the database", "test", idle), lane)
+@pytest.fixture
+def lock(url: str) -> Iterator[Callable[..., LaneLock]]:
+    opened: list[LaneLocks] = []
+
+    def made(lane: str = "lane", idle: float = 60.0, url: str = url) -> LaneLock:
+        opened.append(LaneLocks(url, "the database", "test", idle))
+        return LaneLock(opened[-1], lane)
+
+    yield made
+    for each in opened:
+        each.close()
 
 
-def test_a_lane_is_held_by_one(url: str) -> None:
-    one, two = lock(url), lock(url)
+Lock = Callable[..., LaneLock]
+
+
+def test_a_lane_is_held_by_one(lock: Lock) -> None:
+    one, two = lock(), lock()
     assert one.acquire(Deadline.after(30.0))
     assert not two.acquire(Deadline.after(0.1))
-    assert lock(url, "other lane").acquire(Deadline.after(30.0))
+    assert lock("other lane").acquire(Deadline.after(30.0))
     one.release()
     assert two.acquire(Deadline.after(30.0))
     two.release()
@@ -152,7 +165,7 @@ def test_two_threads_of_one_process_do_not_share_it(url: str) -> None:
     locks.close()
 
 
-def test_a_lane_is_free_when_its_holder_dies_and_soon_after_it_was_stopped(url: str) -> None:
+def test_a_lane_is_free_when_its_holder_dies_and_soon_after_it_was_stopped(url: str, lock: Lock) -> None:
     # PostgreSQL waits for the time of its own that says when a session is idle for too long.
     program = (
         "import sys\n"
@@ -169,7 +182,7 @@ def test_a_lane_is_free_when_its_holder_dies_and_soon_after_it_was_stopped(url: 
         ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            mine = lock(url)
+            mine = lock()
             assert not mine.acquire(Deadline.after(0.1))
             holder.send_signal(how)
             assert mine.acquire(Deadline.after(120.0))
@@ -177,24 +190,34 @@ def test_a_lane_is_free_when_its_holder_dies_and_soon_after_it_was_stopped(url: 
             holder.kill()
 
 
-def test_a_holder_that_lives_keeps_its_lane_for_longer_than_a_session_may_be_idle(url: str) -> None:
-    # Twice the time that PostgreSQL allows.
-    one, two = lock(url, idle=1.0), lock(url)
+def test_a_holder_that_lives_says_so_by_itself(url: str, lock: Lock) -> None:
+    one, two = lock(idle=8.0), lock()
     assert one.acquire(Deadline.after(30.0))
-    assert not two.acquire(Deadline.after(2.5))
+    seen = set()
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def when() -> int:
+            row = connection.execute(
+                "SELECT max(state_change) FROM pg_stat_activity WHERE query = 'SELECT 1'"
+            ).fetchone()
+            seen.add(row and row[0])
+            return len(seen - {None})
+
+        until(lambda: when() >= 2, "it says so twice")
+    assert not two.acquire(Deadline.after(0.1))
     one.release()
 
 
-def test_who_lost_the_session_gets_another_one(url: str) -> None:
-    one = lock(url)
+def test_who_lost_the_session_gets_another_one(url: str, lock: Lock) -> None:
+    one = lock()
     assert one.acquire(Deadline.after(30.0))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test'")
     one.release()
     assert one.acquire(Deadline.after(30.0))
-    assert not lock(url).acquire(Deadline.after(0.1))
+    assert not lock().acquire(Deadline.after(0.1))
     one.release()
 
 
-def test_without_the_database_a_lane_is_everybodys(url: str, cluster: Cluster) -> None:
-    assert lock(cluster.url().replace(str(cluster.port), "1")).acquire(Deadline.after(30.0))
+def test_without_the_database_a_lane_is_everybodys(lock: Lock, cluster: Cluster) -> None:
+    assert lock(url=cluster.url().replace(str(cluster.port), "1")).acquire(Deadline.after(30.0))
