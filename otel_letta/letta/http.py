@@ -261,7 +261,9 @@ class _OnTheWire:
     def had_all(self, error: Exception) -> bool:
         """Return whether the server may have had the whole request when this went wrong."""
         # Not every transport of httpx is httpcore's.
-        return self._posting.sent if self._traced else isinstance(error, self._FAILED_LATE)
+        if not self._traced and isinstance(error, self._FAILED_LATE):
+            self._posting.complete()
+        return self._posting.sent
 
     def answered(self) -> None:
         """Note that the server answered."""

@@ -49,7 +49,7 @@ from xml.etree import ElementTree
 
 from otel_letta.testing.api import Api
 from otel_letta.testing.bodies import DROP, Answer
-from otel_letta.testing.faults import Fault, Faults, ModelFailure, scripted_answer
+from otel_letta.testing.faults import Fault, Faults, Hold, ModelFailure, scripted_answer
 from otel_letta.testing.http import HOST, Listener
 from otel_letta.testing.world import UUID4, Agent, Context, ReceivedMessage, Request, World
 
@@ -238,8 +238,12 @@ class InMemoryLetta:
             self._faults.scripted.append(fault)
 
     @contextlib.contextmanager
-    def hold(self, agent_id: str | None = None) -> Iterator[Callable[[], None]]:
+    def hold(self, agent_id: str | None = None, *, turns: int | None = None) -> Iterator[Callable[[], None]]:
         """Let turns wait inside the ``with`` block, those of one agent or of all; `HOLD_LIMIT` seconds at most.
+
+        Args:
+            agent_id: whose turns; None: everybody's.
+            turns: how many, the next that begin; None: all.
 
         Yields a function that releases them earlier. A held turn has begun: it is an active run, it has taken its
         snapshot of the context, and it counts in `turns` and `prompts`.
@@ -252,7 +256,7 @@ class InMemoryLetta:
                 self._world.changed.notify_all()
 
         with self._world.changed:
-            self._faults.holds[token] = agent_id
+            self._faults.holds[token] = Hold(agent_id, turns)
         try:
             yield release
         finally:
