@@ -199,6 +199,7 @@ class InMemoryLetta:
         times: int | None = 1,
         method: str | None = None,
         path: str | None = None,
+        after_processing: bool = False,
     ) -> None:
         """Answer the next requests with this status instead of serving them.
 
@@ -210,8 +211,9 @@ class InMemoryLetta:
             times: how many requests, None for all until `recover`.
             method: only requests with this method (upper case).
             path: only requests whose path, without the query, contains a match of this regular expression.
+            after_processing: the request takes effect all the same, as behind a proxy that gave up waiting.
         """
-        self._add_fault(scripted_answer(status, body, headers), times, method, path)
+        self._add_fault(scripted_answer(status, body, headers), times, method, path, after_processing)
 
     def drop_next(
         self,
