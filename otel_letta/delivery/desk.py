@@ -147,6 +147,7 @@ class Desk:
             put_back=self._put_back,
             most=max(settings.max_pending_tasks // 2, 1),
             max_age=settings.outbox_max_age,
+            waited=settings.outbox_exit is OutboxExit.DELIVER,
         )
 
     def _put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
