@@ -3,9 +3,9 @@
 *Accepted* is the time until every end of a burst is where a crash cannot take it: in memory without an outbox, where it
 can; in the operating system's hands without fsync; on the disk with it. The server does not answer meanwhile.
 *Recovery* is a new process that takes over 100,000 ends that another one left: until it knows them all and its first
-request is ready, and the memory that costs. The *outage*: 500 tasks with an update a minute each for an hour during which the
-server refuses, on a clock of the benchmark's own; then the turns and requests until everything is delivered, beside one
-request an update (the original's way, and letta-opencode-plugin's), which is counted, not run.
+request is ready, and the memory that costs. The *outage*: 500 tasks with an update a minute each for an hour during
+which the server refuses, on a clock of the benchmark's own; then the turns and requests until everything is delivered,
+beside one request an update (the original's way, and letta-opencode-plugin's), which is counted, not run.
 
 PostgreSQL is measured where its programs are on the machine and psycopg is installed: a cluster of the benchmark's own,
 on loopback.

@@ -283,7 +283,7 @@ def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport
     assert [lane.agent_id for lane, _ in letta.delivered] == ["agent-1"]
 
 
-def test_a_process_that_wakes_nobody_sends_none_of_what_others_left(
+def test_a_process_that_sends_no_messages_leaves_those_of_others_alone(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
     letta.always = DOWN
@@ -293,9 +293,10 @@ def test_a_process_that_wakes_nobody_sends_none_of_what_others_left(
     die(first)
     letta.always = None
     sent = len(letta.requests)
-    second = started(make(delivery="board"))
-    outbox_of(second).save()
+    second = make(delivery="board")
+    assert second.outbox is None
     assert len(letta.requests) == sent
+    assert [report["task_id"] for report in kept(path)] == ["a"]
 
 
 # -- tasks under way ---------------------------------------------------------------------------------------------------
@@ -478,7 +479,7 @@ def test_an_exit_that_leaves_the_ends_says_where_they_are_and_drops_none(
     desk.put(end("a"))
     letta.wait_for_requests(1)
     until(lambda: not desk.stats()["lanes"]["agent-1 at http://letta.test"]["in_flight"], "the request is over")
-    desk.close(soon())
+    assert not desk.close(soon())
     assert desk._stats.snapshot()["dropped"] == {}
     assert outbox_of(desk).left == 1
     assert "stay in the outbox" in caplog.text
