@@ -315,7 +315,7 @@ class LaneWorker(Worker):
         courier, now = self._courier, self._clock()
         self.mailbox.requeue(parcels, progress=progress, now=now)
         self._remove_from_flight(parcels)
-        courier.journal.failed([parcel.report for parcel in parcels], str(error))
+        courier.journal.failed(parcels, error)
         circuit = self._circuits.blamed(self.mailbox.lane, error)
         if circuit is None and error.status is not None and not error.foreign:
             self._circuits.succeeded(self.mailbox.lane, agent=False)
