@@ -150,7 +150,6 @@ class Desk:
             put_back=lambda report, lane, maybe_landed: self._courier.put_back(report, lane, maybe_landed),
             most=max(settings.max_pending_tasks // 2, 1),
             max_age=settings.outbox_max_age,
-            waited=settings.outbox_exit is OutboxExit.DELIVER,
         )
 
     def _put_on_board(self, report: ProgressReport) -> bool:

@@ -64,8 +64,9 @@ class Journal(Protocol):
     def lock_of(self, lane: Lane) -> LaneLock | None:
         """Return the lock that keeps other hosts out of the lane; None if there is none."""
 
-    def kept(self, lane: Lane) -> int:
-        """Return how many ends that the lane has, waiting or in flight, outlive the process. Lock held."""
+    @property
+    def place(self) -> str | None:
+        """Where every end that was put is durable now, so that nobody has to wait for it; None for nowhere."""
 
 
 class NoJournal:
@@ -92,8 +93,9 @@ class NoJournal:
     def lock_of(self, lane: Lane) -> LaneLock | None:
         return None
 
-    def kept(self, lane: Lane) -> int:
-        return 0
+    @property
+    def place(self) -> str | None:
+        return None
 
 
 Accept = Callable[[ProgressReport, Lane, bool], None]

@@ -110,11 +110,6 @@ class Keeping:
     def is_full(self, lane: Lane) -> bool:
         return self.in_memory >= self.most or self.state(lane).in_memory >= WINDOW
 
-    def durable(self, lane: Lane) -> int:
-        """Return how many of a lane's ends memory has, all of which the database has too when nothing is pending."""
-        state = self.lanes.get(lane)
-        return 0 if state is None else state.in_memory
-
     def room(self, lane: Lane) -> int:
         """Return how many of a lane's ends memory can take."""
         return max(min(WINDOW - self.state(lane).in_memory, self.most - self.in_memory), 0)

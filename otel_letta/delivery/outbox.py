@@ -25,7 +25,7 @@ from otel_letta.delivery.keeping import Keeping, Kept
 from otel_letta.delivery.mailbox import Parcel
 from otel_letta.delivery.records import addressed, key_of, read_report, write_lane
 from otel_letta.delivery.stats import Stats
-from otel_letta.delivery.worker import Crew, Job, Pool, Worker
+from otel_letta.delivery.worker import Crew, Job, Worker
 from otel_letta.errors import LettaError
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
@@ -55,7 +55,6 @@ class Outbox(Worker):
         put_back: takes an end that was kept, with its lane; called with the lock held.
         most: ends that memory may hold.
         max_age: seconds after which an end is given up.
-        waited: the exit waits for delivery, so that what is left is worth a warning.
         scan: seconds between two checks whether another process died.
     """
 
@@ -69,16 +68,14 @@ class Outbox(Worker):
         put_back: Accept,
         most: int,
         max_age: float,
-        waited: bool = True,
         scan: float = _SCAN,
     ) -> None:
-        super().__init__("otel_letta outbox", crew, Pool(crew, 1))  # its own: it must not wait behind turns
+        super().__init__("otel_letta outbox", crew, crew.disk)
         self._make_store = store
         self._store: Store | None = None
         self._stats = stats
         self._lane_of = lane_of
         self._put_back = put_back
-        self._waited = waited
         self._scan_every = scan
         self.usable: bool | None = None
         """None before the first try."""
@@ -162,13 +159,9 @@ class Outbox(Worker):
         store = self._store
         return None if store is None or not self.usable else store.lane_lock(write_lane(lane))
 
-    def kept(self, lane: Lane) -> int:
-        """See `Journal.kept`."""
-        return 0 if self.place is None else self._keeping.durable(lane)
-
     @property
     def place(self) -> str | None:
-        """Where every end that was put is durable now, so that nobody has to wait for it; None for nowhere."""
+        """See `Journal.place`."""
         store = self._store
         return store.place if store is not None and self.usable and not self._keeping.pending.new else None
 
@@ -379,16 +372,6 @@ class Outbox(Worker):
                 with contextlib.suppress(StoreError):
                     self.left = sum(self._store.lanes().values())
                 self._store.close()
-                if self.left:
-                    self._log_left(self._store.place)
-
-    def _log_left(self, place: str) -> None:
-        _logger.log(
-            logging.WARNING if self._waited else logging.INFO,
-            "%d task end(s) stay in the outbox %s: the next process of it, or 'otel-letta outbox retry', delivers them",
-            self.left,
-            place,
-        )
 
     def state(self) -> dict[str, Any]:
         """Return where it is and what is wrong with it, for statistics. Lock held."""

@@ -46,6 +46,7 @@ class Crew:
         """For jobs on the pools' threads: no limit but the dismissal."""
         self.lanes = Pool(self, _MOST_THREADS)
         self.boards = Pool(self, _MOST_BOARD_THREADS)
+        self.disk = Pool(self, 1)
 
     def dismiss(self) -> None:
         """Have all jobs give up that wait for their turn. A request that is on its way is not cut off."""
@@ -54,6 +55,7 @@ class Crew:
         with self.lock:
             self.lanes.disband()
             self.boards.disband()
+            self.disk.disband()
 
     def flush(self, workers: Callable[[], Sequence[Worker]], until: Deadline) -> bool:
         """Wait until no worker has anything left to deliver. Return False if that did not happen in time.

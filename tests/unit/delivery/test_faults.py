@@ -250,7 +250,8 @@ def test_the_first_success_sends_all_lanes_on_their_way(letta: FakeTransport) ->
     letta.failures = [AWAY["refused"]]
     courier.put(end("a", agent_id="agent-a"))
     letta.wait_for_requests(1)
-    letta.on_send = lambda lane, messages: None
+    with courier.lock:
+        assert courier.crew.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 30)
     for name in "bcd":
         courier.put(end(name, agent_id=f"agent-{name}"))
     clock.advance(5)
