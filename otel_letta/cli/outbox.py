@@ -158,7 +158,7 @@ def _line(facts: dict[str, Any]) -> str:
     if facts["process_alive"]:
         why = "its process delivers it"
     elif facts["posted"]:
-        why = f"a request with it went out {facts['posted']}, unconfirmed"
+        why = f"a request with it may have gone out {facts['posted']}"
     else:
         why = "its process is gone"
     why += f": {clean_line(facts['why'], 200)}" if facts["why"] else ""

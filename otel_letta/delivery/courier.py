@@ -13,6 +13,7 @@ from otel_letta.delivery.mailbox import Capacity, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
+from otel_letta.errors import LettaTimeoutError
 from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
@@ -136,6 +137,8 @@ class Courier:
                 fates.append((lane, fate))
                 if fate.lost and place is None:
                     self.stats.drop("end not delivered before shutdown", fate.lost)
+                if worker.in_flight and not worker.attempt.posting.sent:
+                    self.journal.failed(worker.in_flight, LettaTimeoutError(worker.attempt.waits_for))
                 if worker.attempt.unanswered and worker.attempt.posting.sent:
                     self.count_turn(lane.agent_id, worker.attempt)
                     worker.attempt.counted = True

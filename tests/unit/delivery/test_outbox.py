@@ -18,6 +18,7 @@ from otel_letta.delivery.keeping import WINDOW
 from otel_letta.delivery.outbox import Outbox
 from otel_letta.delivery.records import LOST
 from otel_letta.delivery.stats import Stats
+from otel_letta.letta.transport import Run
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.store.choose import open_store
@@ -484,6 +485,25 @@ def test_an_exit_that_leaves_the_ends_says_where_they_are_and_drops_none(
     assert outbox_of(desk).left == 1
     assert "stay in the outbox" in caplog.text
     assert [report["task_id"] for report in kept(path)] == ["a"]
+
+
+def test_an_end_that_waited_for_the_agents_turn_counts_as_never_posted(
+    letta: FakeTransport, make: Make, path: Path
+) -> None:
+    # As it is with a tool that the agent itself runs: its turn is over only after the exit.
+    letta.runs = [Run("run-1", 0.0)]
+    desk = make(outbox_exit="leave")
+    desk.put(end("tool"))
+    letta.wait_for(lambda: "active_runs" in letta.calls, 60.0)
+    desk.close(Deadline.after(0.5))
+    assert letta.requests == []
+    store = open_store(str(path))
+    store.open()
+    ((entry, alive),) = store.all_entries()
+    store.close()
+    assert (entry.posted, alive) == (None, False)
+    assert entry.note is not None
+    letta.runs = []
 
 
 def test_an_exit_without_enough_time_drops_nothing_that_is_durable(
