@@ -27,8 +27,12 @@ def open_store(address: str, shown: str | None = None, *, fsync: bool = True, mo
     return SqliteStore(Path(address).expanduser(), fsync=fsync, most_bytes=most_bytes)
 
 
-def open_spool(address: str, *, fsync: bool = True, most_bytes: int | None = None) -> Spool:
+def open_spool(address: str, shown: str | None = None, *, fsync: bool = True, most_bytes: int | None = None) -> Spool:
     """Make a spool, not opened yet; arguments as `open_store`. In the same file or database as an outbox, if wanted."""
+    if address.startswith(POSTGRESQL):
+        from otel_letta.store.postgres_spool import PostgresSpool
+
+        return PostgresSpool(address, shown or address, fsync=fsync, most_bytes=most_bytes)
     from otel_letta.store.sqlite_store import SqliteSpool
 
     return SqliteSpool(Path(address).expanduser(), fsync=fsync, most_bytes=most_bytes)

@@ -89,7 +89,7 @@ class PostgresStore:
             connection = self._session.open()
             try:
                 with self._session.errors():
-                    self._prepare(connection)
+                    prepare(connection, self.place)
                     self._be_born(connection)
             except BaseException:
                 self._session.close()
@@ -106,21 +106,6 @@ class PostgresStore:
             connection.execute(sql.END_SESSION, halves_of(number))
             until.wait(0.1)
         connection.execute(sql.BE_BORN, (self.owner,))
-
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
-        with connection.transaction():
-            # Two processes that start at once must not make the tables twice.
-            connection.execute(sql.ONE_AT_A_TIME, (number_of("schema"),))
-            if not first(connection.execute(sql.IS_MADE)):
-                for statement in (sql.SCHEMA, *sql.TABLES):
-                    connection.execute(statement)
-                connection.execute(sql.SET_VERSION, (VERSION,))
-            version = first(connection.execute(sql.GET_VERSION))
-            if version > VERSION:
-                raise StoreNewerError(
-                    f"{self.place} has the outbox of a newer otel-letta (schema {version}, this one knows {VERSION}): "
-                    "update, or name another database"
-                )
 
     def close(self) -> None:
         self._lanes.close()
@@ -296,3 +281,20 @@ class PostgresStore:
 
     def lane_lock(self, lane: str) -> StoreLock:
         return LaneLock(self._lanes, f"lane {lane}")
+
+
+def prepare(connection: psycopg.Connection[Any], place: str) -> None:
+    """Make the tables if they are missing. Raises StoreNewerError."""
+    with connection.transaction():
+        # Two processes that start at once must not make the tables twice.
+        connection.execute(sql.ONE_AT_A_TIME, (number_of("schema"),))
+        if not first(connection.execute(sql.IS_MADE)):
+            for statement in (sql.SCHEMA, *sql.TABLES):
+                connection.execute(statement)
+            connection.execute(sql.SET_VERSION, (VERSION,))
+        version = first(connection.execute(sql.GET_VERSION))
+        if version > VERSION:
+            raise StoreNewerError(
+                f"{place} has the outbox of a newer otel-letta (schema {version}, this one knows {VERSION}): "
+                "update, or name another database"
+            )

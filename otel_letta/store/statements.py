@@ -77,6 +77,12 @@ ALL_ENTRIES = f"SELECT {_ENTRY} FROM otel_letta.entries WHERE id > %s ORDER BY i
 OWNERS_OF = "SELECT id, owner FROM otel_letta.entries WHERE id = ANY(%s)"
 REMOVE = "DELETE FROM otel_letta.entries WHERE id = ANY(%s)"
 
+SPOOL_ADD = "INSERT INTO otel_letta.spool (kind, body, created) VALUES (%s, %s, %s) RETURNING id"
+SPOOL_REST = "SELECT id, kind, body, created FROM otel_letta.spool WHERE id > %s ORDER BY id LIMIT %s"
+SPOOL_SETTLE = "DELETE FROM otel_letta.spool WHERE id = ANY(%s)"
+SPOOL_EXPIRE = "DELETE FROM otel_letta.spool WHERE created < %s"
+SPOOL_SIZE = "SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM otel_letta.spool"
+
 OWNERS = f"""
     SELECT owner FROM otel_letta.entries WHERE {_IN_SCOPES}
     UNION SELECT owner FROM otel_letta.standings WHERE owner IS NOT NULL AND {_IN_SCOPES}

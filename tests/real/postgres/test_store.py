@@ -8,18 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from otel_letta.runtime.deadline import Deadline
-from otel_letta.store.choose import open_store
+from otel_letta.store.choose import open_spool, open_store
 from otel_letta.store.lane_locks import LaneLock, LaneLocks
-from otel_letta.store.model import Changes, Standing, StoreError, StoreFullError, StoreNewerError
+from otel_letta.store.model import Changes, Spool, Standing, StoreError, StoreFullError, StoreNewerError
 from otel_letta.store.postgres import PostgresStore
 from tests.support.postgres import Cluster
 from tests.support.program import until
-from tests.unit.store.contract import Another, EntriesContract, HeirsContract, an_end, bodies, lose
+from tests.unit.store.contract import Another, EntriesContract, HeirsContract, SpoolContract, an_end, bodies, lose
 
 pytestmark = pytest.mark.postgres
 
@@ -30,11 +31,29 @@ class TestEntries(EntriesContract):
     pass
 
 
+@pytest.fixture
+def new_spool(url: str) -> Iterator[Callable[..., Spool]]:
+    opened: list[Spool] = []
+
+    def made(**options: Any) -> Spool:
+        opened.append(open_spool(url, "the database", **options))
+        opened[-1].open()
+        return opened[-1]
+
+    yield made
+    for each in opened:
+        each.close()
+
+
+class TestSpool(SpoolContract):
+    pass
+
+
 class TestHeirs(HeirsContract):
     def test_find_a_process_dead_that_was_killed(self, url: str, another: Another) -> None:
         program = (
             "import os\n"
-            "from otel_letta.store.choose import open_store\n"
+            "from otel_letta.store.choose import open_spool, open_store\n"
             "from otel_letta.store.model import Changes, NewEntry\n"
             f"store = open_store({url!r}); store.open()\n"
             "store.apply(Changes(entries=[NewEntry('server', 'lane', 'a', 1.0)]))\n"
@@ -83,7 +102,7 @@ def test_an_earlier_session_of_the_same_process_is_ended_when_it_comes_back(url:
 
 
 def test_two_processes_that_start_at_once_make_the_tables_once(url: str) -> None:
-    program = f"from otel_letta.store.choose import open_store; open_store({url!r}).open()"
+    program = f"from otel_letta.store.choose import open_spool, open_store; open_store({url!r}).open()"
     started = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for _ in range(4)]
     assert [process.wait() for process in started] == [0, 0, 0, 0]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from otel_letta.store.model import Changes, NewEntry, Standing, Store
+import pytest
+
+from otel_letta.store.model import Changes, NewEntry, Spool, Standing, Store, StoreFullError
 
 LANE = "lane"
 
@@ -127,3 +129,28 @@ class HeirsContract:
         assert [each is None for each in ids] == [False, True]
         for heir in heirs:
             heir.close()
+
+
+class SpoolContract:
+    def test_gives_bodies_in_order_until_they_are_settled_also_after_a_restart(
+        self, new_spool: Callable[..., Spool]
+    ) -> None:
+        spool = new_spool()
+        first = spool.append("traces", b"\x00one")
+        spool.append("logs", b"two")
+        spool.close()
+        spool.open()
+        assert [(item.kind, item.body) for item in spool.unsettled()] == [("traces", b"\x00one"), ("logs", b"two")]
+        spool.settle([first])
+        assert [item.body for item in spool.unsettled()] == [b"two"]
+        assert spool.size() == (1, 3)
+        spool.close()
+
+    def test_is_bounded_by_size_and_age(self, new_spool: Callable[..., Spool]) -> None:
+        spool = new_spool(most_bytes=10)
+        spool.append("traces", b"12345678")
+        with pytest.raises(StoreFullError):
+            spool.append("traces", b"90a")
+        assert spool.expire(2**40) == 1
+        spool.append("traces", b"90a")
+        spool.close()

@@ -7,14 +7,15 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from otel_letta.store.choose import open_spool, open_store
-from otel_letta.store.model import Changes, Store, StoreError, StoreFullError, StoreNewerError
-from tests.unit.store.contract import Another, EntriesContract, HeirsContract, an_end, bodies, lose
+from otel_letta.store.model import Changes, Spool, Store, StoreError, StoreFullError, StoreNewerError
+from tests.unit.store.contract import Another, EntriesContract, HeirsContract, SpoolContract, an_end, bodies, lose
 
 ROOT = Path(__file__).parents[3]
 
@@ -197,30 +198,21 @@ class TestTheFile:
         assert bodies(store) == ["parent's", "child's"]
 
 
-class TestSpool:
-    def test_gives_bodies_in_order_until_they_are_settled_also_after_a_restart(self, path: Path) -> None:
-        spool = open_spool(str(path))
-        spool.open()
-        first = spool.append("traces", b"\x00one")
-        spool.append("logs", b"two")
-        spool.close()
-        spool.open()
-        assert [(item.kind, item.body) for item in spool.unsettled()] == [("traces", b"\x00one"), ("logs", b"two")]
-        spool.settle([first])
-        assert [item.body for item in spool.unsettled()] == [b"two"]
-        assert spool.size() == (1, 3)
-        spool.close()
+@pytest.fixture
+def new_spool(path: Path) -> Iterator[Callable[..., Spool]]:
+    opened: list[Spool] = []
 
-    def test_is_bounded_by_size_and_age(self, path: Path) -> None:
-        spool = open_spool(str(path), most_bytes=10)
-        spool.open()
-        spool.append("traces", b"12345678")
-        with pytest.raises(StoreFullError):
-            spool.append("traces", b"90a")
-        assert spool.expire(2**40) == 1
-        spool.append("traces", b"90a")
-        spool.close()
+    def made(**options: Any) -> Spool:
+        opened.append(open_spool(str(path), **options))
+        opened[-1].open()
+        return opened[-1]
 
+    yield made
+    for each in opened:
+        each.close()
+
+
+class TestSpool(SpoolContract):
     def test_lives_in_the_file_of_an_outbox(self, store: Store, path: Path) -> None:
         spool = open_spool(str(path))
         spool.open()
