@@ -11,7 +11,7 @@ _COUNTED = 10_000
 
 
 def examine_outbox(findings: Findings, settings: Settings) -> None:
-    """Open the outbox as a program would, which makes it if it is missing, and count what waits."""
+    """Open the outbox as a program would, which makes the file if it is missing, and count what waits."""
     if settings.outbox is None:
         return
     findings.section("Outbox")

@@ -175,6 +175,11 @@ class TestTheFile:
             open_store(str(tmp_path / "outbox.db")).open()
         tmp_path.chmod(0o700)
 
+    def test_in_a_folder_that_does_not_exist_is_an_error_and_makes_none(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match="folder does not exist"):
+            open_store(str(tmp_path / "missing" / "outbox.db")).open()
+        assert list(tmp_path.iterdir()) == []
+
     def test_below_something_that_is_no_folder_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(StoreError, match=r"outbox\.db"):
