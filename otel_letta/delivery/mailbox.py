@@ -32,7 +32,7 @@ _NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
 class Parcel:
     """A report that is on its way."""
 
-    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "successes_then")
+    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "sent_at", "successes_then")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class Parcel:
         self.otid = otid
         self.maybe_landed = maybe_landed
         """An attempt to send it got no answer: find out whether it landed before sending it again."""
+        self.sent_at: float | None = None
+        """When it was sent for the first time, in monotonic seconds."""
         self.refusals = 0
         """Number of times it was refused while it was the only one in its request."""
         self.successes_then = 0
@@ -239,24 +241,28 @@ class Mailbox:
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
-    def take(self, now: float, weigh: Callable[[ProgressReport], int]) -> list[Parcel]:
+    def take(self, now: float, weigh: Callable[[ProgressReport], int], most: int = MOST_REPORTS) -> list[Parcel]:
         """Take out what goes into the next request: ends in order, then due in_progress reports.
 
-        ``weigh`` gives the bytes of a report as it will be sent.
+        An end that was refused alone goes alone again. ``weigh`` gives the bytes of a report as it will be sent;
+        ``most`` is how many reports there may be.
         """
         parcels: list[Parcel] = []
         room = MOST_BYTES
         if any(self._lost):
             parcels.append(self._summary())
             room -= 500
-        while self._ends and len(parcels) < MOST_REPORTS:
+        while self._ends and len(parcels) < most:
+            alone = bool(self._ends[0].refusals)
             weight = weigh(self._ends[0].report)
-            if parcels and weight > room:
+            if parcels and (weight > room or alone):
                 return parcels
             room -= weight
             parcels.append(self._ends.popleft())
             self._capacity.ends -= 1
-        while len(parcels) < MOST_REPORTS:
+            if alone:
+                return parcels
+        while len(parcels) < most:
             task = self._next_due(now)
             if task is None:
                 break
@@ -355,6 +361,11 @@ class Mailbox:
     @property
     def ends_waiting(self) -> int:
         return sum(self._lost) + sum(sum(p.losses) if p.losses else 1 for p in self._ends)
+
+    @property
+    def ends_uncounted(self) -> int:
+        """Ends that wait as such: those that became a mere count were counted as dropped then."""
+        return sum(1 for parcel in self._ends if parcel.losses is None)
 
     @property
     def waiting(self) -> int:

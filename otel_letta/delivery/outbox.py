@@ -70,7 +70,7 @@ class Outbox(Worker):
         max_age: float,
         scan: float = _SCAN,
     ) -> None:
-        super().__init__("otel_letta outbox", crew)
+        super().__init__("otel_letta outbox", crew, crew.disk)
         self._make_store = store
         self._store: Store | None = None
         self._stats = stats

@@ -18,6 +18,7 @@ from otel_letta.delivery.keeping import WINDOW
 from otel_letta.delivery.outbox import Outbox
 from otel_letta.delivery.records import LOST
 from otel_letta.delivery.stats import Stats
+from otel_letta.letta.transport import Run
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.store.choose import open_store
@@ -283,7 +284,7 @@ def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport
     assert [lane.agent_id for lane, _ in letta.delivered] == ["agent-1"]
 
 
-def test_a_process_that_wakes_nobody_sends_none_of_what_others_left(
+def test_a_process_that_sends_no_messages_leaves_those_of_others_alone(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
     letta.always = DOWN
@@ -293,9 +294,10 @@ def test_a_process_that_wakes_nobody_sends_none_of_what_others_left(
     die(first)
     letta.always = None
     sent = len(letta.requests)
-    second = started(make(delivery="board"))
-    outbox_of(second).save()
+    second = make(delivery="board")
+    assert second.outbox is None
     assert len(letta.requests) == sent
+    assert [report["task_id"] for report in kept(path)] == ["a"]
 
 
 # -- tasks under way ---------------------------------------------------------------------------------------------------
@@ -478,11 +480,30 @@ def test_an_exit_that_leaves_the_ends_says_where_they_are_and_drops_none(
     desk.put(end("a"))
     letta.wait_for_requests(1)
     until(lambda: not desk.stats()["lanes"]["agent-1 at http://letta.test"]["in_flight"], "the request is over")
-    desk.close(soon())
+    assert not desk.close(soon())
     assert desk._stats.snapshot()["dropped"] == {}
     assert outbox_of(desk).left == 1
     assert "stay in the outbox" in caplog.text
     assert [report["task_id"] for report in kept(path)] == ["a"]
+
+
+def test_an_end_that_waited_for_the_agents_turn_counts_as_never_posted(
+    letta: FakeTransport, make: Make, path: Path
+) -> None:
+    # As it is with a tool that the agent itself runs: its turn is over only after the exit.
+    letta.runs = [Run("run-1", 0.0)]
+    desk = make(outbox_exit="leave")
+    desk.put(end("tool"))
+    letta.wait_for(lambda: "active_runs" in letta.calls, 60.0)
+    desk.close(Deadline.after(0.5))
+    assert letta.requests == []
+    store = open_store(str(path))
+    store.open()
+    ((entry, alive),) = store.all_entries()
+    store.close()
+    assert (entry.posted, alive) == (None, False)
+    assert entry.note is not None
+    letta.runs = []
 
 
 def test_an_exit_without_enough_time_drops_nothing_that_is_durable(
