@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
-from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import ProgressReport, TaskStatus
@@ -15,28 +14,13 @@ from otel_letta.tracking.conventions.names import name_for_logs
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
-from otel_letta.tracking.tasks import InferredTask, Task
+from otel_letta.tracking.tasks import Inbound, InferredTask, Task
 from otel_letta.tracking.tree import REMEMBERED, Recent
-from otel_letta.tracking.values import id_of
 
 _logger = logging.getLogger(__name__)
 
 _LAST_CONTENT_CAP = 120
 _NAMELESS = "unnamed agent"
-
-
-class Inbound(NamedTuple):
-    """Chat and message id in the context that a span started in."""
-
-    chat_id: str | None = None
-    message_id: str | None = None
-
-    @classmethod
-    def of(cls, raw: tuple[object, object]) -> Inbound:
-        return cls(id_of(raw[0]), id_of(raw[1]))
-
-
-NO_IDS = Inbound()
 
 
 class Ledger:

@@ -15,11 +15,11 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
-from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger, seconds_between, standing
+from otel_letta.tracking.ledger import Ledger, seconds_between, standing
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
-from otel_letta.tracking.tasks import InferredTask
+from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask
 from otel_letta.tracking.tree import Tree
 
 _CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")

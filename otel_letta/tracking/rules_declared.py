@@ -15,11 +15,11 @@ from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration, event_declaration
-from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.merging import left_behind, merge, merge_agents_step, stands_alone
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Place
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tasks import NO_IDS, Inbound, Task
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import judge_declared
 

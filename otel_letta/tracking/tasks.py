@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from otel_letta.report import TaskStatus
+from otel_letta.tracking.values import id_of
 
 if TYPE_CHECKING:
     from otel_letta.tracking.nodes import Node
     from otel_letta.tracking.reading import SpanKey
+
+
+class Inbound(NamedTuple):
+    """Chat and message id in the context that a span started in."""
+
+    chat_id: str | None = None
+    message_id: str | None = None
+
+    @classmethod
+    def of(cls, raw: tuple[object, object]) -> Inbound:
+        return cls(id_of(raw[0]), id_of(raw[1]))
+
+
+NO_IDS = Inbound()
 
 
 class Task:

@@ -31,11 +31,12 @@ from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
-from otel_letta.tracking.ledger import NO_IDS, Inbound, Ledger
+from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_declared import DeclaredRules
+from otel_letta.tracking.tasks import NO_IDS, Inbound
 from otel_letta.tracking.tree import Tree
 
 if TYPE_CHECKING:

@@ -187,7 +187,7 @@ def test_stop_ends_the_thread(world: World) -> None:
 def test_a_hook_that_helps_leaves_what_may_take_long_to_others(
     world: World, no_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BACKLOG", 3)
+    monkeypatch.setattr(Inbox, "backlog", 3)
     for number in range(8):
         world.put(number)
     assert world.made  # it helped
@@ -197,7 +197,7 @@ def test_a_hook_that_helps_leaves_what_may_take_long_to_others(
 def test_more_than_so_many_calls_are_only_counted(
     world: World, no_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BACKLOG", 3)
+    monkeypatch.setattr(Inbox, "backlog", 3)
     monkeypatch.setattr(module, "_MOST", 5)
     with world.inbox.lock:  # somebody makes a call that takes long
         other = threading.Thread(target=lambda: [world.put(number) for number in range(9)])
