@@ -62,8 +62,10 @@ class Retry:
 class Circuit(Retry):
     """The patience with a server, or an agent, that all who need it share: while it is away, one of them tries."""
 
-    def __init__(self, probe_interval: float) -> None:
+    def __init__(self, probe_interval: float, about: str) -> None:
         super().__init__(probe_interval)
+        self.about = about
+        """The server, or the agent and the server."""
         self._trying: object | None = None
 
     @property
@@ -111,9 +113,9 @@ class Circuits:
         """Return the circuit that the error is about; None if it is about the lane or its reports."""
         server, agent = _keys(lane)
         if _is_about_server(error):
-            return self._circuits.setdefault(server, Circuit(self.probe_interval))
+            return self._circuits.setdefault(server, Circuit(self.probe_interval, lane.server))
         if isinstance(error, LettaAgentNotFoundError):
-            return self._circuits.setdefault(agent, Circuit(self.probe_interval))
+            return self._circuits.setdefault(agent, Circuit(self.probe_interval, f"{lane.agent_id} at {lane.server}"))
         return None
 
     def try_at(self, lane: Lane, who: Waiter) -> float:
