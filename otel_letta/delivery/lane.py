@@ -85,6 +85,11 @@ class LaneWorker(Worker):
         """The error that only a person can help against, of the lane, its agent or its server."""
         return self.retry.parked or self._circuits.parked(self.mailbox.lane)
 
+    @property
+    def shared_error(self) -> LettaError | None:
+        """What is wrong with its server or agent, which another lane may have found out."""
+        return self._circuits.error(self.mailbox.lane)
+
     def next_try(self, now: float) -> float:
         if self.busy:
             return -math.inf

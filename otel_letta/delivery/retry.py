@@ -66,7 +66,13 @@ class Circuit(Retry):
         super().__init__(probe_interval)
         self.about = about
         """The server, or the agent and the server."""
+        self.error: LettaError | None = None
+        """What was wrong when it was last tried."""
         self._trying: object | None = None
+
+    def failed(self, error: LettaError, now: float) -> float:
+        self.error = error
+        return super().failed(error, now)
 
     @property
     def is_open(self) -> bool:
@@ -147,6 +153,10 @@ class Circuits:
     def parked(self, lane: Lane) -> LettaError | None:
         """Return the error that only a person can help against, if there is one."""
         return next((circuit.parked for circuit in self.of(lane) if circuit.parked is not None), None)
+
+    def error(self, lane: Lane) -> LettaError | None:
+        """Return what is wrong with the lane's server or agent, if anything is."""
+        return next((circuit.error for circuit in self.of(lane) if circuit.is_open), None)
 
     def succeeded(self, lane: Lane, *, agent: bool = True) -> bool:
         """Note that the server answered, and that the agent is there. Return True if that is news."""
