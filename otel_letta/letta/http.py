@@ -13,14 +13,16 @@ from urllib.parse import quote
 
 import httpx
 
+from otel_letta.errors import LettaError, LettaServerError
 from otel_letta.letta.answers import no_answer
+from otel_letta.letta.bodies import ENCODINGS, TooLargeError, beginning, whole
 from otel_letta.letta.redaction import on_the_wire, redacting, redactor
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
 
-_KEPT = ("content-type", "location", "retry-after", "date")
-"""The headers that are kept of a brief answer."""
+_WRITE_PATIENCE = 30.0
+"""Seconds for a piece of the request's body."""
 
 
 class Bearer(httpx.Auth):
@@ -108,6 +110,8 @@ class HttpClient:
         # Borrowed with the lock held, so that nobody is done with it in between.
         with self._lock:
             if self._connections is None:
+                from otel_letta.letta.network import keep_to_deadlines  # with httpcore, which httpx loads now as well
+
                 settings = self._settings
                 token = settings.token
                 client = httpx.Client(
@@ -117,8 +121,13 @@ class HttpClient:
                     # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
                     # a closing connection fails as if it might have landed. So ours are given up earlier.
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
-                    headers={"Accept": "application/json", "User-Agent": "otel-letta"},
+                    headers={
+                        "Accept": "application/json",
+                        "Accept-Encoding": ENCODINGS,
+                        "User-Agent": "otel-letta",
+                    },
                 )
+                keep_to_deadlines(client)
                 self._connections = _Connections(client)
             return self._connections.borrow()
 
@@ -134,20 +143,25 @@ class HttpClient:
     ) -> httpx.Response:
         """Send one request. Whatever its status is, an answer is returned.
 
+        The whole of it, the answer's last byte included, takes no longer than ``connect_timeout`` and
+        ``read_timeout`` together, and no longer than ``until``.
+
         Raises:
             LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time.
+            LettaServerError: the answer is a success and longer than `LARGEST`.
         """
         # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the request.
         content = None if body is None else json.dumps(body, allow_nan=False).encode("ascii")
         headers = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
-        return self._answered(
-            method,
-            path,
-            len(content or b""),
-            lambda client: client.request(
-                method, path, content=content, params=params, headers=headers, timeout=timeout_of(self._settings, until)
-            ),
-        )
+        timeout = timeout_of(self._settings, until)
+
+        def ask(client: httpx.Client) -> httpx.Response:
+            with client.stream(
+                method, path, content=content, params=params, headers=headers, timeout=timeout
+            ) as streamed:
+                return whole(streamed)
+
+        return self._answered(method, path, len(content or b""), ask, until)
 
     def brief(
         self, path: str, *, token: bool, at_most: int, seconds: float, until: Deadline | None = None
@@ -164,28 +178,35 @@ class HttpClient:
 
         def get(client: httpx.Client) -> httpx.Response:
             give_up = time.monotonic() + seconds
-            body = b""
             auth = httpx.USE_CLIENT_DEFAULT if token else None
             with client.stream("GET", path, auth=auth, timeout=timeout_of(self._settings, until)) as streamed:
-                for chunk in streamed.iter_bytes():
-                    body += chunk
-                    if len(body) > at_most or time.monotonic() > give_up:
-                        break
-                kept = {name: streamed.headers[name] for name in _KEPT if name in streamed.headers}
-                return httpx.Response(streamed.status_code, headers=kept, content=body, request=streamed.request)
+                return beginning(streamed, at_most, give_up)
 
-        return self._answered("GET", path, 0, get)
+        return self._answered("GET", path, 0, get, until)
 
     def _answered(
-        self, method: str, path: str, size: int, send: Callable[[httpx.Client], httpx.Response]
+        self,
+        method: str,
+        path: str,
+        size: int,
+        send: Callable[[httpx.Client], httpx.Response],
+        until: Deadline | None,
     ) -> httpx.Response:
         began = time.monotonic()
-        redact = redactor(self._settings)
+        settings = self._settings
+        redact = redactor(settings)
+        failure: LettaError
         try:
             with redacting(redact), self.borrowed() as client:
-                response = send(client)
+                from otel_letta.letta.network import ends_at
+
+                with ends_at(began + bounded(settings.connect_timeout + settings.read_timeout, until)):
+                    response = send(client)
+        except TooLargeError as error:
+            # What it answers was done all the same.
+            failure = LettaServerError("The answer is too long", status=error.status, may_have_landed=method == "POST")
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
-            failure = no_answer(error, self._settings, redact)
+            failure = no_answer(error, settings, redact)
             ms = (time.monotonic() - began) * 1e3
             self._logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C
@@ -218,7 +239,7 @@ def timeout_of(settings: Settings, until: Deadline | None = None) -> httpx.Timeo
     return httpx.Timeout(
         bounded(settings.read_timeout, until),
         connect=bounded(settings.connect_timeout, until),
-        write=bounded(30.0, until),
+        write=bounded(_WRITE_PATIENCE, until),
         pool=None,
     )
 

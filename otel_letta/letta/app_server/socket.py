@@ -39,8 +39,12 @@ _SHORT = 30.0
 """Seconds that an answer may take for which the agent's LLM is not asked."""
 _SILENCE = 90.0
 """Seconds without a pong after which the connection is given up. The server's own measure, and a busy one stalls."""
-_LARGEST = 64 * 2**20
-"""Bytes. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
+_LARGEST = 16 * 2**20
+"""Bytes of a frame. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
+_MOST_WAITING = 2
+"""Frames that are read ahead. The library's sixteen would be sixteen times the longest one."""
+_LARGEST_ANSWER = 2 * _LARGEST
+"""Bytes of all frames of one answer."""
 
 _silent_logger = logging.Logger("otel_letta.websockets", level=logging.CRITICAL + 1)  # not a child of the root
 """For the library, which logs the headers of the handshake, the token among them, and every frame at DEBUG."""
@@ -75,6 +79,8 @@ class Session:
         self._closing = threading.Lock()
         self.users = 0
         """How many must be done with it before it may be closed; counted by its owner."""
+        self._received = 0
+        """Bytes of all frames."""
         self._gave_input = False
         began = time.monotonic()
         try:
@@ -86,6 +92,7 @@ class Session:
                     close_timeout=1.0,
                     ping_timeout=_SILENCE,
                     max_size=_LARGEST,
+                    max_queue=_MOST_WAITING,
                     compression=None,
                     user_agent_header="otel-letta",
                     logger=_silent_logger,
@@ -149,6 +156,7 @@ class Session:
             except (OSError, WebSocketException) as error:
                 reason = clean_error(self._redact(str(error))) or type(error).__name__
             else:
+                self._received += len(text)
                 try:
                     frame = json.loads(text)
                 except (ValueError, RecursionError):
@@ -179,9 +187,11 @@ class Session:
         Raises:
             LettaTimeoutError: no answer in time. An unknown or malformed request is never answered (measured).
             LettaConnectionError: the connection broke.
+            LettaServerError: what arrived instead of the answer, or as parts of it, is longer than any answer.
         """
         began = time.monotonic()
         until = began + bounded(min(_SHORT, self.settings.read_timeout), self._until)
+        most = self._received + _LARGEST_ANSWER
         request_id = self.send(kind, body)
         answer: Frame | None = None
         while True:
@@ -192,6 +202,10 @@ class Session:
                 raise LettaTimeoutError(
                     f"The App Server at {self.settings.base_url} did not answer {kind} in time",
                     may_have_landed=self._gave_input,
+                )
+            if self._received > most:
+                raise LettaServerError(
+                    f"The App Server's answer to {kind} is too long", may_have_landed=self._gave_input
                 )
             if frame.get("request_id") != request_id:
                 meanwhile(frame)

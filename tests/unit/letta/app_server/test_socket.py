@@ -188,6 +188,18 @@ def test_a_frame_beyond_all_measure_breaks_the_connection_and_nothing_else(
     assert not isinstance(raised.value, errors.LettaTimeoutError)
 
 
+def test_parts_of_an_answer_have_a_bound_together(server: ScriptedAppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_LARGEST_ANSWER", 20_000)
+
+    def endless(connection: ServerConnection, frame: Frame) -> None:
+        while server.open == 1:
+            server.reply(connection, frame, entries=["x" * 1_000], done=False)
+
+    server.answers["list_memory"] = endless
+    with Session(settings(server.url)) as session, pytest.raises(errors.LettaServerError, match="too long"):
+        session.request("list_memory", AGENT, merge=lambda a, b: b)
+
+
 def test_parts_of_an_answer_are_joined_until_the_last_one(server: ScriptedAppServer, session: Session) -> None:
     def in_parts(connection: ServerConnection, frame: Frame) -> None:
         for number in (1, 2, 3):
