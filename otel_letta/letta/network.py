@@ -46,8 +46,9 @@ def keep_to_deadlines(client: httpx.Client) -> None:
     mounted = getattr(client, "_mounts", {}).values()
     for transport in (getattr(client, "_transport", None), *mounted):
         pool = getattr(transport, "_pool", None)
-        if isinstance(getattr(pool, "_network_backend", None), httpcore.NetworkBackend):
-            pool._network_backend = _Backend(pool._network_backend)
+        backend = getattr(pool, "_network_backend", None)
+        if isinstance(backend, httpcore.NetworkBackend):
+            setattr(pool, "_network_backend", _Backend(backend))  # noqa: B010 - nobody knows its type
 
 
 def _left(seconds: float | None, late: type[httpcore.TimeoutException]) -> float | None:
