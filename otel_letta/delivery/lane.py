@@ -217,7 +217,9 @@ class LaneWorker(Worker):
         courier = self._courier
         lane = self.mailbox.lane
         if isinstance(error, LettaConversationNotFoundError) and lane.conversation_id:
-            _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
+            _logger.warning(
+                "%s does not exist, or is another agent's: its reports go to the agent's default conversation", lane
+            )
             with self._lock:
                 courier.conversation_is_gone(lane)
                 courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, lane.agent_id))

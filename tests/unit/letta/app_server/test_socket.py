@@ -191,11 +191,11 @@ def test_a_frame_beyond_all_measure_breaks_the_connection_and_nothing_else(
 def test_parts_of_an_answer_have_a_bound_together(server: ScriptedAppServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "_LARGEST_ANSWER", 20_000)
 
-    def endless(connection: ServerConnection, frame: Frame) -> None:
-        while server.open == 1:
+    def long(connection: ServerConnection, frame: Frame) -> None:
+        for _ in range(40):
             server.reply(connection, frame, entries=["x" * 1_000], done=False)
 
-    server.answers["list_memory"] = endless
+    server.answers["list_memory"] = long
     with Session(settings(server.url)) as session, pytest.raises(errors.LettaServerError, match="too long"):
         session.request("list_memory", AGENT, merge=lambda a, b: b)
 
