@@ -110,7 +110,9 @@ class HttpClient:
         # Borrowed with the lock held, so that nobody is done with it in between.
         with self._lock:
             if self._connections is None:
-                from otel_letta.letta.network import keep_to_deadlines  # with httpcore, which httpx loads now as well
+                # Late: with ssl and httpcore, which httpx loads now as well.
+                from otel_letta.letta.network import keep_to_deadlines
+                from otel_letta.letta.tls import context_of
 
                 settings = self._settings
                 token = settings.token
@@ -118,6 +120,7 @@ class HttpClient:
                     base_url=http_url(settings.base_url),
                     auth=Bearer(token) if token is not None else None,
                     timeout=timeout_of(settings),
+                    verify=context_of(settings),
                     # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
                     # a closing connection fails as if it might have landed. So ours are given up earlier.
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
@@ -202,11 +205,15 @@ class HttpClient:
 
                 with ends_at(began + bounded(settings.connect_timeout + settings.read_timeout, until)):
                     response = send(client)
+        except LettaError as error:  # a file of the settings cannot be used
+            failure = error.with_traceback(None)
         except TooLargeError as error:
             # What it answers was done all the same.
             failure = LettaServerError("The answer is too long", status=error.status, may_have_landed=method == "POST")
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
-            failure = no_answer(error, settings, redact)
+            from otel_letta.letta.tls import certificate_problem
+
+            failure = certificate_problem(error, settings) or no_answer(error, settings, redact)
             ms = (time.monotonic() - began) * 1e3
             self._logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C

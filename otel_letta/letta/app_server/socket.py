@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import ssl
 import threading
 import time
@@ -27,6 +28,7 @@ from otel_letta.errors import (
 )
 from otel_letta.letta.answers import wrong_token
 from otel_letta.letta.redaction import redactor
+from otel_letta.letta.tls import certificate_problem, context_of
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Settings, websocket_url
 from otel_letta.text import clean_error
@@ -286,18 +288,21 @@ def _authorization(settings: Settings) -> dict[str, str]:
 
 
 _tls_lock = threading.Lock()
-_tls_context: ssl.SSLContext | None = None
+_tls_contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+_MOST_CONTEXTS = 8
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
     """Return the options of a socket with TLS. Certificates take tens of milliseconds to load: once for all."""
-    global _tls_context
     if not websocket_url(settings.base_url).startswith("wss://"):
         return {}
+    files = (settings.certificate, settings.client_certificate, settings.client_key, os.environ.get("SSL_CERT_FILE"))
     with _tls_lock:
-        if _tls_context is None:
-            _tls_context = ssl.create_default_context()
-        return {"ssl": _tls_context}
+        if files not in _tls_contexts:
+            if len(_tls_contexts) >= _MOST_CONTEXTS:
+                _tls_contexts.clear()
+            _tls_contexts[files] = context_of(settings)
+        return {"ssl": _tls_contexts[files]}
 
 
 def _not_connected(error: Exception, settings: Settings, redact: Callable[[str], str]) -> LettaError:
@@ -314,6 +319,11 @@ def _not_connected(error: Exception, settings: Settings, redact: Callable[[str],
             "No App Server at this address", status=status, detail=words, hint="check LETTA_BASE_URL", parks=True
         )
     reason = clean_error(redact(str(error))) or type(error).__name__
+    certificate = certificate_problem(error, settings)
+    if certificate is not None:
+        return certificate
+    if isinstance(error, LettaError):
+        return error.with_traceback(None)
     if isinstance(error, TimeoutError):
         return LettaTimeoutError(
             f"Could not connect to the App Server at {settings.base_url} in time",

@@ -1,4 +1,4 @@
-"""A chat id chooses a conversation of the agent's, and never another agent: whose it is is asked before the first message."""
+"""A chat id chooses among the conversations of its own agent: whose one it is is asked before the first message."""
 
 from __future__ import annotations
 
