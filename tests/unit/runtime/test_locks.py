@@ -138,7 +138,8 @@ def test_all_processes_take_the_same_fresh_one(temporary: Path) -> None:
     folder = temporary / f"otel_letta-{os.getuid()}"
     _open_to_all(folder)
     (temporary / f"{folder.name}.1").write_text("in the way as well")
-    code = "import sys, tempfile as t; from otel_letta.runtime import locks as l; t.tempdir = sys.argv[1]; print(l.folder())"
+    code = "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+    code += "from otel_letta.runtime.locks import folder; print(folder())"
     found = {python(code, str(temporary)).communicate(timeout=60)[0].strip() for _ in range(2)}
     assert found == {str(locks.folder())} == {f"{folder}.2"}
 
