@@ -6,9 +6,12 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
+from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
 from otel_letta.delivery.mailbox import Capacity, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
+from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
 from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
@@ -29,18 +32,24 @@ class Courier:
         settings: pacing, patience and bounds.
         stats: counts what becomes of the reports.
         crew: what all workers of the desk share.
+        journal: what remembers reports beyond the process.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, stats: Stats, crew: Crew) -> None:
+    def __init__(
+        self, transport: Transport, settings: Settings, stats: Stats, crew: Crew, journal: Journal | None = None
+    ) -> None:
         self.transport = transport
         self.settings = settings
         self.stats = stats
         self.crew = crew
+        self.journal: Journal = journal or NoJournal()
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
         self.capacity = Capacity(settings.max_pending_tasks)
+        crew.circuits.probe_interval = settings.probe_interval
         self.closing = False
+        self._finished = False
         self._lanes: dict[Lane, LaneWorker] = {}
         self._wakes: dict[str, deque[float]] = {}
         self._gone: dict[Lane, None] = {}
@@ -59,7 +68,14 @@ class Courier:
                 self._lanes[before].mailbox.forget(report.key)
             if not report.status.is_terminal:
                 self._last_lane[report.key] = lane
-            self._worker(lane).accept(Parcel(report, ""))
+            if self.journal.put(report, lane):
+                self._worker(lane).accept(Parcel(report, ""))
+
+    def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
+        """Accept what the journal kept, from this process or one before it. Lock held."""
+        if lane in self._gone:
+            lane = Lane(lane.server, lane.agent_id)
+        self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
 
     def _worker(self, lane: Lane) -> LaneWorker:
         worker = self._lanes.get(lane)
@@ -69,6 +85,7 @@ class Courier:
 
     def reroute(self, parcels: list[Parcel], lane: Lane) -> None:
         """Move what waited for another lane to this one. Lock held."""
+        self.journal.moved([parcel.report for parcel in parcels], lane)
         for parcel in parcels:
             self._worker(lane).accept(parcel)
 
@@ -95,6 +112,7 @@ class Courier:
         with self.lock:
             self.closing = True
             now = self.clock()
+            self.crew.circuits.bring_forward(now)
             for worker in self._lanes.values():
                 dropped = worker.mailbox.drop_progress()
                 if dropped:
@@ -105,10 +123,21 @@ class Courier:
 
     def finish(self) -> None:
         """Stop, and log what was not delivered. After `Crew.dismiss`."""
+        fates: list[tuple[Lane, Fate]] = []
         with self.lock:
-            for worker in self._lanes.values():
+            if self._finished:
+                return
+            self._finished = True
+            for lane, worker in self._lanes.items():
                 worker.stop()
-                self._log_undelivered(worker)
+                fate = give_up(worker, self.journal.kept(lane))
+                fates.append((lane, fate))
+                if fate.lost:
+                    self.stats.drop("end not delivered before shutdown", fate.lost)
+                if worker.attempt.unanswered and worker.attempt.posting.sent:
+                    self.count_turn(lane.agent_id, worker.attempt)
+                    worker.attempt.counted = True
+        log_undelivered(fates)
         self.close_if_last()
 
     def close_if_last(self) -> None:
@@ -119,19 +148,6 @@ class Courier:
             if not in_use:
                 self.transport.close()
 
-    def _log_undelivered(self, worker: LaneWorker) -> None:
-        left = worker.mailbox.ends_waiting
-        if worker.in_flight:
-            _logger.warning(
-                "%s: shut down while the agent was still answering %d report(s); it has them, unconfirmed",
-                worker.mailbox.lane,
-                len(worker.in_flight),
-            )
-        if left:
-            self.stats.drop("end not delivered before shutdown", left)
-            reason = worker.last_error or "no time left; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more"
-            _logger.error("%s: %d task end(s) not delivered before shutdown: %s", worker.mailbox.lane, left, reason)
-
     def budget_free_at(self, agent_id: str, now: float) -> float:
         """Return when the agent may be woken again, in monotonic seconds. Lock held."""
         wakes = self._wakes.get(agent_id)
@@ -141,10 +157,13 @@ class Courier:
             wakes.popleft()
         return wakes[0] + _HOUR if len(wakes) >= self.settings.wake_budget else -math.inf
 
-    def count_turn(self, agent_id: str) -> None:
-        """Count a turn of the agent against its budget."""
-        self.stats.count("requests")
+    def count_turn(self, agent_id: str, attempt: Attempt) -> None:
+        """Count a request that may have cost the agent a turn against its budget, once."""
         with self.lock:
+            if attempt.counted:
+                attempt.counted = False
+                return
+            self.stats.count("requests")
             self._wakes.setdefault(agent_id, deque()).append(self.clock())
 
     def lanes(self) -> dict[str, dict[str, object]]:
@@ -154,7 +173,7 @@ class Courier:
                 str(lane): {
                     "waiting": worker.mailbox.waiting,
                     "in_flight": len(worker.in_flight),
-                    "parked": str(worker.retry.parked) if worker.retry.parked else None,
+                    "parked": str(worker.parked) if worker.parked else None,
                     "last_error": str(worker.last_error) if worker.last_error else None,
                 }
                 for lane, worker in self._lanes.items()

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from otel_letta.errors import LettaError, LettaServerError
 from otel_letta.letta.answers import no_answer
 from otel_letta.letta.bodies import ENCODINGS, TooLargeError, beginning, whole
 from otel_letta.letta.redaction import on_the_wire, redacting, redactor
+from otel_letta.letta.transport import Posting
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
@@ -143,6 +144,7 @@ class HttpClient:
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         until: Deadline | None = None,
+        posting: Posting | None = None,
     ) -> httpx.Response:
         """Send one request. Whatever its status is, an answer is returned.
 
@@ -150,21 +152,24 @@ class HttpClient:
         ``read_timeout`` together, and no longer than ``until``.
 
         Raises:
-            LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time.
+            LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time. Its
+                ``may_have_landed`` says whether the whole request had gone out.
             LettaServerError: the answer is a success and longer than `LARGEST`.
         """
+        on_the_wire = _OnTheWire(posting or Posting())
         # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the request.
         content = None if body is None else json.dumps(body, allow_nan=False).encode("ascii")
         headers = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
         timeout = timeout_of(self._settings, until)
+        trace = {"trace": on_the_wire}
 
         def ask(client: httpx.Client) -> httpx.Response:
             with client.stream(
-                method, path, content=content, params=params, headers=headers, timeout=timeout
+                method, path, content=content, params=params, headers=headers, timeout=timeout, extensions=trace
             ) as streamed:
                 return whole(streamed)
 
-        return self._answered(method, path, len(content or b""), ask, until)
+        return self._answered(method, path, len(content or b""), ask, until, on_the_wire)
 
     def brief(
         self, path: str, *, token: bool, at_most: int, seconds: float, until: Deadline | None = None
@@ -194,6 +199,7 @@ class HttpClient:
         size: int,
         send: Callable[[httpx.Client], httpx.Response],
         until: Deadline | None,
+        on_the_wire: _OnTheWire | None = None,
     ) -> httpx.Response:
         began = time.monotonic()
         settings = self._settings
@@ -205,21 +211,26 @@ class HttpClient:
 
                 with ends_at(began + bounded(settings.connect_timeout + settings.read_timeout, until)):
                     response = send(client)
-        except LettaError as error:  # a file of the settings cannot be used
+        except LettaError as error:  # it was abandoned before it went out, or a file of the settings cannot be used
             failure = error.with_traceback(None)
         except TooLargeError as error:
-            # What it answers was done all the same.
-            failure = LettaServerError("The answer is too long", status=error.status, may_have_landed=method == "POST")
+            # Letta's own answers are not that long. Whoever answers, the request may have had its effect.
+            failure = LettaServerError(
+                "The answer is too long", status=error.status, foreign=True, may_have_landed=True
+            )
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
             from otel_letta.letta.tls import certificate_problem
 
-            failure = certificate_problem(error, settings) or no_answer(error, settings, redact)
+            sent = on_the_wire is not None and on_the_wire.had_all(error)
+            failure = certificate_problem(error, settings) or no_answer(error, settings, redact, sent=sent)
             ms = (time.monotonic() - began) * 1e3
             self._logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C
             # Without the frames of h11 and httpcore, whose local variables hold the headers.
             raise error.with_traceback(None)  # noqa: B904
         else:
+            if on_the_wire is not None:
+                on_the_wire.answered()
             self._logger.debug(
                 "%s %s -> %d in %.0f ms, %d bytes sent, %d received",
                 method,
@@ -233,6 +244,47 @@ class HttpClient:
         # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
         # some error reporters print those.
         raise failure
+
+
+class _OnTheWire:
+    """Keeps a posting up to date, as an httpcore trace: its events show what has gone out."""
+
+    _FAILED_LATE = (
+        httpx.ReadTimeout,
+        httpx.WriteTimeout,
+        httpx.ReadError,
+        httpx.WriteError,
+        httpx.RemoteProtocolError,
+        httpx.DecodingError,
+    )
+    """What can still go wrong once the request is under way."""
+
+    def __init__(self, posting: Posting) -> None:
+        self._posting = posting
+        self._traced = False
+        self._ours = True
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        self._traced = True
+        if event.endswith((".send_request_headers.started", ".send_request_body.started")):
+            # A proxy is sent a request of its own before, which has the same trace.
+            self._ours = getattr(info.get("request"), "method", b"") != b"CONNECT"
+            if self._ours:
+                self._posting.begin()
+        elif self._ours and event.endswith(".send_request_body.complete"):
+            self._posting.complete()
+
+    def had_all(self, error: Exception) -> bool:
+        """Return whether the server may have had the whole request when this went wrong."""
+        # Not every transport of httpx is httpcore's.
+        if not self._traced and isinstance(error, self._FAILED_LATE):
+            self._posting.complete()
+        return self._posting.sent
+
+    def answered(self) -> None:
+        """Note that the server answered."""
+        if not self._traced:
+            self._posting.complete()
 
 
 _instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()
