@@ -258,6 +258,10 @@ class FaultProxy:
         if fault is REFUSE or before is not None:
             self._cut()
 
+    def use_tls(self, tls: ssl.SSLContext) -> None:
+        """Show another certificate from now on."""
+        self._tls = tls
+
     def wait_until_hit(self, times: int = 1, seconds: float = 60.0) -> bool:
         """Wait until a fault has met so many requests in all."""
         with self._changed:
