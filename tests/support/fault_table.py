@@ -16,6 +16,7 @@ from pathlib import Path
 
 from otel_letta.delivery import retry
 from otel_letta.testing import InMemoryLetta
+from tests.support import process_faults
 from tests.support.either import At
 from tests.support.fault_proxy import DRIP_BODY, DRIP_HEAD, FAULTS, INTERIM, REFUSE, STALL, Fault, FaultProxy
 from tests.support.program import ends_in, program
@@ -23,6 +24,7 @@ from tests.support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- faults -->\n", "\n<!-- /faults -->"
+PROCESS_BEGIN, PROCESS_END = "<!-- process faults -->\n", "\n<!-- /process faults -->"
 _SLOW = {STALL.name, STALL.reaching().name, DRIP_HEAD.name, DRIP_BODY.name, INTERIM.name}
 SILENT = "nothing: the end is found in the agent's context"
 
@@ -142,7 +144,10 @@ def main() -> None:
         print(outcomes[-1].row, file=sys.stderr)
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
-    PAGE.write_text(head + BEGIN + table(outcomes) + END + rest.partition(END)[2], encoding="utf-8")
+    text = head + BEGIN + table(outcomes) + END + rest.partition(END)[2]
+    head, _, rest = text.partition(PROCESS_BEGIN)
+    text = head + PROCESS_BEGIN + process_faults.table() + PROCESS_END + rest.partition(PROCESS_END)[2]
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
