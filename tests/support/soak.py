@@ -87,7 +87,7 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
                 "OTEL_LETTA_SERVER": "rest",
                 "OTEL_LETTA_DELIVERY": "messages",
                 "OTEL_LETTA_WAKE_BUDGET": "1000000",
-                "OTEL_LETTA_MAX_PENDING_TASKS": "1000000",
+                "OTEL_LETTA_MAX_PENDING_TASKS": "100000",
                 "OTEL_LETTA_MESSAGE_INTERVAL": "3600",
                 "OTEL_LETTA_PROBE_INTERVAL": "0.5",
                 "OTEL_LETTA_CONNECT_TIMEOUT": "1",
