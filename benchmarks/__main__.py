@@ -43,6 +43,7 @@ _ALL = {
     "import": "import_time",
     "long": "long_task",
     "flood": "flood",
+    "load": "load",
     "translation": "translation",
 }
 _REAL = {"real": "real_letta"}

@@ -17,6 +17,7 @@ from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 
 _logger = logging.getLogger(__name__)
 
@@ -124,20 +125,21 @@ class Courier:
     def finish(self) -> None:
         """Stop, and log what was not delivered. After `Crew.dismiss`."""
         fates: list[tuple[Lane, Fate]] = []
+        place = self.journal.place
         with self.lock:
             if self._finished:
                 return
             self._finished = True
             for lane, worker in self._lanes.items():
                 worker.stop()
-                fate = give_up(worker, self.journal.kept(lane))
+                fate = give_up(worker)
                 fates.append((lane, fate))
-                if fate.lost:
+                if fate.lost and place is None:
                     self.stats.drop("end not delivered before shutdown", fate.lost)
                 if worker.attempt.unanswered and worker.attempt.posting.sent:
                     self.count_turn(lane.agent_id, worker.attempt)
                     worker.attempt.counted = True
-        log_undelivered(fates)
+        log_undelivered(fates, place, wanted=self.settings.outbox_exit is not OutboxExit.DELIVER)
         self.close_if_last()
 
     def close_if_last(self) -> None:

@@ -27,11 +27,8 @@ class Fate(NamedTuple):
     """The cause of the loss, for people."""
 
 
-def give_up(worker: LaneWorker, kept: int) -> Fate:
-    """See to it that nothing more of the lane goes out, and return what is not delivered. Lock held.
-
-    ``kept``: the lane's ends that outlive the process.
-    """
+def give_up(worker: LaneWorker) -> Fate:
+    """See to it that nothing more of the lane goes out, and return what is not delivered. Lock held."""
     attempt = worker.attempt
     # A request that has not gone out must not do so later, when its reports are said to be lost.
     unsent = attempt.posting.abandon()
@@ -42,19 +39,26 @@ def give_up(worker: LaneWorker, kept: int) -> Fate:
             unconfirmed += 1
         elif parcel.is_end and parcel.losses is None:
             lost += 1
-    why: object = attempt.waits_for if lost and unsent else worker.last_error or worker.parked or _NO_TIME
+    why: object = attempt.waits_for if lost and unsent else worker.last_error or worker.shared_error or _NO_TIME
     lost += worker.mailbox.ends_uncounted
-    return Fate(max(lost - kept, 0), unconfirmed, str(why))
+    return Fate(lost, unconfirmed, str(why))
 
 
-def log_undelivered(fates: Collection[tuple[Lane, Fate]]) -> None:
-    """Write one line for each cause, however many lanes there are."""
+def log_undelivered(fates: Collection[tuple[Lane, Fate]], place: str | None, *, wanted: bool) -> None:
+    """Write one line for each cause, however many lanes there are.
+
+    Args:
+        fates: of each lane.
+        place: where the ends that were not delivered are kept; None for nowhere.
+        wanted: they were to stay there.
+    """
     lanes: defaultdict[str, list[Lane]] = defaultdict(list)
     ends: Counter[str] = Counter()
     for lane, fate in fates:
         if fate.lost:
-            lanes[fate.why].append(lane)
-            ends[fate.why] += fate.lost
+            why = "as OTEL_LETTA_OUTBOX_EXIT wants" if place and wanted and fate.why == _NO_TIME else fate.why
+            lanes[why].append(lane)
+            ends[why] += fate.lost
     unconfirmed = [(lane, fate.unconfirmed) for lane, fate in fates if fate.unconfirmed]
     if unconfirmed:
         _logger.warning(
@@ -63,7 +67,18 @@ def log_undelivered(fates: Collection[tuple[Lane, Fate]]) -> None:
             sum(number for _, number in unconfirmed),
         )
     for why, number in ends.items():
-        _logger.error("%s: %d task end(s) not delivered before shutdown: %s", _together(lanes[why]), number, why)
+        if place is None:
+            _logger.error("%s: %d task end(s) not delivered before shutdown: %s", _together(lanes[why]), number, why)
+        else:
+            _logger.log(
+                logging.INFO if wanted else logging.WARNING,
+                "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
+                "delivers them",
+                _together(lanes[why]),
+                number,
+                place,
+                why,
+            )
 
 
 def _together(lanes: list[Lane]) -> str:

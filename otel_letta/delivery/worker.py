@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from otel_letta.delivery.retry import Circuits
+from otel_letta.delivery.stats import Throttle
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 
@@ -41,11 +42,14 @@ class Crew:
         """Notified after each job."""
         self.clock = clock
         self.circuits = Circuits()
+        self.log = Throttle(_logger, clock=clock)
+        """For causes that many workers meet at once."""
         self.dismissed = False
         self.until = Deadline(cancelled=lambda: self.dismissed)
         """For jobs on the pools' threads: no limit but the dismissal."""
         self.lanes = Pool(self, _MOST_THREADS)
         self.boards = Pool(self, _MOST_BOARD_THREADS)
+        self.disk = Pool(self, 1)
 
     def dismiss(self) -> None:
         """Have all jobs give up that wait for their turn. A request that is on its way is not cut off."""
@@ -54,6 +58,7 @@ class Crew:
         with self.lock:
             self.lanes.disband()
             self.boards.disband()
+            self.disk.disband()
 
     def flush(self, workers: Callable[[], Sequence[Worker]], until: Deadline) -> bool:
         """Wait until no worker has anything left to deliver. Return False if that did not happen in time.

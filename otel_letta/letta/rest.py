@@ -254,9 +254,11 @@ class RestTransport(Configured):
             raise
         return block
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+    def write_block(
+        self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None
+    ) -> int | None:
         try:
-            self._call(
+            answer = self._call(
                 "PATCH", f"/v1/blocks/{segment(block.id)}", until=until, body={"value": value, "metadata": metadata}
             )
         except LettaAgentNotFoundError as error:
@@ -264,6 +266,8 @@ class RestTransport(Configured):
             raise LettaConflictError(
                 f"The memory block {block.label!r} was deleted", status=error.status, hint="it is made again"
             ) from None
+        limit = answer.get("limit") if isinstance(answer, dict) else None
+        return limit if isinstance(limit, int) and limit > 0 else None
 
     # -- one request ---------------------------------------------------------------------------------------------
 

@@ -170,8 +170,10 @@ class Board(Server, Protocol):
     ) -> Block:
         """Create a block that is read-only for the agent, and attach it."""
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        """Replace the block's value. Idempotent."""
+    def write_block(
+        self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None
+    ) -> int | None:
+        """Replace the block's value. Idempotent. Return the block's limit as the server names it now, if it does."""
 
 
 class Directory(Protocol):

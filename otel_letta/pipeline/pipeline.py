@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -32,17 +32,27 @@ from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 from otel_letta.tracking import Tracker
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
+
+if TYPE_CHECKING:
+    from otel_letta.delivery.outbox import Outbox
 
 _logger = logging.getLogger(__name__)
 
 _FOR_DELIVERY = 0.94
 """Share of the exit's time that delivery gets. The rest is for the interpreter, which takes 0.1 s and more to go."""
 
+_FOR_READING = 0.6
+"""Share of that in which spans are read and tasks ended, at most."""
+
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
+
+_OUTBOX_PATIENCE = 2.0
+"""Seconds that the first spans wait for what an earlier process left in the outbox."""
 
 _S = TypeVar("_S", bound=Source)
 
@@ -123,6 +133,21 @@ class Pipeline:
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():
             source.start(self.desk.put)
+        outbox = self.desk.outbox
+        if outbox is not None:
+            outbox.estate.on_restored = lambda: self._inbox.put(self._restore, outbox)
+            if not forked:  # a child opens it when it has something to report
+                outbox.start()
+                self._inbox.put(self._wait_for_outbox, outbox)
+
+    def _wait_for_outbox(self, outbox: Outbox) -> None:
+        # Before the first span: it may belong to a task that waits since an earlier process.
+        outbox.wait_ready(Deadline.after(_OUTBOX_PATIENCE))
+        self._restore(outbox)
+
+    def _restore(self, outbox: Outbox) -> None:
+        for report in outbox.estate.take_restored():
+            self._tracker.restore(report)
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
@@ -207,7 +232,14 @@ class Pipeline:
             self._inbox.close()
             self._end_open_tasks(until.left())
             self._inbox.stop()
-            return self.desk.close(until)
+            unread = self._count_unread()
+            delivered = self.desk.close(until) and not unread
+        outbox = self.desk.outbox
+        if outbox is not None and outbox.left and self.settings.outbox_exit is OutboxExit.DETACH:
+            from otel_letta.pipeline.drain import leave_behind
+
+            leave_behind(self.settings)
+        return delivered
 
     @contextlib.contextmanager
     def _budgeted(self, timeout: float) -> Iterator[Deadline]:
@@ -226,7 +258,22 @@ class Pipeline:
 
     def _end_open_tasks(self, timeout: float, *, sources: bool = True) -> None:
         ends = [source.shutdown for source in self._sources.values()] if sources else []
-        self._inbox.run(timeout, self.watcher.poll, self._tracker.shutdown, *ends)
+        until = Deadline.after(timeout * _FOR_READING)
+        shutdown = partial(self._tracker.shutdown, lambda: not until.passed)
+        self._inbox.run(until.left(), self.watcher.poll, shutdown, *ends)
+
+    def _count_unread(self) -> bool:
+        """Count and log what there was no time to read, as the program ends. Return True if there is any."""
+        left = {
+            "span over the limit of waiting spans": self._inbox.overflowed,
+            "span not read before shutdown": len(self._inbox),
+            "end of a task that was open at shutdown not reported": self._tracker.open_tasks,
+        }
+        for reason, number in left.items():
+            if number:
+                self._stats.drop(reason, number)
+                _logger.error("%d: %s; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more time", number, reason)
+        return any(left.values())
 
     def _register_process_end(self) -> None:
         """Register `at_process_end` in a child of multiprocessing: with fork and forkserver it exits without `atexit`,

@@ -122,5 +122,6 @@ class Faults:
     def wait_while_held(self, world: World, agent_id: str) -> bool:
         """Wait until a turn that begins may go on or the server closes; False after `HOLD_LIMIT` seconds."""
         mine = [token for token, hold in self.holds.items() if hold.takes(agent_id)]
-        held = lambda: any(token in self.holds for token in mine)  # noqa: E731
-        return world.changed.wait_for(lambda: world.closed or not held(), HOLD_LIMIT)
+        return world.changed.wait_for(
+            lambda: world.closed or not any(token in self.holds for token in mine), HOLD_LIMIT
+        )

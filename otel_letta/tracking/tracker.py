@@ -353,6 +353,10 @@ class Tracker:
         alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
         return min((alarm for alarm in alarms if alarm is not None), default=None)
 
+    def restore(self, report: ProgressReport) -> None:
+        """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""
+        self._ledger.restore(report)
+
     def release(self, *, anonymous: bool = True) -> None:
         """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
         that have ended are judged."""
@@ -360,12 +364,15 @@ class Tracker:
         self._agents.judge_ended()
         self._declared.release_all(anonymous=anonymous)
 
-    def shutdown(self) -> None:
-        """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
-        self._declared.shut_down()
+    def shutdown(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """End everything, because the program ends: what is open fails, what waits for a parent is reported.
+
+        ``goes_on`` returns False when the time is over; then the rest stays open, see `open_tasks`.
+        """
+        self._declared.shut_down(goes_on)
         self._turns.conclude_answered()
         self.release()  # first, since agents may be steps of what waits
-        self._agents.end_all(wording.SHUT_DOWN)
+        self._agents.end_all(wording.SHUT_DOWN, goes_on)
 
     def finish(self) -> None:
         """End everything, because no more will come: as if all times of waiting had passed."""

@@ -156,9 +156,12 @@ class AppServerTransport(Configured):
         with self._session(until) as session:
             return self._memory.create(session, agent_id, label, value, description, metadata)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+    def write_block(
+        self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None
+    ) -> int | None:
         with self._session(until) as session:
             self._memory.write(session, block, value, metadata)
+        return None
 
     # -- sockets -----------------------------------------------------------------------------------------------------
 
