@@ -119,7 +119,10 @@ class LettaAgentNotFoundError(LettaError):
 
 
 class LettaConversationNotFoundError(LettaError):
-    """The agent exists, the conversation that a chat id names does not."""
+    """The agent exists, the conversation that a chat id names does not, or is another agent's."""
+
+    is_another_agents = False
+    """True when the conversation exists and belongs to another agent."""
 
     summary = "Letta conversation not found"
 

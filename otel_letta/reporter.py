@@ -11,7 +11,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from otel_letta.errors import LettaConfigurationError, LettaError, LettaSessionClosedError, LettaTimeoutError
+from otel_letta.errors import (
+    LettaConfigurationError,
+    LettaConversationNotFoundError,
+    LettaError,
+    LettaSessionClosedError,
+    LettaTimeoutError,
+)
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
@@ -22,12 +28,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from otel_letta.letta.transport import Transport
+    from otel_letta.letta.transport import Lane, Message, Transport
     from otel_letta.settings import SettingsOptions
 
 __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
+
+_MOST_FOREIGN = 1_000
+"""Conversations of other agents that one reporter remembers."""
 
 
 class LettaReporter:
@@ -76,6 +85,8 @@ class LettaReporter:
             transport = SelectingTransport(settings)
         settings.warn_once(_logger)
         self._transport = transport
+        self._own: dict[Lane, Lane] = {}
+        """Lanes of other agents' conversations, each with the one that is used instead."""
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
         self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport)
         _reporters.add(self)
@@ -216,7 +227,6 @@ class LettaReporter:
 
     def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
         from otel_letta.delivery.envelope import render
-        from otel_letta.delivery.gate import exchange
         from otel_letta.letta.transport import Message
 
         settings = self._settings
@@ -226,15 +236,7 @@ class LettaReporter:
         )
 
         try:
-            answer = exchange(
-                self._transport,
-                lane,
-                [message],
-                until=Deadline(cancelled=given_up.is_set, within=self._until),
-                patience=settings.read_timeout,
-                busy_patience=settings.busy_timeout,
-                must_stay={message.otid} if report.status.is_terminal else (),
-            )
+            answer = self._exchange(lane, message, given_up, report.status.is_terminal)
         except LettaError as error:
             _logger.debug("report for chat %s (%s) not sent: %s", report.chat_id, report.status, error)
             if isinstance(error, LettaTimeoutError) and not error.may_have_landed:
@@ -242,6 +244,29 @@ class LettaReporter:
             raise
         _logger.debug("report for chat %s (%s) sent: its caller asked for it", report.chat_id, report.status)
         return answer
+
+    def _exchange(self, lane: Lane, message: Message, given_up: threading.Event, is_end: bool) -> dict[str, Any]:
+        from otel_letta.delivery.gate import exchange
+
+        settings = self._settings
+        try:
+            return exchange(
+                self._transport,
+                self._own.get(lane, lane),
+                [message],
+                until=Deadline(cancelled=given_up.is_set, within=self._until),
+                patience=settings.read_timeout,
+                busy_patience=settings.busy_timeout,
+                must_stay={message.otid} if is_end else (),
+            )
+        except LettaConversationNotFoundError as error:
+            if not error.is_another_agents or lane in self._own:
+                raise
+        _logger.warning("%s is another agent's: its reports go to the agent's default conversation", lane)
+        self._own[lane] = lane._replace(conversation_id=None)
+        if len(self._own) > _MOST_FOREIGN:
+            self._own.pop(next(iter(self._own)))
+        return self._exchange(lane, message, given_up, is_end)
 
 
 def _close(closed: threading.Event, until: Deadline, transport: Transport) -> None:

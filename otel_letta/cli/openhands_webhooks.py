@@ -41,12 +41,14 @@ def openhands_webhooks(host: str, port: int, token: str | None, chat_id: str | N
         import uvicorn  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise click.ClickException("this needs a web server: pip install 'otel-letta[webhooks]'") from None
+    from otel_letta.cli.half_open import HalfOpenProtocol
+
     app = OpenHandsWebhooks(token=Secret(token) if token else None, chat_id=chat_id, message_id=message_id)
     if not app.active:
         sys.exit(1)  # the reason is in the log
     uvicorn.run(
         app,
-        http="h11",  # the other one puts no bound on headers
+        http=HalfOpenProtocol,  # of h11: httptools puts no bound on headers
         ws="none",
         host=host,
         port=port,

@@ -22,6 +22,7 @@ import click
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.otlp.lines import InputTooLongError, bounded_lines
 from otel_letta.pipeline.pipeline import tracker_for
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
@@ -160,9 +161,11 @@ class Replay:
         """A generator of its own, so that only what goes wrong with the input is complained of as that."""
         number = 0
         try:
-            for batch in read_batches(lines):
+            for batch in read_batches(bounded_lines(lines)):
                 number = batch.line
                 yield name, batch
+        except InputTooLongError as error:
+            self._complain(f"{name}: {error}, the rest is not read")
         except (OSError, EOFError, zlib.error) as error:
             where = f"after line {number}" if number else "at its beginning"
             self._complain(f"{name}, {where}: {type(error).__name__}, the rest cannot be read")

@@ -147,6 +147,13 @@ class LaneWorker(Worker):
         except Exception as error:  # a bug in a transport must not lose ends
             _logger.exception("unexpected error while sending to %s", self.mailbox.lane)
             self._failed([p for p in parcels if p in self.in_flight], LettaError(type(error).__name__), until)
+        except BaseException as error:  # Ctrl-C in a flush, or a library's SystemExit: the thread ends, the ends stay
+            with self._lock:
+                kept = [parcel for parcel in parcels if parcel in self.in_flight]
+                for parcel in kept:
+                    parcel.maybe_landed = True
+                self._keep(kept, LettaError(type(error).__name__), progress=False)
+            raise
         finally:
             with self._lock:
                 self.in_flight = []
@@ -296,7 +303,7 @@ class LaneWorker(Worker):
             courier.log.log(
                 logging.WARNING,
                 f"no conversation {lane.agent_id}",
-                "%s does not exist: its reports go to the agent's default conversation",
+                "%s does not exist, or is another agent's: its reports go to the agent's default conversation",
                 lane,
             )
             with self._lock:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import logging
 
-from otel_letta.errors import LettaConnectionError
+from otel_letta.errors import LettaConnectionError, LettaConversationNotFoundError
 from otel_letta.letta.transport import Lane
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
 
 _logger = logging.getLogger(__name__)
+
+
+def another_agents() -> LettaConversationNotFoundError:
+    """Make the error for a conversation that is not the agent's: whoever writes spans chooses the chat id, and must
+    not choose the agent by it."""
+    error = LettaConversationNotFoundError(
+        "The agent has no such conversation", hint="the chat id names a conversation of another agent"
+    )
+    error.is_another_agents = True
+    return error
 
 
 class Configured:
@@ -51,6 +61,7 @@ class Configured:
         if settings.identity() != self._settings.identity():
             _logger.info("Letta settings changed: using the new ones")
             self._settings = settings
+            settings.warn_once(_logger)
             self._settings_changed()
 
     def _settings_changed(self) -> None:

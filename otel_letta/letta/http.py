@@ -13,16 +13,17 @@ from urllib.parse import quote
 
 import httpx
 
-from otel_letta.errors import LettaError
+from otel_letta.errors import LettaError, LettaServerError
 from otel_letta.letta.answers import no_answer
+from otel_letta.letta.bodies import ENCODINGS, TooLargeError, beginning, whole
 from otel_letta.letta.redaction import on_the_wire, redacting, redactor
 from otel_letta.letta.transport import Posting
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
 
-_KEPT = ("content-type", "location", "retry-after", "date")
-"""The headers that are kept of a brief answer."""
+_WRITE_PATIENCE = 30.0
+"""Seconds for a piece of the request's body."""
 
 
 class Bearer(httpx.Auth):
@@ -110,17 +111,27 @@ class HttpClient:
         # Borrowed with the lock held, so that nobody is done with it in between.
         with self._lock:
             if self._connections is None:
+                # Late: with ssl and httpcore, which httpx loads now as well.
+                from otel_letta.letta.network import keep_to_deadlines
+                from otel_letta.letta.tls import context_of
+
                 settings = self._settings
                 token = settings.token
                 client = httpx.Client(
                     base_url=http_url(settings.base_url),
                     auth=Bearer(token) if token is not None else None,
                     timeout=timeout_of(settings),
+                    verify=context_of(settings),
                     # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
                     # a closing connection fails as if it might have landed. So ours are given up earlier.
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
-                    headers={"Accept": "application/json", "User-Agent": "otel-letta"},
+                    headers={
+                        "Accept": "application/json",
+                        "Accept-Encoding": ENCODINGS,
+                        "User-Agent": "otel-letta",
+                    },
                 )
+                keep_to_deadlines(client)
                 self._connections = _Connections(client)
             return self._connections.borrow()
 
@@ -137,29 +148,28 @@ class HttpClient:
     ) -> httpx.Response:
         """Send one request. Whatever its status is, an answer is returned.
 
+        The whole of it, the answer's last byte included, takes no longer than ``connect_timeout`` and
+        ``read_timeout`` together, and no longer than ``until``.
+
         Raises:
             LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time. Its
                 ``may_have_landed`` says whether the whole request had gone out.
+            LettaServerError: the answer is a success and longer than `LARGEST`.
         """
         on_the_wire = _OnTheWire(posting or Posting())
         # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the request.
         content = None if body is None else json.dumps(body, allow_nan=False).encode("ascii")
         headers = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
-        return self._answered(
-            method,
-            path,
-            len(content or b""),
-            lambda client: client.request(
-                method,
-                path,
-                content=content,
-                params=params,
-                headers=headers,
-                timeout=timeout_of(self._settings, until),
-                extensions={"trace": on_the_wire},
-            ),
-            on_the_wire,
-        )
+        timeout = timeout_of(self._settings, until)
+        trace = {"trace": on_the_wire}
+
+        def ask(client: httpx.Client) -> httpx.Response:
+            with client.stream(
+                method, path, content=content, params=params, headers=headers, timeout=timeout, extensions=trace
+            ) as streamed:
+                return whole(streamed)
+
+        return self._answered(method, path, len(content or b""), ask, until, on_the_wire)
 
     def brief(
         self, path: str, *, token: bool, at_most: int, seconds: float, until: Deadline | None = None
@@ -176,17 +186,11 @@ class HttpClient:
 
         def get(client: httpx.Client) -> httpx.Response:
             give_up = time.monotonic() + seconds
-            body = b""
             auth = httpx.USE_CLIENT_DEFAULT if token else None
             with client.stream("GET", path, auth=auth, timeout=timeout_of(self._settings, until)) as streamed:
-                for chunk in streamed.iter_bytes():
-                    body += chunk
-                    if len(body) > at_most or time.monotonic() > give_up:
-                        break
-                kept = {name: streamed.headers[name] for name in _KEPT if name in streamed.headers}
-                return httpx.Response(streamed.status_code, headers=kept, content=body, request=streamed.request)
+                return beginning(streamed, at_most, give_up)
 
-        return self._answered("GET", path, 0, get)
+        return self._answered("GET", path, 0, get, until)
 
     def _answered(
         self,
@@ -194,19 +198,31 @@ class HttpClient:
         path: str,
         size: int,
         send: Callable[[httpx.Client], httpx.Response],
+        until: Deadline | None,
         on_the_wire: _OnTheWire | None = None,
     ) -> httpx.Response:
         began = time.monotonic()
-        redact = redactor(self._settings)
+        settings = self._settings
+        redact = redactor(settings)
         failure: LettaError
         try:
             with redacting(redact), self.borrowed() as client:
-                response = send(client)
-        except LettaError as error:  # it was abandoned before it went out
+                from otel_letta.letta.network import ends_at
+
+                with ends_at(began + bounded(settings.connect_timeout + settings.read_timeout, until)):
+                    response = send(client)
+        except LettaError as error:  # it was abandoned before it went out, or a file of the settings cannot be used
             failure = error.with_traceback(None)
+        except TooLargeError as error:
+            # Letta's own answers are not that long. Whoever answers, the request may have had its effect.
+            failure = LettaServerError(
+                "The answer is too long", status=error.status, foreign=True, may_have_landed=True
+            )
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
+            from otel_letta.letta.tls import certificate_problem
+
             sent = on_the_wire is not None and on_the_wire.had_all(error)
-            failure = no_answer(error, self._settings, redact, sent=sent)
+            failure = certificate_problem(error, settings) or no_answer(error, settings, redact, sent=sent)
             ms = (time.monotonic() - began) * 1e3
             self._logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C
@@ -282,7 +298,7 @@ def timeout_of(settings: Settings, until: Deadline | None = None) -> httpx.Timeo
     return httpx.Timeout(
         bounded(settings.read_timeout, until),
         connect=bounded(settings.connect_timeout, until),
-        write=bounded(30.0, until),
+        write=bounded(_WRITE_PATIENCE, until),
         pool=None,
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, unquote
 
 from otel_letta.settings import Secret, Settings
 
@@ -15,6 +16,8 @@ Redact = Callable[[str], str]
 
 _SHORTEST = 6
 """Characters. A text with a secret shorter than that in it is not shown at all."""
+_SHORTEST_PART = 8
+"""Characters of a secret's beginning or end that count as it: servers shorten what they repeat."""
 
 
 def on_the_wire(token: Secret) -> bytes:
@@ -32,13 +35,7 @@ def redactor(settings: Settings) -> Redact:
     shapes: set[str] = set()
     for secret in (settings.password, settings.api_key):
         if secret is not None:
-            plain = secret.reveal()
-            wire = on_the_wire(secret)
-            forms = [plain, plain.encode().decode("latin-1"), wire.decode("latin-1")]
-            # As they look in undecoded JSON, in the repr of bytes, and in a URL.
-            forms += [json.dumps(form)[1:-1] for form in tuple(forms)]
-            forms += [repr(wire)[2:-1], repr(plain.encode())[2:-1], quote(plain, safe=""), quote(wire, safe="")]
-            shapes.update(forms)
+            shapes |= _shapes(secret)
     # Longest first, since one form can be a part of another.
     ordered = sorted(shapes, key=len, reverse=True)
 
@@ -48,9 +45,58 @@ def redactor(settings: Settings) -> Redact:
                 if len(shape) < _SHORTEST:
                     return "[redacted]"  # "[redacted]" for every "a" would spell out the password
                 text = text.replace(shape, "[redacted]")
-        return text
+        for shape in ordered:
+            text = _without_parts(text, shape)
+        return _WORD.sub(lambda word: _unless_it_hides(word[0], ordered), text) if "%" in text else text
 
     return redact
+
+
+_WORD = re.compile(r"\S+")
+
+
+def _shapes(secret: Secret) -> set[str]:
+    """Return the forms in which a server may repeat it."""
+    plain = secret.reveal()
+    wire = on_the_wire(secret)
+    forms = [plain, plain.encode().decode("latin-1"), wire.decode("latin-1"), wire.decode("utf-8", "replace")]
+    # As they look in undecoded JSON, in the repr of bytes, and in a URL.
+    forms += [json.dumps(form)[1:-1] for form in tuple(forms)]
+    forms += [repr(wire)[2:-1], repr(plain.encode())[2:-1]]
+    forms += [quoted(raw, safe="") for raw in (plain, wire) for quoted in (quote, quote_plus)]
+    return {form for form in forms if form.strip("\ufffd")}
+
+
+def _without_parts(text: str, shape: str) -> str:
+    """Return a text without what is left of a secret that was cut, at its beginning or its end."""
+    if len(shape) <= _SHORTEST_PART:
+        return text
+    head, tail = shape[:_SHORTEST_PART], shape[-_SHORTEST_PART:]
+    at = text.find(head)
+    while at >= 0:
+        end = at + _SHORTEST_PART
+        while end - at < len(shape) and end < len(text) and text[end] == shape[end - at]:
+            end += 1
+        text = f"{text[:at]}[redacted]{text[end:]}"
+        at = text.find(head, at + len("[redacted]"))
+    at = text.find(tail)
+    while at >= 0:
+        begin, left = at, len(shape) - _SHORTEST_PART
+        while left and begin and text[begin - 1] == shape[left - 1]:
+            begin, left = begin - 1, left - 1
+        text = f"{text[:begin]}[redacted]{text[at + _SHORTEST_PART :]}"
+        at = text.find(tail, begin + len("[redacted]"))
+    return text
+
+
+def _unless_it_hides(word: str, shapes: list[str]) -> str:
+    """Return a word, unless a secret is in what its percent signs stand for: any character can be written so."""
+    if "%" not in word:
+        return word
+    meant = [unquote(word, encoding, "replace") for encoding in ("utf-8", "latin-1")]
+    meant += [unquote(text.replace("+", " ")) for text in (word, *meant)]
+    hides = any(shape in text or _without_parts(text, shape) != text for text in meant for shape in shapes)
+    return "[redacted]" if hides else word
 
 
 def presentable_cause(error: BaseException, redact: Redact) -> BaseException | None:

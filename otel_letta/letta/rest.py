@@ -25,8 +25,9 @@ from otel_letta.errors import (
 )
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
 from otel_letta.letta.answers import parsed, refusal, rows, server_time
-from otel_letta.letta.configured import Configured
+from otel_letta.letta.configured import Configured, another_agents
 from otel_letta.letta.http import HttpClient, segment
+from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
 from otel_letta.runtime.deadline import Deadline
@@ -48,6 +49,8 @@ class RestTransport(Configured):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)  # its ending is of no use here: a turn goes on without us
         self._http = HttpClient(settings, _logger)
+        self._owners: Recent[str, str] = Recent()
+        """Conversation → the agent that it was seen to belong to."""
 
     queues_messages = False
 
@@ -56,6 +59,7 @@ class RestTransport(Configured):
 
     def _settings_changed(self) -> None:
         self._http.use(self._settings)
+        self._owners.clear()
 
     def close(self, *, until: Deadline | None = None) -> None:
         self._http.close()
@@ -79,6 +83,8 @@ class RestTransport(Configured):
         self._check_server(lane)
         if lane.conversation_id and APP_SERVER_CONVERSATION.match(lane.conversation_id):
             raise LettaConversationNotFoundError(hint="the chat id names a conversation of an App Server")
+        if lane.conversation_id:
+            self._check_owner(lane, until)
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": m.content, "otid": m.otid} for m in messages],
         }
@@ -182,6 +188,16 @@ class RestTransport(Configured):
     def agents(self, limit: int, *, until: Deadline | None = None) -> list[dict[str, Any]]:
         found = rows(self._call("GET", "/v1/agents/", until=until, params={"limit": str(limit)}))
         return [_described(row) for row in found if isinstance(row.get("id"), str)][:limit]
+
+    def _check_owner(self, lane: Lane, until: Deadline | None) -> None:
+        """Refuse a conversation of another agent: whoever writes spans chooses the chat id, but not the agent."""
+        conversation = lane.conversation_id or ""
+        owner = self._owners.get(conversation)
+        if owner is None:
+            found = _mapping(self._call("GET", _place(lane), until=until))
+            owner = self._owners[conversation] = str(found.get("agent_id"))
+        if owner != lane.agent_id:
+            raise another_agents()
 
     # -- blocks --------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,14 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_letta.otlp.lines import LONGEST_LINE, TOO_LONG
+
 _PARENT_IS_REMOTE = 0x200
 """Bit of a span's ``flags``; it means something only together with the next one (opentelemetry-proto, SpanFlags)."""
 _HAS_IS_REMOTE = 0x100
 _MOST_DEPTH = 20
+LONGEST_DOCUMENT = 32 * 2**20
+"""Bytes of one document over many lines."""
 _P = TypeVar("_P")
 _LATEST = 2**63
 
@@ -79,6 +83,8 @@ class _BrokenError(ValueError):
 def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
     """Read export requests, one a line; or one JSON document that goes over many lines.
 
+    `TOO_LONG` stands for a line that is too long; see `bounded_lines`.
+
     A line that cannot be read gives a batch that says so, and the next one is read. Metrics are no error.
     """
     numbered: Iterator[tuple[int, bytes]] = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -94,7 +100,7 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
         numbered = numbered if second is None else chain([second], numbered)
         start = first[1].strip()
         if start.endswith((b"{", b"[")) and (start == b"[" or second is None or not _is_request(second[1])):
-            yield _one_document(first[0], b"".join(chain([first[1]], (line for _, line in numbered))))
+            yield _one_document(first[0], chain([first[1]], (line for _, line in numbered)))
             return
         yield Batch(first[0], broken=[str(error)])
     else:
@@ -115,14 +121,21 @@ def _is_request(text: bytes) -> bool:
         return False
 
 
-def _one_document(line: int, text: bytes) -> Batch:
+def _one_document(line: int, parts: Iterable[bytes]) -> Batch:
+    text = bytearray()
+    for part in parts:
+        text += part
+        if part is TOO_LONG or len(text) > LONGEST_DOCUMENT:
+            return Batch(line, broken=[f"a document of more than {LONGEST_DOCUMENT / 2**20:.0f} MB is not read"])
     try:
-        return _batch(line, _parsed(text))
+        return _batch(line, _parsed(bytes(text)))
     except _BrokenError as error:
         return Batch(line, broken=[str(error)])
 
 
 def _parsed(text: bytes) -> object:
+    if text is TOO_LONG:
+        raise _BrokenError(f"longer than {LONGEST_LINE / 2**20:.0f} MB, skipped")
     try:
         return json.loads(text.removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError as error:

@@ -290,7 +290,7 @@ def folder() -> Path:
     """Return this user's private folder below the temporary directory, made if there is none.
 
     Raises:
-        OSError: it cannot be made, or what is there belongs to somebody else.
+        OSError: it cannot be made, or everything that is there is somebody else's, or open to others.
     """
     import tempfile
 
@@ -298,14 +298,54 @@ def folder() -> Path:
         path = Path(tempfile.gettempdir()) / "otel_letta"
         path.mkdir(exist_ok=True)
         return path
-    path = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}"
+    problem = ""
+    for number in range(_MOST_FOLDERS):
+        # In this order for every process of the user: they have to meet in the same one.
+        path = Path(tempfile.gettempdir()) / f"otel_letta-{os.getuid()}{f'.{number}' if number else ''}"
+        wrong = _wrong_with(path)
+        if not wrong:
+            if problem:
+                _warn_of_folder(f"{problem}: {path} is used instead")
+            return path
+        problem = problem or f"{path} {wrong}"
+    raise PermissionError(problem)
+
+
+_MOST_FOLDERS = 10
+
+
+def _wrong_with(path: Path) -> str:
+    """Return why a folder, made if there is none, is not to be trusted; empty if it is.
+
+    The temporary directory is everybody's: anyone may have put something there first, and whoever may write into the
+    folder could plant files and links in it.
+    """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     found = path.lstat()
-    # The temporary directory is everybody's: a folder or link that somebody put there first is not trusted.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{path} is not our own folder")
-    return path
+    if stat.S_ISLNK(found.st_mode):
+        return "is a symbolic link"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder"
+    if found.st_uid != os.getuid():
+        return f"belongs to user {found.st_uid}"
+    if found.st_mode & 0o022:
+        return f"can be written to by others (mode {stat.S_IMODE(found.st_mode):04o})"
+    return ""
+
+
+_folder_warnings: set[str] = set()
+
+
+def folder_warnings() -> list[str]:
+    """Return what was wrong with the folders that are not used, for a program that shows no logs."""
+    return sorted(_folder_warnings)
+
+
+def _warn_of_folder(text: str) -> None:
+    if text not in _folder_warnings:
+        _folder_warnings.add(text)
+        _logger.warning("%s", text)
 
 
 def scope() -> str | None:

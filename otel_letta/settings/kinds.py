@@ -223,6 +223,7 @@ class AgentIds(Texts):
 
 
 AGENT_ID = Text(200)
+PATH = Text(4_096, allowed="the path of a file")
 
 
 class Names(Texts):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NoReturn, TypedDict
 from urllib.parse import urlsplit
@@ -55,6 +55,8 @@ class Settings(Table):
 
     _sources: tuple[tuple[str, str], ...] = field(repr=False)
     _disabled: bool = field(repr=False)
+    _searched: str = field(repr=False)
+    """Path of the `.env` that was found by searching; empty if there was none, or its path was given."""
     # A closure, not its arguments: those may hold secrets, and asdict() would walk into them.
     _again: Callable[[], Settings] = field(repr=False)
 
@@ -100,22 +102,26 @@ class Settings(Table):
         keywords: Mapping[str, object],
         complaints: dict[str, LettaConfigurationError] | None = None,
     ) -> Settings:
-        layers = (
-            keyword_layer(keywords),
-            environment_layer(os.environ if environ is None else environ),
-            dotenv_layer(explicit) if explicit is not None else nearest_dotenv_layer(start),
-        )
-        values, sources = read(layers, complaints)
-        if require_agent and not values["agent_id"]:
-            raise LettaConfigurationError(
-                "No Letta agent is named", hint="set LETTA_AGENT_ID (or the keyword agent_id) to the agent's id"
-            )
-        return cls(
+        named = keyword_layer(keywords), environment_layer(os.environ if environ is None else environ)
+        dotenv = dotenv_layer(explicit) if explicit is not None else nearest_dotenv_layer(start, named)
+        values, sources = read((*named, dotenv), complaints)
+        settings = cls(
             **values,
             _sources=tuple(sources.items()),
             _disabled=is_disabled(os.environ if environ is None else environ),
+            _searched=dotenv.source if dotenv.searched else "",
             _again=lambda: cls._read(environ, explicit, start, require_agent, keywords),
         )
+        diverted = settings._diverted_secret()
+        if diverted is not None:
+            if complaints is None:
+                raise diverted
+            complaints.setdefault("base_url", diverted)
+        if require_agent and not settings.agent_id:
+            raise LettaConfigurationError(
+                "No Letta agent is named", hint="set LETTA_AGENT_ID (or the keyword agent_id) to the agent's id"
+            )
+        return settings
 
     @classmethod
     def examine(
@@ -172,15 +178,31 @@ class Settings(Table):
     def refresh(self) -> Settings:
         """Read the same keywords, environment and `.env` again: people rotate passwords while programs run.
 
-        Returns these settings when the new ones cannot be used; never raises.
+        A new address is taken only from where the old one came from: a `.env` that appears later, or a variable that
+        goes away, diverts nothing. Returns these settings when the new ones cannot be used; never raises.
         """
         try:
             # The search starts where the first one did. A program may have changed into a folder by now whose .env
             # is not its own (an agent's workspace), and the password must not go where that file sends it.
-            return self._again()
+            fresh = self._again()
         except LettaConfigurationError as error:
             log_once(_logger, logging.DEBUG, f"Settings could not be read again, the old ones stay: {error}")
             return self
+        before, now = self.sources["base_url"], fresh.sources["base_url"]
+        return fresh if now == before else self._without(now, fresh)
+
+    def _without(self, source: str, fresh: Settings) -> Settings:
+        """Return fresh settings with these ones' values for all that comes from a source."""
+        log_once(
+            _logger,
+            logging.WARNING,
+            f"LETTA_BASE_URL {described(source)} is new and is not used before a restart: reports still go to "
+            f"{self._host}, as LETTA_BASE_URL {described(self.sources['base_url'])} says",
+        )
+        kept = [name for name in BY_NAME if fresh.sources[name] == source]
+        sources = {**fresh.sources, **{name: self.sources[name] for name in kept}}
+        values = {name: getattr(self, name) for name in kept}
+        return replace(fresh, **values, _sources=tuple(sources.items()), _searched=self._searched)
 
     @property
     def token(self) -> Secret | None:
@@ -257,6 +279,20 @@ class Settings(Table):
             "Set LETTA_BASE_URL to your own Letta server if that is not it."
         )
 
+    def _diverted_secret(self) -> LettaConfigurationError | None:
+        """Return the error about a secret that would go where nobody but a file found by searching sends it."""
+        name, source = self.token_name, self.sources["base_url"]
+        if name is None or self.trust_dotenv or not self._searched or source != self._searched:
+            return None
+        if self.sources[name] == source or (name == "api_key" and self.is_cloud):  # which it belongs to in any case
+            return None
+        env = BY_NAME[name].env
+        return LettaConfigurationError(
+            f"{env} ({described(self.sources[name])}) does not go to {self._host}, which LETTA_BASE_URL in "
+            f"{escaped(source)} names: that file was found by searching",
+            hint=f"set LETTA_BASE_URL where {env} is set, or OTEL_LETTA_TRUST_DOTENV=true there if the file is yours",
+        )
+
     def _foreign_url(self) -> str:
         name = self.token_name
         if name is None or self.sources["base_url"] in {"keyword", "environment", "default", REFUSED}:
@@ -292,6 +328,10 @@ class SettingsOptions(TypedDict, total=False):
     agent_id: str | None
     password: str | Secret | None
     api_key: str | Secret | None
+    trust_dotenv: bool | str | None
+    certificate: str | None
+    client_certificate: str | None
+    client_key: str | None
     server: ServerKind | str | None
     conversation: str | None
     delivery: Delivery | str | None

@@ -21,7 +21,9 @@ OPTIONS = frozenset({"settings", "dotenv_path", *BY_NAME})
 """The keywords of a component: those of `SettingsOptions`."""
 REFUSED = "refused"
 """The source of a default that stands in for a value that cannot be used."""
-_SECRET = frozenset(variable.name for variable in VARIABLES if variable.secret)
+SECRETS = frozenset(variable.name for variable in VARIABLES if variable.secret)
+_OF_CONNECTIONS = frozenset({"certificate", "client_certificate", "client_key"})
+"""Settings that a searched file may make for the server that it names, and for no other."""
 
 
 class Layer(NamedTuple):
@@ -29,6 +31,12 @@ class Layer(NamedTuple):
 
     source: str
     values: Mapping[str, object]
+    searched: bool = False
+    """Whether it is a file that nobody named: it was found upward from the working directory."""
+
+
+class _Environments:
+    """The value of a setting in a searched file that would take something of the environment along."""
 
 
 def read(
@@ -70,6 +78,11 @@ def read(
 
 def _parsed(variable: Variable, value: object, source: str) -> object:
     """Return the setting, or the error about it: one that is raised later is not chained to one with the raw value."""
+    if isinstance(value, _Environments):
+        return LettaConfigurationError(
+            f"{variable.env} {described(source)} takes a variable of the environment",
+            hint="write the value out, or set OTEL_LETTA_TRUST_DOTENV=true in the environment if the file is yours",
+        )
     try:
         return variable.parse(value)
     except Refused as refused:
@@ -97,7 +110,7 @@ def described(source: str) -> str:
 
 def sealed(name: str, value: object) -> object:
     """Return the value of a keyword with what may be a secret sealed: a misspelt "pasword" may be one as well."""
-    if value is None or isinstance(value, Secret) or (name in OPTIONS and name not in _SECRET):
+    if value is None or isinstance(value, Secret) or (name in OPTIONS and name not in SECRETS):
         return value
     # What is not even text will be refused; its type is enough for that.
     return Secret(value) if isinstance(value, str) else type(value)
@@ -167,24 +180,34 @@ def working_directory() -> str | None:
 
 def dotenv_layer(path: str) -> Layer:
     """Read a file that has to be there."""
-    content = _read_dotenv(path)
+    content = _read_dotenv(path, trusted=True)
     if isinstance(content, _UnreadableError):
         raise LettaConfigurationError(f"dotenv_path {_shown(path)} cannot be read: {content}")
     return Layer(path, content)
 
 
-def nearest_dotenv_layer(start: str | None) -> Layer:
-    """Read the first `.env` upward from a folder; one that cannot be read is a warning."""
+def nearest_dotenv_layer(start: str | None, above: Iterable[Layer]) -> Layer:
+    """Read the first `.env` upward from a folder; one that cannot be read is a warning.
+
+    Args:
+        start: the folder.
+        above: the layers that come before.
+    """
     # dotenv.find_dotenv() would do, but it always starts at the present working directory; see `Settings.refresh`.
     folders = () if start is None else (Path(start), *Path(start).parents)
     path = next((str(folder / ".env") for folder in folders if _is_readable_kind(folder / ".env")), None)
     if path is None:
-        return Layer("", {})
-    content = _read_dotenv(path)
+        return Layer("", {}, searched=True)
+    trusted = next((layer.values["trust_dotenv"] for layer in above if "trust_dotenv" in layer.values), False)
+    content = _read_dotenv(path, trusted=str(trusted).strip().lower() == "true")
     if isinstance(content, _UnreadableError):
         log_once(_logger, logging.WARNING, f"{escaped(path)} is ignored, it cannot be read: {content}")
-        return Layer(path, {})
-    return Layer(path, content)
+        return Layer(path, {}, searched=True)
+    names_server = "base_url" in content and not any("base_url" in layer.values for layer in above)
+    for name in ({"trust_dotenv"} if names_server else {"trust_dotenv", *_OF_CONNECTIONS}) & content.keys():
+        del content[name]
+        log_once(_logger, logging.WARNING, f"{BY_NAME[name].env} in {escaped(path)} is ignored: nobody named that file")
+    return Layer(path, content, searched=True)
 
 
 def _is_readable_kind(path: Path) -> bool:
@@ -194,7 +217,7 @@ def _is_readable_kind(path: Path) -> bool:
         return False
 
 
-def _read_dotenv(path: str) -> dict[str, object] | _UnreadableError:
+def _read_dotenv(path: str, *, trusted: bool) -> dict[str, object] | _UnreadableError:
     try:
         # utf-8-sig: Windows editors write a byte order mark, which older python-dotenv takes for part of a name.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -202,13 +225,32 @@ def _read_dotenv(path: str) -> dict[str, object] | _UnreadableError:
             return {}
         from dotenv import dotenv_values  # only programs with a .env pay for it
 
-        return _ours(dotenv_values(stream=io.StringIO(text)))
+        found = _ours(dotenv_values(stream=io.StringIO(text)))
+        if not trusted and "$" in text:
+            foreign = _with_environment(dotenv_values(stream=io.StringIO(text), interpolate=False))
+            found.update({name: _Environments() for name in found if BY_NAME[name].env in foreign})
+        return found
     except UnicodeDecodeError as error:
         return _UnreadableError(f"not UTF-8 at byte {error.start}")
     except OSError as error:
         return _UnreadableError(error.strerror or type(error).__name__)
     except ValueError:  # a NUL in the path
         return _UnreadableError("not a path")
+
+
+def _with_environment(raw: Mapping[str, str | None]) -> set[str]:
+    """Return the names in a file whose values take something of the environment along, if by a detour."""
+    from dotenv.variables import Variable as Reference
+    from dotenv.variables import parse_variables
+
+    known: set[str] = set()
+    foreign: set[str] = set()
+    for name, value in raw.items():
+        used = {atom.name for atom in parse_variables(value or "") if isinstance(atom, Reference)}
+        if used & foreign or any(each in os.environ for each in used - known):
+            foreign.add(name)
+        known.add(name)
+    return foreign
 
 
 # -- showing and logging ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from otel_letta.settings.kinds import (
     AGENT_ID,
+    PATH,
     AgentIds,
     ContentFields,
     Delivery,
@@ -61,6 +62,25 @@ class Table:
         SecretText(),
         None,
         "API key of Letta Cloud; another server gets it where there is no password.",
+    )
+    trust_dotenv: bool = _setting(
+        "OTEL_LETTA_TRUST_DOTENV",
+        Switch(),
+        # Whoever can write a file into a folder, or into one above it, would otherwise choose where a password goes.
+        False,
+        "Let a .env that was found by searching name the server that secrets from elsewhere go to. Not read from it.",
+    )
+    certificate: str | None = _setting(
+        "OTEL_LETTA_CERTIFICATE",
+        PATH,
+        None,
+        "File with the certificates (PEM) that the server's is checked against; unset: SSL_CERT_FILE, or public ones.",
+    )
+    client_certificate: str | None = _setting(
+        "OTEL_LETTA_CLIENT_CERTIFICATE", PATH, None, "File with the certificate (PEM) that is shown to the server."
+    )
+    client_key: str | None = _setting(
+        "OTEL_LETTA_CLIENT_KEY", PATH, None, "File with its private key (PEM), where that is a file of its own."
     )
     server: ServerKind = _setting(
         "OTEL_LETTA_SERVER",

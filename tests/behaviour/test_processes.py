@@ -81,6 +81,7 @@ class Programs:
             [sys.executable, "-W", "ignore::DeprecationWarning", str(script)],
             env=os.environ | settings | environment,
             cwd=self._folder,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -107,7 +108,7 @@ class Programs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            for stream in (process.stdout, process.stderr):
+            for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
 

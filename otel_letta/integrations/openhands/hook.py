@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_letta.runtime.locks import HostLock, folder
+from otel_letta.runtime.locks import HostLock, folder, folder_warnings
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +30,7 @@ _MOST_INPUT = 32 * 2**20
 _MOST_SPOOL = 2 * 2**20
 """Bytes of a session's file, after which only starts, answers and ends are written."""
 _MOST_LOG = 2**20
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _MOST_ITEMS = 1_000
 _TEXT_CAP = 8_000
 _ID_CAP = 200
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
             print(_config(options))
         else:
             _record(options)
+            for warning in folder_warnings():
+                print(f"otel-letta hook: {warning}", file=sys.stderr)
     except SystemExit:
         pass  # argparse has printed its message
     except BaseException as error:  # noqa: BLE001
@@ -171,7 +174,7 @@ def starting_path(key: str) -> Path:
 def _append(path: Path, line: dict[str, Any], *, is_milestone: bool) -> bool:
     # The first line break ends what a full disk left unfinished: it must not spoil the line after it as well.
     data = b"\n" + json.dumps(line, separators=(",", ":")).encode() + b"\n"
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o600)
     try:
         size = os.fstat(fd).st_size
         if size > (2 * _MOST_SPOOL if is_milestone else _MOST_SPOOL):
@@ -199,7 +202,7 @@ def _ensure_courier(key: str, env_file: str | None) -> None:
     with contextlib.suppress(OSError):
         if 0 <= time.time() - starting.stat().st_mtime < _START_PATIENCE:
             return
-    os.close(os.open(starting, os.O_WRONLY | os.O_CREAT, 0o600))
+    os.close(os.open(starting, os.O_WRONLY | os.O_CREAT | _NO_LINK, 0o600))
     os.utime(starting)
     _start_courier(key, env_file)
 
@@ -209,7 +212,7 @@ def _start_courier(key: str, env_file: str | None) -> None:
 
     code = f"{_LEAVE_WORKSPACE}; from otel_letta.integrations.openhands.hook_courier import main; main()"
     # For appending: the couriers of other sessions write to the same file.
-    log = os.open(folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(folder() / "openhands-hook.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o600)
     try:
         if os.fstat(log).st_size > _MOST_LOG:
             os.ftruncate(log, 0)

@@ -15,6 +15,7 @@ from otel_letta.letta.answers import rows
 from otel_letta.letta.app_server.failures import no_conversation, not_found
 from otel_letta.letta.app_server.socket import Session
 from otel_letta.letta.app_server.turns import DEFAULT_CONVERSATION
+from otel_letta.letta.configured import another_agents
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.transport import Lane, Message
 
@@ -120,7 +121,7 @@ class Conversations:
                 raise no_conversation()
             owner = self.owners[conversation] = str(found.get("agent_id"))
         if owner != agent_id:
-            raise no_conversation()
+            raise another_agents()
 
 
 def _titled(session: Session, agent_id: str, title: str, *, not_in: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import ssl
 import threading
 import time
@@ -27,6 +28,7 @@ from otel_letta.errors import (
 )
 from otel_letta.letta.answers import wrong_token
 from otel_letta.letta.redaction import redactor
+from otel_letta.letta.tls import certificate_problem, context_of
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Settings, websocket_url
 from otel_letta.text import clean_error
@@ -39,8 +41,12 @@ _SHORT = 30.0
 """Seconds that an answer may take for which the agent's LLM is not asked."""
 _SILENCE = 90.0
 """Seconds without a pong after which the connection is given up. The server's own measure, and a busy one stalls."""
-_LARGEST = 64 * 2**20
-"""Bytes. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
+_LARGEST = 16 * 2**20
+"""Bytes of a frame. A page of messages holds what people and tools wrote, and there is no way to ask for less of it."""
+_MOST_WAITING = 2
+"""Frames that are read ahead. The library's sixteen would be sixteen times the longest one."""
+_LARGEST_ANSWER = 2 * _LARGEST
+"""Bytes of all frames of one answer."""
 
 _silent_logger = logging.Logger("otel_letta.websockets", level=logging.CRITICAL + 1)  # not a child of the root
 """For the library, which logs the headers of the handshake, the token among them, and every frame at DEBUG."""
@@ -75,6 +81,8 @@ class Session:
         self._closing = threading.Lock()
         self.users = 0
         """How many must be done with it before it may be closed; counted by its owner."""
+        self._received = 0
+        """Bytes of all frames."""
         self._gave_input = False
         began = time.monotonic()
         try:
@@ -86,6 +94,7 @@ class Session:
                     close_timeout=1.0,
                     ping_timeout=_SILENCE,
                     max_size=_LARGEST,
+                    max_queue=_MOST_WAITING,
                     compression=None,
                     user_agent_header="otel-letta",
                     logger=_silent_logger,
@@ -149,6 +158,7 @@ class Session:
             except (OSError, WebSocketException) as error:
                 reason = clean_error(self._redact(str(error))) or type(error).__name__
             else:
+                self._received += len(text)
                 try:
                     frame = json.loads(text)
                 except (ValueError, RecursionError):
@@ -179,9 +189,11 @@ class Session:
         Raises:
             LettaTimeoutError: no answer in time. An unknown or malformed request is never answered (measured).
             LettaConnectionError: the connection broke.
+            LettaServerError: what arrived instead of the answer, or as parts of it, is longer than any answer.
         """
         began = time.monotonic()
         until = began + bounded(min(_SHORT, self.settings.read_timeout), self._until)
+        most = self._received + _LARGEST_ANSWER
         request_id = self.send(kind, body)
         answer: Frame | None = None
         while True:
@@ -192,6 +204,10 @@ class Session:
                 raise LettaTimeoutError(
                     f"The App Server at {self.settings.base_url} did not answer {kind} in time",
                     may_have_landed=self._gave_input,
+                )
+            if self._received > most:
+                raise LettaServerError(
+                    f"The App Server's answer to {kind} is too long", may_have_landed=self._gave_input
                 )
             if frame.get("request_id") != request_id:
                 meanwhile(frame)
@@ -272,18 +288,21 @@ def _authorization(settings: Settings) -> dict[str, str]:
 
 
 _tls_lock = threading.Lock()
-_tls_context: ssl.SSLContext | None = None
+_tls_contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+_MOST_CONTEXTS = 8
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
     """Return the options of a socket with TLS. Certificates take tens of milliseconds to load: once for all."""
-    global _tls_context
     if not websocket_url(settings.base_url).startswith("wss://"):
         return {}
+    files = (settings.certificate, settings.client_certificate, settings.client_key, os.environ.get("SSL_CERT_FILE"))
     with _tls_lock:
-        if _tls_context is None:
-            _tls_context = ssl.create_default_context()
-        return {"ssl": _tls_context}
+        if files not in _tls_contexts:
+            if len(_tls_contexts) >= _MOST_CONTEXTS:
+                _tls_contexts.clear()
+            _tls_contexts[files] = context_of(settings)
+        return {"ssl": _tls_contexts[files]}
 
 
 def _not_connected(error: Exception, settings: Settings, redact: Callable[[str], str]) -> LettaError:
@@ -300,6 +319,11 @@ def _not_connected(error: Exception, settings: Settings, redact: Callable[[str],
             "No App Server at this address", status=status, detail=words, hint="check LETTA_BASE_URL", parks=True
         )
     reason = clean_error(redact(str(error))) or type(error).__name__
+    certificate = certificate_problem(error, settings)
+    if certificate is not None:
+        return certificate
+    if isinstance(error, LettaError):
+        return error.with_traceback(None)
     if isinstance(error, TimeoutError):
         return LettaTimeoutError(
             f"Could not connect to the App Server at {settings.base_url} in time",

@@ -191,7 +191,7 @@ def test_reports_for_a_conversation_that_does_not_exist_go_to_the_agents_default
         assert app.flush()
 
     assert ends_in(server.next_prompt(agent)) == ["homeless"]
-    assert "does not exist: its reports go to the agent's default conversation" in caplog.text
+    assert "does not exist, or is another agent's: its reports go" in caplog.text
 
 
 def test_a_reporters_call_gives_back_the_agents_answer(server: Either) -> None:

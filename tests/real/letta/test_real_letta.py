@@ -313,7 +313,7 @@ def test_an_unknown_conversations_reports_go_to_the_agent_itself(
 
     assert ends_in(letta.next_prompt(agent)) == ["homeless"]
     assert told_to(letta, agent)[-1]["chat_id"] == unknown
-    assert "does not exist: its reports go to the agent's default conversation" in caplog.text
+    assert "does not exist, or is another agent's: its reports go" in caplog.text
 
 
 # -- hostile content -------------------------------------------------------------------------------------------------

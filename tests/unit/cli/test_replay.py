@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.cli.main import app
 from otel_letta.cli.replay import Replay
+from otel_letta.otlp import lines
 from otel_letta.otlp.json import Batch, LogRecord, read_batches
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
@@ -498,3 +499,71 @@ def test_no_input_raises(value: Any, where: str) -> None:
             pass
     read(**{where: value})
     read_record(**{where: value})
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+_LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
+from otel_letta.cli.main import main
+sys.argv[1:] = ["replay", "--dry-run", *sys.argv[1:]]
+main()
+"""
+
+
+def replay_with_little_memory(*files: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _LIMITED, *map(str, files)], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/zero and RLIMIT_AS")
+def test_an_input_without_lines_or_end_is_given_up() -> None:  # reads 256 MB
+    done = replay_with_little_memory("/dev/zero")
+    assert "/dev/zero: no line break in 256 MB, the rest is not read" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as bomb:
+        bomb.write(b'{"resourceSpans": [')
+        for _ in range(200):
+            bomb.write(b"[]," * 2**18)
+    assert path.stat().st_size < 2**20
+    done = replay_with_little_memory(path)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_line_that_is_too_long_is_named_and_the_next_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_letta.otlp.lines.LONGEST_LINE", 50_000)
+    with gzip.open(recorded(next(iter(traces())))) as file:
+        good = next(line for line in file if len(line) < 50_000)
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b"[" + b" " * 60_000 + b"]\n" + good + b" " * 60_000 + b"\n" + good)
+    result = replay("--dry-run", path)
+    assert result.exit_code == 1
+    assert "line 1: longer than" in result.stderr
+    assert "line 3" in result.stderr
+    assert "line 2" not in result.stderr
+
+
+def test_a_document_over_many_lines_has_a_bound_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otel_letta.otlp.json.LONGEST_DOCUMENT", 5_000)
+    path = tmp_path / "long.json"
+    path.write_text("{\n" + '"more": 1,\n' * 4_000 + '"resourceSpans": []\n}\n')
+    result = replay("--dry-run", path)
+    assert result.exit_code == 1
+    assert "a document of more than" in result.stderr
+
+
+def test_a_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"resourceSpans": []}\n' * 1_000)
+    with path.open("rb") as file, pytest.raises(lines.InputTooLongError):
+        list(lines.bounded_lines(file, most=10_000))

@@ -30,7 +30,8 @@ def transport(base_url: str = BASE, agent_id: str = AGENT, **options: Any) -> Re
 def failure_of(response: httpx.Response | Exception, *, chat_id: str | None = None) -> LettaError:
     """What `send` raises when the server answers so."""
     letta = one_for_all()
-    with respx.mock() as router:
+    with respx.mock(assert_all_called=False) as router:
+        router.get(path__startswith="/v1/conversations/").respond(200, json={"agent_id": AGENT})
         router.post(path__regex=".*").mock(side_effect=[response])
         with pytest.raises(LettaError) as raised:
             letta.send(letta.lane(None, chat_id), HELLO)

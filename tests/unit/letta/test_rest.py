@@ -129,6 +129,7 @@ def test_max_steps_is_sent_when_it_is_set(http: respx.MockRouter) -> None:
 def test_a_conversation_s_message_goes_to_the_conversation_and_does_not_stream(
     letta: RestTransport, http: respx.MockRouter
 ) -> None:
+    http.get(f"{BASE}/v1/conversations/{CONVERSATION}").respond(200, json={"agent_id": AGENT})
     route = http.post(f"{BASE}/v1/conversations/{CONVERSATION}/messages").respond(200, json={"messages": []})
     letta.send(letta.lane(None, CONVERSATION), HELLO)
     assert json.loads(route.calls.last.request.content)["streaming"] is False

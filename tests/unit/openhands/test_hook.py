@@ -261,3 +261,29 @@ def test_the_heavy_libraries_are_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "0 []"
+
+
+@pytest.mark.parametrize("obstacle", ["open to all", "a link", "a file"])
+def test_no_event_is_lost_where_the_private_folder_is_not_ours_alone(
+    letta: InMemoryLetta, agent: str, private_folder: Path, obstacle: str
+) -> None:
+    planted = private_folder.parent / "planted"
+    planted.mkdir()
+    if obstacle == "a link":
+        private_folder.symlink_to(planted)
+    elif obstacle == "a file":
+        private_folder.write_text("in the way")
+    else:
+        private_folder.mkdir()
+        private_folder.chmod(0o777)
+        (private_folder / spool_path(KEY).name).symlink_to(planted / "theirs")
+    settings = {"LETTA_BASE_URL": letta.base_url, "LETTA_AGENT_ID": agent}
+    said = ""
+    for raw in recorded("hooks"):
+        done = hook(raw, "--wait", "30", **settings)
+        assert done.returncode == 0
+        said += done.stderr
+    assert f"{private_folder}.1 is used instead" in said
+    wait_for_courier()
+    assert [end["status"] for end in ends(letta, agent)] == ["completed"]
+    assert not list(planted.iterdir())

@@ -37,6 +37,7 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(locks, "_warned", False)
+    monkeypatch.setattr(locks, "_folder_warnings", set())
     return tmp_path
 
 
@@ -142,21 +143,60 @@ def _somebody_else_s(folder: Path) -> None:
     os.chown(folder, 12345, 12345)
 
 
-@pytest.mark.parametrize("obstacle", [_a_file, _a_link, _somebody_else_s])
-def test_a_folder_that_is_not_ours_is_not_used_one_warning_tells_and_reporting_goes_on(
-    temporary: Path, obstacle: object, caplog: pytest.LogCaptureFixture
+def _open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+OBSTACLES = {
+    _a_file: "is no folder",
+    _a_link: "is a symbolic link",
+    _somebody_else_s: "belongs to user 12345",
+    _open_to_all: "can be written to by others (mode 0777)",
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_folder_that_is_not_ours_alone_is_replaced_by_a_fresh_one_and_one_warning_says_so(
+    temporary: Path, obstacle: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     if obstacle is _somebody_else_s and os.getuid() != 0:
         pytest.skip("only root can give a folder away")
     folder = temporary / f"otel_letta-{os.getuid()}"
-    obstacle(folder)  # type: ignore[operator]
+    obstacle(folder)
+    first, second = HostLock("a"), HostLock("a")
+    assert first.try_acquire()
+    assert not second.try_acquire(), "processes are kept apart as ever"
+    first.release()
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning == f"{folder} {OBSTACLES[obstacle]}: {folder}.1 is used instead"
+    assert (temporary / f"{folder.name}.1").stat().st_mode & 0o777 == 0o700
+    assert not folder.is_dir() or not list(folder.iterdir())
+    assert not (temporary / "elsewhere").exists() or not list((temporary / "elsewhere").iterdir())
+
+
+def test_all_processes_take_the_same_fresh_one(temporary: Path) -> None:
+    folder = temporary / f"otel_letta-{os.getuid()}"
+    _open_to_all(folder)
+    (temporary / f"{folder.name}.1").write_text("in the way as well")
+    code = "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+    code += "from otel_letta.runtime.locks import folder; print(folder())"
+    found = {python(code, str(temporary)).communicate(timeout=60)[0].strip() for _ in range(2)}
+    assert found == {str(locks.folder())} == {f"{folder}.2"}
+
+
+def test_where_all_are_somebody_else_s_one_warning_says_so_and_reporting_goes_on(
+    temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = temporary / f"otel_letta-{os.getuid()}"
+    for number in range(locks._MOST_FOLDERS):
+        (temporary / f"{folder.name}.{number}" if number else folder).write_text("in the way")
     for name in ("a", "b"):
         lock = HostLock(name)
         assert lock.try_acquire()
         lock.release()
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1 and "cannot lock files" in warnings[0].getMessage()
-    assert not (temporary / "elsewhere").exists() or not list((temporary / "elsewhere").iterdir())
 
 
 def test_no_temporary_directory_at_all_is_one_warning(

@@ -146,7 +146,8 @@ class TestSecurityWarnings:
     ) -> None:
         path = write_dotenv(tmp_path, "LETTA_BASE_URL=https://other.example\n")
         env = BY_NAME[name].env
-        found = resolve(**{name: PASSWORD}) if by_keyword else resolve({env: PASSWORD})
+        keywords = {name: PASSWORD} if by_keyword else {}
+        found = resolve({} if by_keyword else {env: PASSWORD}, trust_dotenv=True, **keywords)
         (text,) = found.security_warnings()
         assert env in text
         assert "LETTA_BASE_URL" in text

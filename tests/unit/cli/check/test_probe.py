@@ -78,11 +78,18 @@ def test_a_secret_that_would_travel_readable_is_warned_of(agent_id: str, monkeyp
     assert len(problems(result)) == 1
 
 
-def test_a_url_from_a_file_that_gets_the_environments_secret_is_warned_of(
+def test_a_secret_that_a_file_would_divert_is_a_problem_and_nothing_is_sent(
     letta: InMemoryLetta, agent_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("LETTA_BASE_URL")
     (tmp_path / ".env").write_text(f"LETTA_BASE_URL={letta.base_url}\n")
+    result = check("--send")
+    assert result.exit_code == 1
+    (problem,) = problems(result)
+    assert f"does not go to 127.0.0.1, which LETTA_BASE_URL in {tmp_path / '.env'} names" in problem
+    assert not letta.requests
+
+    monkeypatch.setenv("OTEL_LETTA_TRUST_DOTENV", "true")
     result = check()
     assert result.exit_code == 0
     assert f"which LETTA_BASE_URL in {tmp_path / '.env'} names" in result.output

@@ -134,11 +134,11 @@ def test_certificates_are_loaded_once_for_all_sockets(monkeypatch: pytest.Monkey
     made: list[ssl.SSLContext] = []
     original = ssl.create_default_context
 
-    def create() -> ssl.SSLContext:
-        made.append(original())
+    def create(**options: Any) -> ssl.SSLContext:
+        made.append(original(**options))
         return made[-1]
 
-    monkeypatch.setattr(websocket, "_tls_context", None)
+    monkeypatch.setattr(websocket, "_tls_contexts", {})
     monkeypatch.setattr(websocket.ssl, "create_default_context", create)
     for _ in range(2):
         assert type(failure("wss://127.0.0.1:1")) is errors.LettaConnectionError
@@ -146,12 +146,14 @@ def test_certificates_are_loaded_once_for_all_sockets(monkeypatch: pytest.Monkey
 
 
 def test_certificates_that_cannot_be_loaded_are_an_error_in_our_terms(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(**_: object) -> None:
         raise OSError(2, "no such file")
 
-    monkeypatch.setattr(websocket, "_tls_context", None)
+    monkeypatch.setattr(websocket, "_tls_contexts", {})
     monkeypatch.setattr(websocket.ssl, "create_default_context", broken)
-    assert type(failure("wss://127.0.0.1:1")) is errors.LettaConnectionError
+    error = failure("wss://127.0.0.1:1")
+    assert type(error) is errors.LettaConfigurationError
+    assert "cannot be loaded: no such file" in str(error)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -186,6 +188,18 @@ def test_a_frame_beyond_all_measure_breaks_the_connection_and_nothing_else(
     with Session(settings(server.url)) as session, pytest.raises(errors.LettaConnectionError) as raised:
         session.request("agent_retrieve", AGENT)
     assert not isinstance(raised.value, errors.LettaTimeoutError)
+
+
+def test_parts_of_an_answer_have_a_bound_together(server: ScriptedAppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "_LARGEST_ANSWER", 20_000)
+
+    def long(connection: ServerConnection, frame: Frame) -> None:
+        for _ in range(40):
+            server.reply(connection, frame, entries=["x" * 1_000], done=False)
+
+    server.answers["list_memory"] = long
+    with Session(settings(server.url)) as session, pytest.raises(errors.LettaServerError, match="too long"):
+        session.request("list_memory", AGENT, merge=lambda a, b: b)
 
 
 def test_parts_of_an_answer_are_joined_until_the_last_one(server: ScriptedAppServer, session: Session) -> None:

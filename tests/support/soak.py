@@ -1,0 +1,118 @@
+"""A soak: a program that reports without a break, behind a proxy whose fault changes every few seconds.
+
+python -m tests.support.soak 600    # seconds; prints the figures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from otel_letta.testing import InMemoryLetta
+from tests.support.fault_proxy import FAULTS, Fault, FaultProxy
+from tests.support.program import ends_in
+
+_ROOT = Path(__file__).parents[2]
+_SEED = 13
+RATE = 200
+"""Ends a second."""
+
+
+@dataclass
+class Soak:
+    """What came of it."""
+
+    made: int
+    arrived: Counter[str]
+    """How often each task's end is in the agent's context."""
+    flushed: bool
+    memory: list[float]
+    """Megabytes of the program, a sample a second."""
+    stats: dict[str, object]
+    faults: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def missing(self) -> int:
+        return self.made - len(self.arrived)
+
+    @property
+    def twice(self) -> int:
+        return sum(1 for times in self.arrived.values() if times > 1)
+
+    @property
+    def growth(self) -> float:
+        """Megabytes between the first third and the end."""
+        return self.memory[-1] - max(self.memory[: len(self.memory) // 3 + 1])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.made} ends behind {sum(self.faults.values())} faults of {len(self.faults)} kinds: "
+            f"{self.missing} missing, {self.twice} twice; {self.stats}; memory {self.memory[0]} MB at the start, "
+            f"{max(self.memory)} at most, {self.memory[-1]} at the end"
+        )
+
+
+def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
+    """Run one; it takes longer than ``seconds`` by what is left to deliver then."""
+    chance, met = random.Random(seed), Counter[str]()
+    with InMemoryLetta() as letta, FaultProxy(letta.base_url) as proxy:
+        agent = letta.create_agent()
+        over = threading.Event()
+
+        def switch() -> None:
+            while not over.is_set():
+                # A third of the time all is well: what is parked has to come back, too.
+                fault: Fault | None = chance.choice(FAULTS) if chance.random() < 0.67 else None
+                proxy.set(fault, method=chance.choice(["POST", None]))
+                met.update([fault.name] if fault is not None else [])
+                over.wait(chance.uniform(1.0, 4.0))
+            proxy.set(None)
+
+        switching = threading.Thread(target=switch, daemon=True)
+        switching.start()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.soak_program", str(seconds), str(rate)],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(_ROOT),
+                "LETTA_BASE_URL": proxy.base_url,
+                "LETTA_AGENT_ID": agent,
+                "OTEL_LETTA_SERVER": "rest",
+                "OTEL_LETTA_DELIVERY": "messages",
+                "OTEL_LETTA_WAKE_BUDGET": "1000000",
+                "OTEL_LETTA_MAX_PENDING_TASKS": "100000",
+                "OTEL_LETTA_MESSAGE_INTERVAL": "3600",
+                "OTEL_LETTA_PROBE_INTERVAL": "0.5",
+                "OTEL_LETTA_CONNECT_TIMEOUT": "1",
+                "OTEL_LETTA_READ_TIMEOUT": "2",
+            },
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            over.set()
+            switching.join(60)
+            out, _ = process.communicate("go on\n", timeout=600)
+        finally:
+            over.set()
+            process.kill()
+            process.wait()
+        figures = json.loads(out)
+        arrived = Counter(ends_in("\n".join(letta.context(agent))))
+    stats = {name: figures[name] for name in ("sent", "requests", "retries", "dropped")}
+    return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], stats, met)
+
+
+if __name__ == "__main__":
+    print(soak(float(sys.argv[1])))
