@@ -150,6 +150,10 @@ class Pipeline:
         """Have the inbox's thread call a function. Never waits; nothing happens once the pipeline is closed."""
         self._inbox.put(function, *arguments)
 
+    def under_way(self) -> tuple[set[int], set[tuple[str, str]]]:
+        """Return what tasks under way depend on: traces, and conversations by service. For the inbox's thread."""
+        return self._tracker.under_way()
+
     # -- on the inbox's thread -----------------------------------------------------------------------------------------
 
     def _tend(self) -> float:
@@ -201,11 +205,19 @@ class Pipeline:
                 self._work_off(until.left())
             return self.desk.flush(until)
 
-    def close(self, timeout: float) -> bool:
-        """End what is open, deliver and stop, since the last component shuts down; True if everything was delivered."""
+    def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
+        """End what is open, deliver and stop, since the last component shuts down; True if everything was delivered.
+
+        Args:
+            timeout: seconds.
+            end_tasks: open tasks fail. Not those of a receiver, which go on elsewhere.
+        """
         with self._budgeted(timeout) as until:
             self._inbox.close()
-            self._end_open_tasks(until.left())
+            if end_tasks:
+                self._end_open_tasks(until.left())
+            else:
+                self._work_off(until.left())
             self._inbox.stop()
             return self.desk.close(until)
 
