@@ -21,15 +21,18 @@ ORDER = (
     "tracking",
     "letta",
     "otlp",
+    "store",
     "settings",
     "runtime",
 )
 """The rooms from the roof down: a file imports from its own room and from those behind it, and from the ground."""
 GROUND = ("report", "errors", "semconv", "text", "ids")
 FORBIDDEN = {
-    "tracking": {"letta", "otlp", "settings", "runtime"},
+    "tracking": {"letta", "otlp", "store", "settings", "runtime"},
     "delivery": {"tracking", "otlp"},
-    "otlp": {"settings", "runtime"},
+    "otlp": {"store", "settings", "runtime"},
+    "store": {"settings"},
+    "letta": {"store"},
 }
 """What stands below a room and is none of its business all the same."""
 FROM_TRANSPORT_ALONE = "delivery"

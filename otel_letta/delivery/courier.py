@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.mailbox import Capacity, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
@@ -29,13 +30,17 @@ class Courier:
         settings: pacing, patience and bounds.
         stats: counts what becomes of the reports.
         crew: what all workers of the desk share.
+        journal: what remembers reports beyond the process.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, stats: Stats, crew: Crew) -> None:
+    def __init__(
+        self, transport: Transport, settings: Settings, stats: Stats, crew: Crew, journal: Journal | None = None
+    ) -> None:
         self.transport = transport
         self.settings = settings
         self.stats = stats
         self.crew = crew
+        self.journal: Journal = journal or NoJournal()
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
@@ -59,7 +64,14 @@ class Courier:
                 self._lanes[before].mailbox.forget(report.key)
             if not report.status.is_terminal:
                 self._last_lane[report.key] = lane
-            self._worker(lane).accept(Parcel(report, ""))
+            if self.journal.put(report, lane):
+                self._worker(lane).accept(Parcel(report, ""))
+
+    def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
+        """Accept what the journal kept, from this process or one before it. Lock held."""
+        if lane in self._gone:
+            lane = Lane(lane.server, lane.agent_id)
+        self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
 
     def _worker(self, lane: Lane) -> LaneWorker:
         worker = self._lanes.get(lane)
@@ -69,6 +81,7 @@ class Courier:
 
     def reroute(self, parcels: list[Parcel], lane: Lane) -> None:
         """Move what waited for another lane to this one. Lock held."""
+        self.journal.moved([parcel.report for parcel in parcels], lane)
         for parcel in parcels:
             self._worker(lane).accept(parcel)
 

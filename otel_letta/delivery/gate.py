@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from otel_letta.delivery.journal import LaneLock
 from otel_letta.delivery.runs import is_worth_waiting_for, outages, waited_out
 from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Lane, Message, Run, Transport
@@ -47,6 +48,7 @@ def exchange(
     must_stay: Collection[str] = (),
     check_landed_first: bool = False,
     on_turn_used: Callable[[], None] = lambda: None,
+    between_hosts: LaneLock | None = None,
 ) -> dict[str, Any]:
     """Send the messages as one request, when nobody else sends, and make sure that they stay.
 
@@ -60,6 +62,7 @@ def exchange(
         must_stay: otids of messages that must be in the agent's context afterwards.
         check_landed_first: an earlier attempt may have landed; send only what the server does not have.
         on_turn_used: called after each request that cost the agent a turn, answered or not.
+        between_hosts: the lane's lock between hosts, if there is one.
 
     Returns:
         The server's answer; empty when everything had landed before.
@@ -67,7 +70,7 @@ def exchange(
     Raises:
         LettaError: with ``may_have_landed`` True when a later call should use ``check_landed_first``.
     """
-    with hold(lane, until, patience):
+    with hold(lane, until, patience, between_hosts):
         visit = _Visit(transport, lane, until, busy_patience, on_turn_used)
         queues = transport.queues_messages
         pending = list(messages)
@@ -94,13 +97,19 @@ def exchange(
 
 
 def settle(
-    transport: Transport, lane: Lane, otids: Sequence[str], *, until: Deadline, busy_patience: float
+    transport: Transport,
+    lane: Lane,
+    otids: Sequence[str],
+    *,
+    until: Deadline,
+    busy_patience: float,
+    between_hosts: LaneLock | None = None,
 ) -> set[str]:
     """Wait after a request without an answer until no turn runs, and return which messages the server has.
 
     The stored message appears only when its turn ends (measured), so an earlier check would miss it.
     """
-    with hold(lane, until, busy_patience):
+    with hold(lane, until, busy_patience, between_hosts):
         visit = _Visit(transport, lane, until, busy_patience)
         return set(visit.landed_when_idle([Message("", otid) for otid in otids]))
 
@@ -258,8 +267,10 @@ fork.in_child(_forget_in_child)
 
 
 @contextlib.contextmanager
-def hold(lane: Lane, until: Deadline, patience: float) -> Iterator[None]:
+def hold(lane: Lane, until: Deadline, patience: float, between_hosts: LaneLock | None = None) -> Iterator[None]:
     """Hold the lane alone, in this process and on this host. Whoever asked first gets it first.
+
+    ``between_hosts`` keeps other hosts out as well.
 
     Raises:
         LettaTimeoutError: it was not free within ``patience`` seconds, or before ``until``.
@@ -272,7 +283,13 @@ def hold(lane: Lane, until: Deadline, patience: float) -> Iterator[None]:
         if not lock.host.acquire(limit):
             raise LettaTimeoutError(f"Another process on this host is sending to {lane}")
         try:
-            yield
+            if between_hosts is not None and not between_hosts.acquire(limit):
+                raise LettaTimeoutError(f"Another host is sending to {lane}")
+            try:
+                yield
+            finally:
+                if between_hosts is not None:
+                    between_hosts.release()
         finally:
             lock.host.release()
     finally:

@@ -147,6 +147,12 @@ class LaneWorker(Worker):
         """Send; a request that is refused as bad is halved until the refused report stands alone."""
         courier = self._courier
         lane = self.mailbox.lane
+        known, parcels = parcels, courier.journal.posting(parcels)
+        if len(parcels) < len(known):
+            with self._lock:  # another process of the outbox delivers the others
+                self._remove_from_flight([parcel for parcel in known if parcel not in parcels])
+            if not parcels:
+                return
         try:
             exchange(
                 courier.transport,
@@ -158,6 +164,7 @@ class LaneWorker(Worker):
                 must_stay={parcel.otid for parcel in parcels if parcel.is_end},
                 check_landed_first=any(parcel.maybe_landed for parcel in parcels),
                 on_turn_used=lambda: courier.count_turn(lane.agent_id),
+                between_hosts=courier.journal.lock_of(lane),
             )
         except LettaError as error:
             if not _is_refusal(error):
@@ -178,6 +185,7 @@ class LaneWorker(Worker):
         with self._lock:
             self.mailbox.mark_delivered(parcels, self._clock())
             self.successes += 1
+            self._courier.journal.settled([parcel.report for parcel in parcels])
             self._remove_from_flight(parcels)
             self.retry.succeeded()
             self.last_error = None
@@ -200,6 +208,7 @@ class LaneWorker(Worker):
                 raise error
         with self._lock:
             self.mailbox.mark_delivered([parcel] if parcel.is_end else [], self._clock())
+            self._courier.journal.settled([parcel.report], f"refused: {error}")
             self._remove_from_flight([parcel])
         self._courier.stats.drop("end refused by Letta" if parcel.is_end else "in_progress refused")
         self._courier.log.log(
@@ -229,6 +238,7 @@ class LaneWorker(Worker):
             # timeout; ends are worth both.
             keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
             self.mailbox.requeue(parcels, progress=keep_progress, now=self._clock())
+            courier.journal.failed([parcel.report for parcel in parcels], str(error))
             delay = self.retry.failed(error, self._clock())
             if courier.closing and not error.parks:
                 self.retry.bring_forward(self._clock() + 0.5)
@@ -260,6 +270,7 @@ class LaneWorker(Worker):
                 [parcel.otid for parcel in ends],
                 until=until,
                 busy_patience=courier.settings.busy_timeout,
+                between_hosts=courier.journal.lock_of(self.mailbox.lane),
             )
         except LettaError as error:
             _logger.debug("%s: cannot tell yet whether %d report(s) landed: %s", self.mailbox.lane, len(ends), error)

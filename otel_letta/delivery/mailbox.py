@@ -120,15 +120,18 @@ class Mailbox:
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
-    def put(self, report: ProgressReport, now: float) -> float:
-        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
+    def put(self, report: ProgressReport, now: float, *, maybe_landed: bool = False) -> float:
+        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so).
+
+        ``maybe_landed``: an attempt to send it may have succeeded.
+        """
         if report.status.is_terminal:
             if self._forget_progress(report.key):
                 self._conflated(report.task_id, "its end came")
             self._paces.pop(report.key, None)
             if self._capacity.full:
                 self._make_room()
-            self._ends.append(Parcel(report, otid_of(report, self.lane)))
+            self._ends.append(Parcel(report, otid_of(report, self.lane), maybe_landed))
             self._capacity.ends += 1
             return now
         waiting = self._progress.get(report.key)
@@ -318,7 +321,7 @@ class Mailbox:
     def adopt(self, parcel: Parcel, now: float) -> float:
         """Take over what waited for another lane. Return when it is due."""
         if parcel.losses is None:
-            return self.put(parcel.report, now)
+            return self.put(parcel.report, now, maybe_landed=parcel.maybe_landed)
         self._count_lost(parcel)
         return now
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.settings.kinds import Delivery, ServerKind
+from otel_letta.settings.outbox import OutboxAddress, OutboxExit
 from otel_letta.settings.secret import Secret, fingerprint
 from otel_letta.settings.sources import (
     OPTIONS,
@@ -305,6 +306,11 @@ class SettingsOptions(TypedDict, total=False):
     shutdown_timeout: float | None
     probe_interval: float | None
     max_pending_tasks: int | None
+    outbox: OutboxAddress | str | os.PathLike[str] | None
+    outbox_exit: OutboxExit | str | None
+    outbox_fsync: bool | str | None
+    outbox_max_size: int | None
+    outbox_max_age: float | None
     content_cap: int | None
     max_steps: int | None
     trace_link: str | None

@@ -27,6 +27,7 @@ from otel_letta.settings.kinds import (
     Title,
     Whole,
 )
+from otel_letta.settings.outbox import OutboxAddress, OutboxExit, OutboxKind
 from otel_letta.settings.secret import Secret
 from otel_letta.settings.urls import DEFAULT_BASE_URL, ServerUrl, TraceLink
 
@@ -131,6 +132,39 @@ class Table:
     )
     max_pending_tasks: int = _setting(
         "OTEL_LETTA_MAX_PENDING_TASKS", Whole("tasks"), 10_000, "Tasks that may wait to be reported.", "tasks"
+    )
+    outbox: OutboxAddress | None = _setting(
+        "OTEL_LETTA_OUTBOX",
+        OutboxKind(),
+        None,
+        "File, or postgresql://… database, that keeps what is not delivered yet, beyond the process; unset: none.",
+    )
+    outbox_exit: OutboxExit = _setting(
+        "OTEL_LETTA_OUTBOX_EXIT",
+        OneOf(OutboxExit),
+        OutboxExit.DELIVER,
+        "deliver: the exit waits for delivery as long as it may; leave: the next process delivers what the outbox "
+        "holds; detach: a process that goes on does.",
+    )
+    outbox_fsync: bool = _setting(
+        "OTEL_LETTA_OUTBOX_FSYNC",
+        Switch(),
+        True,
+        "The disk confirms each end and each request; false: a power failure may cost the last seconds.",
+    )
+    outbox_max_size: int = _setting(
+        "OTEL_LETTA_OUTBOX_MAX_SIZE",
+        Whole("megabytes", 1, 1_000_000),
+        200,
+        "Most that the outbox may hold; what comes on top is kept in memory.",
+        "MB",
+    )
+    outbox_max_age: float = _setting(
+        "OTEL_LETTA_OUTBOX_MAX_AGE",
+        Number("seconds", above=True),
+        7 * 86_400.0,
+        "An end that could not be delivered for this long is given up.",
+        "s",
     )
     content_cap: int = _setting(
         "OTEL_LETTA_CONTENT_CAP",

@@ -1,0 +1,99 @@
+"""The seam between delivery and what outlives the process: `outbox.py` fills it, and without an outbox nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from otel_letta.letta.transport import Lane
+from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
+
+if TYPE_CHECKING:
+    from otel_letta.delivery.mailbox import Parcel
+
+
+class LaneLock(Protocol):
+    """A lane's exclusive lock between hosts. Not reentrant."""
+
+    def acquire(self, until: Deadline) -> bool:
+        """Wait for the lock. Return False if it was time to give up before. Where it cannot be had at all: True."""
+
+    def release(self) -> None:
+        """Give the lock back; quiet if it is not held."""
+
+
+class Journal(Protocol):
+    """What remembers reports beyond the process. None of its methods raises.
+
+    A report is known by its identity as an object: whoever makes a new one of it makes an unknown one. Those marked
+    *lock held* are called with the crew's lock, and neither wait nor do I/O.
+    """
+
+    def note(self, report: ProgressReport) -> None:
+        """Note where a task stands; called with every report, whether it becomes a message or not."""
+
+    def put(self, report: ProgressReport, lane: Lane) -> bool:
+        """Keep a report that was accepted for a lane, until `settled`. Lock held.
+
+        Returns:
+            False if it is not to be queued now: the journal hands it over later, when those before it are gone.
+        """
+
+    def moved(self, reports: Sequence[ProgressReport], lane: Lane) -> None:
+        """Note that reports go to another lane now. Lock held."""
+
+    def posting(self, parcels: Sequence[Parcel]) -> list[Parcel]:
+        """Make the reports durable, and note that a request with them goes out; called right before it. May block.
+
+        Returns:
+            Those that are to be sent: another process may have taken some over meanwhile.
+        """
+
+    def settled(self, reports: Sequence[ProgressReport], note: str | None = None) -> None:
+        """Forget reports that are known to be in the agent's context, or given up for good. Lock held.
+
+        Args:
+            note: why they were given up; None if they were delivered.
+        """
+
+    def failed(self, reports: Sequence[ProgressReport], why: str) -> None:
+        """Note why reports that stay could not be delivered, for people. Lock held."""
+
+    def lock_of(self, lane: Lane) -> LaneLock | None:
+        """Return the lock that keeps other hosts out of the lane; None if there is none."""
+
+    def kept(self, lane: Lane) -> int:
+        """Return the number of a lane's ends that are durable, so that nobody has to wait for them. Lock held."""
+
+
+class NoJournal:
+    """The journal of those who have no outbox: remembers nothing."""
+
+    def note(self, report: ProgressReport) -> None:
+        pass
+
+    def put(self, report: ProgressReport, lane: Lane) -> bool:
+        return True
+
+    def moved(self, reports: Sequence[ProgressReport], lane: Lane) -> None:
+        pass
+
+    def posting(self, parcels: Sequence[Parcel]) -> list[Parcel]:
+        return list(parcels)
+
+    def settled(self, reports: Sequence[ProgressReport], note: str | None = None) -> None:
+        pass
+
+    def failed(self, reports: Sequence[ProgressReport], why: str) -> None:
+        pass
+
+    def lock_of(self, lane: Lane) -> LaneLock | None:
+        return None
+
+    def kept(self, lane: Lane) -> int:
+        return 0
+
+
+Accept = Callable[[ProgressReport, Lane, bool], None]
+"""Takes back what a journal kept: the report, its lane, and whether an attempt to send it may have landed."""
