@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
-import time
 from pathlib import Path
 
 import click
 
 from otel_letta.errors import LettaConfigurationError
-from otel_letta.settings import Settings
+from otel_letta.store.model import StoreError
 
 _MISSING = "this needs a web server and OTLP's messages: pip install 'otel-letta[serve]'"
 _TOKEN = "OTEL_LETTA_SERVE_TOKEN"  # noqa: S105 - a variable's name
@@ -38,6 +35,12 @@ _TOKEN = "OTEL_LETTA_SERVE_TOKEN"  # noqa: S105 - a variable's name
     "--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate chain, PEM."
 )
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key, PEM.")
+@click.option(
+    "--spool",
+    envvar="OTEL_LETTA_SPOOL",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for what was received and is not settled; default is beside the outbox, if that is a file.",
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that receive.")
 @click.option(
     "--log-format", "form", type=click.Choice(["text", "json"]), default="text", help="Lines for people, or JSON lines."
@@ -51,6 +54,7 @@ def serve(
     allow_host: tuple[str, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
+    spool: Path | None,
     workers: int,
     form: str,
 ) -> None:
@@ -60,7 +64,6 @@ def serve(
     and LETTA_AGENT_ID name the agent, as everywhere; a span's or resource's letta.agent.id names another one of
     OTEL_LETTA_AGENT_ALLOW_LIST. With OTEL_LETTA_OUTBOX nothing that was answered with 200 is lost.
     """
-    log_as(form)
     try:
         from otel_letta.serve.doors import is_loopback
         from otel_letta.serve.server import CannotListenError, Options
@@ -72,39 +75,10 @@ def serve(
     tokens = (token.strip(),) if token and token.strip() else ()
     if not is_loopback(host) and not tokens and token_file is None:
         raise click.UsageError(f"{host} can be reached by others: use --token-file, or set {_TOKEN}")
-    options = Options(host, port, grpc_port, tokens, token_file, allow_host, tls_cert, tls_key)
+    options = Options(host, port, grpc_port, tokens, token_file, allow_host, tls_cert, tls_key, spool)
     try:
-        sys.exit(run(options, Settings.resolve(), workers, lambda: log_as(form)))
+        sys.exit(run(options, workers, form))
     except LettaConfigurationError as error:
         raise click.ClickException(f"{error}\n'otel-letta check' says more.") from None
-    except (CannotListenError, OSError, ValueError) as error:
+    except (CannotListenError, StoreError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-
-
-class _AsJson(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "process": record.process,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
-
-
-def log_as(form: str) -> None:
-    """Send the log to the standard error, ``text`` or ``json``."""
-    handler = logging.StreamHandler()
-    if form == "json":
-        handler.setFormatter(_AsJson())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("otel_letta").setLevel(logging.INFO)

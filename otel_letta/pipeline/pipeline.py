@@ -105,6 +105,8 @@ class Pipeline:
         self._metrics = metrics
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._sources: dict[type[Source], Source] = {}
+        self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
+        """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
         opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
@@ -118,7 +120,7 @@ class Pipeline:
         self._left_at = -math.inf
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
         self.desk = Desk(self.settings, self._transport, self._stats)
-        self._tracker = tracker_for(self.settings, self.desk.put, time.time_ns, self.claimed)
+        self._tracker = tracker_for(self.settings, self._emit, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():
@@ -132,6 +134,12 @@ class Pipeline:
         """Take over a log event that tells of an agent's turn; never waits."""
         # The tracker of now: a forked child has another one.
         self._inbox.put(lambda: self._tracker.event(event))
+
+    def _emit(self, report: ProgressReport) -> None:
+        if self.gate is None:
+            self.desk.put(report)
+        else:
+            self.gate(report, self.desk.put)
 
     # -- sources -----------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class Receiver:
             if self._signal == "metrics":
                 return success(self._signal, kind)
             work = functools.partial(self._take, body, request.headers, kind)
-            if self._intake.spool.durable or len(body) > _AT_ONCE:
+            if self._intake.durable or len(body) > _AT_ONCE:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
             return work()
 

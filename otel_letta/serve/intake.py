@@ -19,7 +19,9 @@ from otel_letta.otlp.proto import read_logs, read_traces
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import Feed
 from otel_letta.serve.metrics import Metrics
-from otel_letta.serve.spool import Spool, SpoolFullError
+from otel_letta.serve.spool import MemorySpool
+from otel_letta.serve.told import KEPT_FOR, KIND, Told
+from otel_letta.store.model import Spool, StoreError, StoreFullError
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.sharing import Handle
@@ -42,7 +44,7 @@ class Intake:
 
     Args:
         handle: a share in the pipeline.
-        spool: keeps what is not settled.
+        spool: keeps what is not settled; open.
         metrics: counts.
     """
 
@@ -53,8 +55,15 @@ class Intake:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._seen_lock = threading.Lock()
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
+        self._ends: dict[int, float] = {}
+        """Ids of the ends in the spool, and when they were noted; the settler's."""
         self.spool = spool
+        self.durable = not isinstance(spool, MemorySpool)
+        """What was answered with 200 outlives the process."""
+        self.told = Told(self._note_ends if self.durable else lambda: None)
+        handle.pipeline.gate = self.told.pass_on
         self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
+        self._noting = False
         self.draining = False
         """Nothing is taken in any more: the program stops."""
         self._troubled_at = -math.inf
@@ -91,23 +100,44 @@ class Intake:
         self._metrics.taken(signal, len(batch.spans) + len(batch.records), len(batch.broken))
         return batch
 
-    def replay(self) -> int:
-        """Take in again what was not settled when the process ended. Returns how many bodies that are."""
-        after = count = 0
+    def replay(self, orphans: Sequence[Spool] = ()) -> int:
+        """Take in again what was not settled when a process ended. Returns how many bodies that are.
+
+        Args:
+            orphans: spools of processes that are gone; what is in them comes into this one's.
+        """
+        for orphan in orphans:
+            self._move(orphan)
+        bodies = []
+        after = 0
         while items := self.spool.unsettled(after):
+            after = items[-1].id
             for item in items:
-                after = item.id
-                signal, _, form = item.kind.partition("/")
-                try:
-                    batch = _READERS[signal, form == "json"](item.body)
-                except (UndecodableError, KeyError):  # another version wrote it
-                    _logger.warning("a body in the spool cannot be read, and is left out")
-                    self.spool.settle([item.id])
-                    continue
-                self._note(hashlib.blake2b(item.body, digest_size=16).digest())
-                self.feed.take(batch, item.id)
-                count += 1
-        return count
+                if item.kind == KIND:
+                    self.told.restore(item.body, item.created)
+                    self._ends[item.id] = item.created
+                else:
+                    bodies.append(item.id)
+        # Twice, since an end may stand behind the bodies that it is of.
+        for number in bodies:
+            (item, *_) = self.spool.unsettled(number - 1, 1)
+            signal, _, form = item.kind.partition("/")
+            try:
+                batch = _READERS[signal, form == "json"](item.body)
+            except (UndecodableError, KeyError):  # another version wrote it
+                _logger.warning("a body in the spool cannot be read, and is left out")
+                self.spool.settle([item.id])
+                continue
+            self._note(hashlib.blake2b(item.body, digest_size=16).digest())
+            self.feed.take(batch, item.id)
+        return len(bodies)
+
+    def _move(self, orphan: Spool) -> None:
+        while items := orphan.unsettled():
+            for item in items:
+                self.spool.append(item.kind, item.body)
+            orphan.settle([item.id for item in items])
+        orphan.close()
 
     def close(self, timeout: float) -> bool:
         """Deliver what is known, and stop; True if everything was delivered.
@@ -117,6 +147,7 @@ class Intake:
         """
         self.draining = True
         delivered = self._handle.close(timeout, end_tasks=False)
+        self._settler.submit(self._settle_now, ())
         self._settler.shutdown()
         self.spool.close()
         return delivered
@@ -124,27 +155,50 @@ class Intake:
     def _keep(self, kind: str, body: bytes) -> int:
         try:
             number = self.spool.append(kind, body)
-        except SpoolFullError as error:
-            self._complain("full", str(error))
+        except StoreFullError as error:
+            self._complain("full", error)
             raise Refusal(503, "the spool of this receiver is full") from None
-        except OSError as error:
-            self._complain("disk", error.strerror or str(error))
+        except StoreError as error:
+            self._complain("disk", error)
             raise Refusal(503, "this receiver cannot keep anything at the moment") from None
         self._troubled_at = -math.inf
         return number
 
-    def _complain(self, kind: str, why: str) -> None:
+    def _complain(self, kind: str, why: Exception) -> None:
         self._troubled_at = time.monotonic()
         self._errors.log(logging.ERROR, kind, "nothing is taken in, senders are asked to come back: %s", why)
+
+    # -- settling ------------------------------------------------------------------------------------------------------
 
     def _settle(self, ids: Sequence[int]) -> None:
         self._settler.submit(self._settle_now, ids)
 
+    def _note_ends(self) -> None:
+        if not self._noting:  # one job takes all that have come until it begins
+            self._noting = True
+            self._settler.submit(self._settle_now, ())
+
     def _settle_now(self, ids: Sequence[int]) -> None:
+        """Forget bodies, after what came of them is safe: first the reports, then that they were made."""
         try:
-            self.spool.settle(ids)
-        except (OSError, SpoolFullError) as error:
+            if self.durable:
+                self._noting = False
+                fresh = self.told.take_fresh()
+                outbox = getattr(self._handle.pipeline.desk, "outbox", None)
+                if outbox is not None:
+                    outbox.save()
+                for end in fresh:
+                    self._ends[self.spool.append(KIND, end)] = time.time()
+                old = [number for number, noted in self._ends.items() if noted < time.time() - KEPT_FOR]
+                for number in old:
+                    del self._ends[number]
+                ids = [*ids, *old]
+            if ids:
+                self.spool.settle(ids)
+        except StoreError as error:
             self._errors.log(logging.WARNING, "settle", "the spool cannot be cleaned at the moment: %s", error)
+
+    # -- what came before ----------------------------------------------------------------------------------------------
 
     def _was_seen(self, digest: bytes) -> bool:
         with self._seen_lock:

@@ -26,8 +26,9 @@ from otel_letta.serve.doors import Tokens
 from otel_letta.serve.http import Bounds, Doors, make_app
 from otel_letta.serve.intake import Intake
 from otel_letta.serve.metrics import Metrics
-from otel_letta.serve.spool import MemorySpool, Spool
+from otel_letta.serve.spool import MemorySpool, OwnSpool
 from otel_letta.settings import Settings
+from otel_letta.store.choose import open_spool
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Options:
     hosts: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    spool: Path | None = None
+    """Where bodies are kept; None is beside the outbox, and without an outbox nowhere."""
     bounds: Bounds = field(default_factory=Bounds)
 
 
@@ -97,24 +100,22 @@ class Service:
     Args:
         options: how it listens.
         settings: valid ones, with an agent.
-        spool: keeps what has not settled.
         transport: instead of the server that the settings name; for tests.
 
     Raises:
         OSError, ValueError: the token file or the certificate cannot be used.
     """
 
-    def __init__(
-        self, options: Options, settings: Settings, spool: Spool | None = None, transport: Transport | None = None
-    ) -> None:
+    def __init__(self, options: Options, settings: Settings, transport: Transport | None = None) -> None:
         self.options = options
         self._settings = settings
         tokens = Tokens(options.tokens, options.token_file)
         self.doors = Doors(tokens, options.hosts)
         self.metrics = Metrics(self._observe)
+        self._own = _spool_of(options, settings)
         handle = join(settings, transport, live=True)
         self.pipeline = handle.pipeline
-        self.intake = Intake(handle, spool or MemorySpool(), self.metrics)
+        self.intake = Intake(handle, MemorySpool() if self._own is None else self._own.spool, self.metrics)
         self._rpc: Any = None
         self.delivered = True
         app = make_app(self.intake, self.doors, self.metrics, options.bounds, lifespan=self._lifespan)
@@ -156,7 +157,8 @@ class Service:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        replayed = await loop.run_in_executor(None, self.intake.replay)
+        orphans = [] if self._own is None else self._own.orphans()
+        replayed = await loop.run_in_executor(None, self.intake.replay, orphans)
         if replayed:
             _logger.info("%d requests that had not settled were taken up again", replayed)
         if self.options.grpc_port is not None:
@@ -171,6 +173,8 @@ class Service:
                 await loop.run_in_executor(None, self._rpc.stop)
             timeout = self._settings.shutdown_timeout
             self.delivered = await loop.run_in_executor(None, self.intake.close, timeout)
+            if self._own is not None:
+                self._own.close()
 
     def _observe(self) -> dict[str, float]:
         bodies, size = self.intake.spool.size()
@@ -197,6 +201,23 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._intake.draining = True
         super().handle_exit(sig, frame)
+
+
+def _spool_of(options: Options, settings: Settings) -> OwnSpool | None:
+    """Return the spool that was named, or the one beside the outbox; None without either.
+
+    Raises:
+        OSError, StoreError: it cannot be had.
+    """
+    path, address = options.spool, settings.outbox
+    if path is None and address is not None:
+        if address.is_postgresql:
+            raise ValueError("the outbox is in PostgreSQL: --spool has to name a file for what comes before it")
+        path = Path(f"{address.reveal()}.spool")
+    if path is None:
+        return None
+    most = settings.outbox_max_size * 1_000_000
+    return OwnSpool(path, lambda file: open_spool(file, fsync=settings.outbox_fsync, most_bytes=most))
 
 
 def _loop() -> Any:

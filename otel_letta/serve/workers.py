@@ -11,11 +11,11 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
+from otel_letta.serve.logs import log_as
 from otel_letta.serve.server import Options, Service, ignore_signals, listen
 from otel_letta.settings import Settings
 
@@ -26,21 +26,24 @@ _PAUSE = 1.0
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def run(options: Options, settings: Settings, workers: int, log: Callable[[], None] = lambda: None) -> int:
+def run(options: Options, workers: int, form: str = "text") -> int:
     """Receive until SIGTERM or SIGINT. Returns the exit code: 0, also if something could not be delivered in time.
 
     Args:
-        log: sets logging up, in each process.
+        form: of the log, ``text`` or ``json``.
 
     Raises:
+        LettaConfigurationError: the settings are bad.
         CannotListenError: the address cannot be had.
-        OSError, ValueError: the token file or the certificate cannot be used.
+        StoreError, OSError, ValueError: spool, token file or certificate cannot be used.
     """
+    log_as(form)
+    settings = Settings.resolve()
     listener = listen(options.host, options.port)
     options = replace(options, port=listener.getsockname()[1])
     if workers == 1:
         return _receive(options, settings, listener)
-    return _Supervisor(options, settings, workers, listener, log).run()
+    return _Supervisor(options, workers, listener, form).run()
 
 
 def _receive(options: Options, settings: Settings, listener: socket.socket) -> int:
@@ -58,35 +61,32 @@ def _greeting(options: Options, service: Service) -> str:
     parts = [f"OTLP is received on {scheme}://{host}:{options.port}"]
     if options.grpc_port is not None:
         parts.append(f"and by gRPC on port {options.grpc_port}")
-    spool = service.intake.spool
-    kept = f"what was answered with 200 is kept in {spool.place}"
-    if not spool.durable:
+    kept = f"what was answered with 200 is kept in {service.intake.spool.place}"
+    if not service.intake.durable:
         kept = "what was received is in memory only, and lost with this process: set OTEL_LETTA_OUTBOX to keep it"
     return f"{' '.join(parts)}; {kept}"
 
 
 def _what_of_it(service: Service) -> str:
-    return ": the next start goes on with them" if service.intake.spool.durable else ""
+    return ": the next start goes on with them" if service.intake.durable else ""
 
 
-def _work(options: Options, settings: Settings, listener: socket.socket, log: Callable[[], None]) -> None:
-    log()
-    raise SystemExit(_receive(options, settings, listener))
+def _work(options: Options, listener: socket.socket, form: str) -> None:
+    log_as(form)
+    raise SystemExit(_receive(options, Settings.resolve(), listener))
 
 
 class _Supervisor:
     """A parent of processes that receive on one socket: replaces those that end, and ends with them."""
 
-    def __init__(
-        self, options: Options, settings: Settings, workers: int, listener: socket.socket, log: Callable[[], None]
-    ) -> None:
+    def __init__(self, options: Options, workers: int, listener: socket.socket, form: str) -> None:
         self._listener = listener
         self._stop = threading.Event()
         self._workers = workers
         # Not by fork: the parent may have threads, and a child's libraries may not like to have been used in it.
         self._context = multiprocessing.get_context("spawn")
         self._make = functools.partial(
-            self._context.Process, target=_work, args=(options, settings, listener, log), daemon=False
+            self._context.Process, target=_work, args=(options, listener, form), daemon=False
         )
         self._processes: list[BaseProcess] = []
 

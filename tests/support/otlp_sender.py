@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from otel_letta.serve.server import Options, Service, listen
-from otel_letta.serve.spool import Spool
 from otel_letta.settings import Settings
 from tests.support.waiting import until
 
@@ -33,15 +32,13 @@ def cases() -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def serving(
-    base_url: str, agent: str, *, spool: Spool | None = None, settings: dict[str, Any] | None = None, **options: Any
-) -> Iterator[Service]:
+def serving(base_url: str, agent: str, *, settings: dict[str, Any] | None = None, **options: Any) -> Iterator[Service]:
     """A receiver in this process, on a port of its own, that reports to an agent."""
     resolved = Settings.resolve(
         base_url=base_url, agent_id=agent, **{"message_interval": 0, "board_interval": 0, **(settings or {})}
     )
     listener = listen("127.0.0.1", 0)
-    service = Service(Options(port=listener.getsockname()[1], **options), resolved, spool)
+    service = Service(Options(port=listener.getsockname()[1], **options), resolved)
     thread = threading.Thread(target=service.run, args=([listener],))
     thread.start()
     try:
