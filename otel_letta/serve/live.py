@@ -9,7 +9,6 @@ arrives, or what ``stop`` brought if it does not. A span whose heartbeats stop i
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -23,7 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from otel_letta import semconv
-from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord, UndecodableError
+from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord
 from otel_letta.otlp.json import read_request
 from otel_letta.text import as_text
 from otel_letta.tracking.reading import SpanKey, key_of
@@ -41,6 +40,7 @@ _SHORTEST_SILENCE = 60 * 10**9
 _PATIENCE = 15 * 10**9
 """Nanoseconds for which the span itself is waited for after its ``stop``: it says the same, and comes behind its parts.
 Exporters batch spans for five seconds."""
+_BASE64_ID = "AAAAAAAAAAAAAAAAAAAAAA=="
 _MOST_OPEN = 50_000
 _MOST_ENDED = 50_000
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -283,33 +283,35 @@ def _span_in(record: LogRecord) -> ReadableSpan | None:
         return None
     try:
         if (as_text(record.attributes.get(_BODY_TYPE)) or "").startswith("json") and isinstance(body, str):
-            batch = read_request(_with_ids(body, record), "resourceSpans")
+            batch = read_request(_with_hex_ids(body), "resourceSpans")
         else:
             from otel_letta.otlp.proto import read_traces
 
             batch = read_traces(body if isinstance(body, bytes) else base64.b64decode(body, validate=True))
-    except (UndecodableError, binascii.Error, UnicodeEncodeError):
+    except ValueError:  # none of ours, or half a surrogate pair, or not base64
         return None
     return batch.spans[0] if batch.spans else None
 
 
-def _with_ids(body: str, record: LogRecord) -> bytes:
-    """Return the body with the record's own ids, where the span's are in base64 and so not OTLP's."""
+def _with_hex_ids(body: str) -> bytes:
+    """Return the body with ids as OTLP has them, where they came in base64, as protobuf's own JSON mapping has them."""
     raw = body.encode()
-    if not (record.trace_id and record.span_id) or f"{record.trace_id:032x}" in body.lower():
-        return raw
     try:
-        document = json.loads(body)
-        for group in document["resourceSpans"]:
-            for inner in group["scopeSpans"]:
-                for span in inner["spans"]:
-                    span["traceId"], span["spanId"] = f"{record.trace_id:032x}", f"{record.span_id:016x}"
-                    parent = span.get("parentSpanId")
-                    if parent:
-                        span["parentSpanId"] = base64.b64decode(parent, validate=True).hex()
-        return json.dumps(document).encode()
+        document = json.loads(raw)
+        spans = [
+            span
+            for group in document["resourceSpans"]
+            for inner in group["scopeSpans"]
+            for span in inner["spans"]
+            if len(span["traceId"]) == len(_BASE64_ID)
+        ]
+        for span in spans:
+            for name in ("traceId", "spanId", "parentSpanId"):
+                if span.get(name):
+                    span[name] = base64.b64decode(span[name], validate=True).hex()
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return raw
+    return json.dumps(document).encode() if spans else raw
 
 
 def _frequency_of(record: LogRecord) -> int:
