@@ -25,7 +25,7 @@ from otel_letta import semconv
 from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord
 from otel_letta.otlp.json import read_request
 from otel_letta.text import as_text
-from otel_letta.tracking.reading import SpanKey, key_of
+from otel_letta.tracking.reading import Reading, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.watcher import Watcher
@@ -201,7 +201,12 @@ class LiveSpans:
             return None
         if as_text(record.attributes[PARTIAL_EVENT]) == STOP:
             held = self._held.get(key)
-            if held is not None:
+            if held is None:
+                return None
+            if Reading.of(span).role is None and span.end_time:
+                # It is judged by itself. An agent's span is judged by its parts as well, which come with the span.
+                self.end(span)
+            else:
                 held.ended = span if span.end_time else _Ended(span, {}, record.time or self._now())
                 held.version += 1
                 self._wait(held, _PATIENCE)

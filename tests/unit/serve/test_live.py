@@ -133,15 +133,25 @@ def test_what_a_heartbeat_has_that_the_last_one_had_not_is_reported(receiver: Re
     assert receiver.told[-1] == ("nightly", "in_progress", 0.4)
 
 
-def test_the_span_of_a_stop_counts_if_the_span_itself_does_not_come(receiver: Receiver) -> None:
+def test_the_span_of_a_stop_ends_a_declared_task_at_once(receiver: Receiver) -> None:
     receiver.logs(heartbeat(open_span()))
     receiver.logs(heartbeat(ended(status={"code": 2, "message": "no disk"}), "stop"))
-    assert len(receiver.told) == 1  # its own span comes behind its parts, and is waited for
-    receiver.pass_seconds(60)
     assert receiver.told[-1][:2] == ("nightly", "failed")
     assert "no disk" in receiver.reports[-1].content
     receiver.spans(ended())
-    assert len(receiver.told) == 2  # it says the same
+    receiver.pass_seconds(1_000)
+    assert len(receiver.told) == 2  # the span itself says the same
+
+
+def test_an_agents_stop_counts_if_the_span_itself_does_not_come(receiver: Receiver) -> None:
+    agent = [_text("gen_ai.operation.name", "invoke_agent"), _text("gen_ai.agent.name", "Researcher")]
+    receiver.logs(heartbeat(open_span(attributes=agent)))
+    receiver.logs(heartbeat(ended(attributes=agent), "stop"))
+    assert len(receiver.feed.live) == 1  # it comes behind its parts, by which the agent is judged
+    receiver.pass_seconds(60)
+    assert len(receiver.feed.live) == 0
+    receiver.pipeline._tracker.finish()
+    assert receiver.told[-1][:2] == ("Researcher", "completed")
 
 
 def test_a_span_whose_heartbeats_stop_is_lost(receiver: Receiver) -> None:
