@@ -81,6 +81,8 @@ class ProgressReport:
 
     waiting: bool = False
     """The task has not ended and cannot go on without somebody; ``content`` says for whom or what it waits."""
+    inferred: bool = False
+    """Nobody declared the task: an agent framework's spans made it one."""
 
     @property
     def key(self) -> str:

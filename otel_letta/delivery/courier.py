@@ -15,6 +15,7 @@ from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 
 _logger = logging.getLogger(__name__)
 
@@ -140,7 +141,20 @@ class Courier:
                 worker.mailbox.lane,
                 len(worker.in_flight),
             )
-        if left:
+        place = self.journal.place
+        if left and place is not None:
+            wanted = self.settings.outbox_exit is not OutboxExit.DELIVER
+            reason = worker.last_error or ("as OTEL_LETTA_OUTBOX_EXIT wants" if wanted else "no time left")
+            _logger.log(
+                logging.INFO if wanted else logging.WARNING,
+                "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
+                "delivers them",
+                worker.mailbox.lane,
+                left,
+                place,
+                reason,
+            )
+        elif left:
             self.stats.drop("end not delivered before shutdown", left)
             reason = worker.last_error or "no time left; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more"
             _logger.error("%s: %d task end(s) not delivered before shutdown: %s", worker.mailbox.lane, left, reason)

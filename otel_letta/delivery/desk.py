@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.keeper import BoardKeeper
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Worker
-from otel_letta.letta.transport import Transport
+from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Delivery, Settings
+from otel_letta.settings.outbox import OutboxExit
+
+if TYPE_CHECKING:
+    from otel_letta.delivery.outbox import Outbox
+
+
+_LAST_BOARD = 1.0
+"""Seconds that an exit which waits for no delivery gives to the boards."""
 
 
 class Desk:
@@ -35,8 +43,12 @@ class Desk:
         self._transport = transport
         self._stats = stats
         self._crew = Crew(clock)
-        self._courier = Courier(transport, settings, stats, self._crew)
         self._keepers: dict[str, BoardKeeper] = {}
+        self.outbox: Outbox | None = None if settings.outbox is None else self._make_outbox()
+        """Keeps what is not delivered beyond this process."""
+        self.elsewhere = False
+        """The tasks run in other programs: that this process dies ends none of them."""
+        self._courier = Courier(transport, settings, stats, self._crew, self.outbox)
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
@@ -49,6 +61,8 @@ class Desk:
                 self._courier.put(report)
             elif mode is Delivery.MESSAGES:
                 self._stats.count("held")
+        if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
+            self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
 
     def flush(self, until: Deadline) -> bool:
         """Deliver every end, every report that is due and every change of a board.
@@ -61,25 +75,45 @@ class Desk:
     def close(self, until: Deadline) -> bool:
         """Deliver what can be delivered in time, report what cannot, and stop. Returns the same as `flush`."""
         self._courier.begin_closing(until)
-        delivered = self._flush(until, closing=True)
+        delivered = self._flush(until, closing=True) if self._waits_for_delivery else self._leave(until)
         self._crew.dismiss()
+        if self.outbox is not None:
+            self.outbox.save()
         self._courier.finish()
+        if self.outbox is not None:
+            self.outbox.close()
         with self._crew.lock:
             for keeper in self._keepers.values():
                 keeper.stop()
         return delivered
+
+    @property
+    def _waits_for_delivery(self) -> bool:
+        """Return False if the exit may leave to others what the outbox holds."""
+        return self.outbox is None or not self.outbox.usable or self._settings.outbox_exit is OutboxExit.DELIVER
+
+    def _leave(self, until: Deadline) -> bool:
+        """Write the boards and the outbox, and leave the ends that it holds to the next process."""
+        assert self.outbox is not None
+        with self._crew.lock:
+            for keeper in self._keepers.values():
+                keeper.flush_soon(closing=True)
+        self.outbox.save()
+        return self._crew.flush(lambda: list(self._keepers.values()), Deadline.after(_LAST_BOARD, within=until))
 
     def stats(self) -> dict[str, Any]:
         """Return what waits and what is wrong now.
 
         Returns:
             ``lanes``: name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``:
-            agent → ``label``, ``open_tasks``, ``parked``.
+            agent → ``label``, ``open_tasks``, ``parked``; with an outbox, ``outbox``: ``place``, ``usable``,
+            ``in_memory`` (ends that memory holds of it), ``error``.
         """
         with self._crew.lock:
             return {
                 "lanes": self._courier.lanes(),
                 "boards": {agent: keeper.state() for agent, keeper in self._keepers.items()},
+                **({} if self.outbox is None else {"outbox": self.outbox.state()}),
             }
 
     def _flush(self, until: Deadline, *, closing: bool) -> bool:
@@ -90,7 +124,36 @@ class Desk:
         return self._crew.flush(self._workers, until) and self._stats.lost_ends == lost
 
     def _workers(self) -> list[Worker]:
-        return [*self._courier.workers(), *self._keepers.values()]
+        outbox = [] if self.outbox is None else [self.outbox]
+        return [*outbox, *self._courier.workers(), *self._keepers.values()]
+
+    def _make_outbox(self) -> Outbox:
+        from otel_letta.delivery.outbox import Outbox
+        from otel_letta.store.choose import open_store
+
+        settings, transport = self._settings, self._transport
+        address = settings.outbox
+        assert address is not None
+        return Outbox(
+            lambda: open_store(
+                address.reveal(), fsync=settings.outbox_fsync, most_bytes=settings.outbox_max_size * 1_000_000
+            ),
+            self._crew,
+            self._stats,
+            lane_of=lambda report: (
+                transport.lane(None, None) if report is None else transport.lane(report.agent_id, report.chat_id)
+            ),
+            put_back=self._put_back,
+            most=max(settings.max_pending_tasks // 2, 1),
+            max_age=settings.outbox_max_age,
+        )
+
+    def _put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
+        """Accept what the outbox kept. Lock held."""
+        if self._settings.delivery is Delivery.BOARD:
+            self._courier.journal.settled([report])  # this process wakes nobody
+        else:
+            self._courier.put_back(report, lane, maybe_landed)
 
     def _put_on_board(self, report: ProgressReport) -> bool:
         """Put the report on its agent's board. Return False if the server has no boards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from otel_letta.errors import LettaError
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
@@ -57,14 +58,15 @@ class Journal(Protocol):
             note: why they were given up; None if they were delivered.
         """
 
-    def failed(self, reports: Sequence[ProgressReport], why: str) -> None:
-        """Note why reports that stay could not be delivered, for people. Lock held."""
+    def failed(self, parcels: Sequence[Parcel], error: LettaError) -> None:
+        """Note why parcels that stay could not be delivered, and whether they may have been. Lock held."""
 
     def lock_of(self, lane: Lane) -> LaneLock | None:
         """Return the lock that keeps other hosts out of the lane; None if there is none."""
 
-    def kept(self, lane: Lane) -> int:
-        """Return the number of a lane's ends that are durable, so that nobody has to wait for them. Lock held."""
+    @property
+    def place(self) -> str | None:
+        """Where every end that was put is durable now, so that nobody has to wait for it; None for nowhere."""
 
 
 class NoJournal:
@@ -85,14 +87,15 @@ class NoJournal:
     def settled(self, reports: Sequence[ProgressReport], note: str | None = None) -> None:
         pass
 
-    def failed(self, reports: Sequence[ProgressReport], why: str) -> None:
+    def failed(self, parcels: Sequence[Parcel], error: LettaError) -> None:
         pass
 
     def lock_of(self, lane: Lane) -> LaneLock | None:
         return None
 
-    def kept(self, lane: Lane) -> int:
-        return 0
+    @property
+    def place(self) -> str | None:
+        return None
 
 
 Accept = Callable[[ProgressReport, Lane, bool], None]

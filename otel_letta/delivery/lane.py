@@ -238,7 +238,7 @@ class LaneWorker(Worker):
             # timeout; ends are worth both.
             keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
             self.mailbox.requeue(parcels, progress=keep_progress, now=self._clock())
-            courier.journal.failed([parcel.report for parcel in parcels], str(error))
+            courier.journal.failed(parcels, error)
             delay = self.retry.failed(error, self._clock())
             if courier.closing and not error.parks:
                 self.retry.bring_forward(self._clock() + 0.5)

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -32,9 +32,13 @@ from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
+from otel_letta.settings.outbox import OutboxExit
 from otel_letta.tracking import Tracker
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.opt_in import OptIn, TaskFilter
+
+if TYPE_CHECKING:
+    from otel_letta.delivery.outbox import Outbox
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +47,9 @@ _FOR_DELIVERY = 0.94
 
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
+
+_OUTBOX_PATIENCE = 2.0
+"""Seconds that the first spans wait for what an earlier process left in the outbox."""
 
 _S = TypeVar("_S", bound=Source)
 
@@ -125,6 +132,21 @@ class Pipeline:
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():
             source.start(self.desk.put)
+        outbox = self.desk.outbox
+        if outbox is not None:
+            outbox.estate.on_restored = lambda: self._inbox.put(self._restore, outbox)
+            if not forked:  # a child opens it when it has something to report
+                outbox.start()
+                self._inbox.put(self._wait_for_outbox, outbox)
+
+    def _wait_for_outbox(self, outbox: Outbox) -> None:
+        # Before the first span: it may belong to a task that waits since an earlier process.
+        outbox.wait_ready(Deadline.after(_OUTBOX_PATIENCE))
+        self._restore(outbox)
+
+    def _restore(self, outbox: Outbox) -> None:
+        for report in outbox.estate.take_restored():
+            self._tracker.restore(report)
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
@@ -227,7 +249,13 @@ class Pipeline:
             else:
                 self._work_off(until.left())
             self._inbox.stop()
-            return self.desk.close(until)
+            delivered = self.desk.close(until)
+        outbox = self.desk.outbox
+        if outbox is not None and outbox.left and self.settings.outbox_exit is OutboxExit.DETACH:
+            from otel_letta.pipeline.drain import leave_behind
+
+            leave_behind(self.settings)
+        return delivered
 
     @contextlib.contextmanager
     def _budgeted(self, timeout: float) -> Iterator[Deadline]:

@@ -62,6 +62,7 @@ class Intake:
         """What was answered with 200 outlives the process."""
         self.told = Told(self._note_ends if self.durable else lambda: None)
         handle.pipeline.gate = self.told.pass_on
+        handle.pipeline.desk.elsewhere = True
         self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
         self._noting = False
         self.draining = False
@@ -184,7 +185,7 @@ class Intake:
             if self.durable:
                 self._noting = False
                 fresh = self.told.take_fresh()
-                outbox = getattr(self._handle.pipeline.desk, "outbox", None)
+                outbox = self._handle.pipeline.desk.outbox
                 if outbox is not None:
                     outbox.save()
                 for end in fresh:

@@ -58,7 +58,7 @@ class Standing(NamedTuple):
     waiting: bool = False
     """It goes on in another process: nobody's death ends it."""
     owed: bool = False
-    """It waits, and nobody was told yet."""
+    """It waits, and the notice of that is not delivered yet."""
     owner: str | None = None
     """None for one that waits and whose process is gone."""
 
@@ -72,6 +72,7 @@ class NewEntry(NamedTuple):
     created: float
     ends: str = ""
     """Key of the task that it ends: its standing goes in the same transaction."""
+    posted: float | None = None
     claims: bool = False
     """Write it only if that task waits and is nobody's: whoever is first may end it."""
 
@@ -88,9 +89,10 @@ class Changes:
     settled: list[int] = field(default_factory=list)
     moved: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Entry → scope and lane."""
-    notes: dict[int, str] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
-    """Keys of tasks that wait, and of which somebody has been told."""
+    notes: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    """Entry → why it could not be delivered, and whether it may have been: if not, it counts as never posted."""
+    notified: set[str] = field(default_factory=set)
+    """Keys of tasks that wait, and whose notice is delivered."""
 
     @property
     def durable(self) -> bool:
@@ -106,7 +108,7 @@ class Changes:
             or self.settled
             or self.moved
             or self.notes
-            or self.told
+            or self.notified
         )
 
 
@@ -141,6 +143,10 @@ class Store(Protocol):
     place: str
     """The database for people, without secrets."""
 
+    @property
+    def identity(self) -> str:
+        """Another text once this is another database: the file was replaced."""
+
     def open(self) -> None:
         """Connect, make what is missing, and take this owner's lock. Quiet if it is open already."""
 
@@ -149,6 +155,9 @@ class Store(Protocol):
 
     def apply(self, changes: Changes) -> Outcome:
         """Write everything in one transaction. On the disk before it returns, where `Changes.durable`."""
+
+    def known(self, ids: Sequence[int]) -> set[int]:
+        """Return those of the entries that are there and still belong to this owner."""
 
     def waiting(self, lane: str, after: int, limit: int) -> list[Entry]:
         """Return this owner's entries of a lane, from the oldest with a higher id on."""
@@ -165,6 +174,9 @@ class Store(Protocol):
 
     def standings(self, scopes: Iterable[str]) -> list[Standing]:
         """Return the tasks that wait and are nobody's in these scopes (none named: in all)."""
+
+    def take_notice(self, key: str) -> bool:
+        """Return True to the one who asks first for the owed notice of a task that waits: he delivers it."""
 
     def expire(self, before: float) -> list[Entry]:
         """Remove this owner's entries from before that time (Unix seconds) and return them."""

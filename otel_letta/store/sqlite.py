@@ -15,6 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ _BUSY = 5.0
 """Seconds that a transaction waits for another process's."""
 
 _SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, scope TEXT NOT NULL, lane TEXT NOT NULL,
     body TEXT NOT NULL, created REAL NOT NULL, posted REAL, note TEXT
@@ -69,6 +71,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._suspended = False
         self._inode: tuple[int, int] | None = None
+        self._identity = ""
         self._full_sync: bool | None = None
         self.lock = threading.RLock()
         _instances.add(self)
@@ -77,6 +80,11 @@ class Database:
     def locks(self) -> Path:
         """The folder of the locks of those who use the file."""
         return self.path.with_name(self.path.name + ".locks")
+
+    @property
+    def identity(self) -> str:
+        """The name of the database that was opened last. A new file may get the place of an old one on the disk."""
+        return self._identity
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -90,12 +98,16 @@ class Database:
             if self._connection is not None:
                 return False
             with self._errors():
+                # A file that was never used as an outbox is left as it is, whatever is in it.
+                ours = self.locks.is_dir()
                 try:
                     self._connect()
                 except sqlite3.DatabaseError as error:
                     self.close()
                     if not _is_corrupt(error):
                         raise
+                    if not ours:
+                        raise StoreError(f"{self.path} is no outbox: name another file") from error
                     self._move_aside()
                     self._connect()
                 except BaseException:
@@ -125,7 +137,6 @@ class Database:
         if self.path in _unusable:
             raise StoreError(f"{self.path} was open in the process that this one was forked from: not used here")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.locks.mkdir(mode=0o700, exist_ok=True)
         # SQLite gives its log and index files the mode of this one.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -145,8 +156,10 @@ class Database:
         connection.execute("PRAGMA journal_mode=WAL")
         if not version:
             self._create(connection)
+        self.locks.mkdir(mode=0o700, exist_ok=True)
         found = self.path.stat()
         self._inode = found.st_dev, found.st_ino
+        (self._identity,) = connection.execute("SELECT value FROM meta WHERE name='identity'").fetchone()
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -154,6 +167,7 @@ class Database:
             if not _pragma(connection, "user_version"):  # nobody was faster
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
+                connection.execute("INSERT INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex,))
                 connection.execute(f"PRAGMA application_id={_APPLICATION}")
                 connection.execute(f"PRAGMA user_version={VERSION}")
             connection.execute("COMMIT")

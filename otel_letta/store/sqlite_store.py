@@ -73,9 +73,9 @@ class SqliteStore:
             self._life.end()
             self._life = None
 
-    def abandon(self) -> None:
-        """Forget the connection and the lock in a forked child: they are the parent's."""
-        self._life = None
+    @property
+    def identity(self) -> str:
+        return self._database.identity
 
     # -- this owner's -----------------------------------------------------------------------------------------------
 
@@ -88,6 +88,10 @@ class SqliteStore:
         grows = bool(changes.entries or changes.standings)
         return self._database.write(work, durable=changes.durable, grows=grows)
 
+    def known(self, ids: Sequence[int]) -> set[int]:
+        sql, owner = "SELECT 1 FROM entries WHERE id=? AND owner=?", self.owner
+        return self._database.read(lambda c: {each for each in ids if c.execute(sql, (each, owner)).fetchone()})
+
     def waiting(self, lane: str, after: int, limit: int) -> list[Entry]:
         sql = f"SELECT {_ENTRY} FROM entries WHERE owner=? AND lane=? AND id>? ORDER BY id LIMIT ?"  # noqa: S608
         return self._entries(sql, (self.owner, lane, after, limit))
@@ -96,6 +100,10 @@ class SqliteStore:
         sql = "SELECT lane, count(*) FROM entries WHERE owner=? GROUP BY lane ORDER BY min(id)"
         return dict(self._database.read(lambda c: c.execute(sql, (self.owner,)).fetchall()))
 
+    def take_notice(self, key: str) -> bool:
+        sql = "UPDATE standings SET owed=0 WHERE key=? AND owed"
+        return self._database.write(lambda c: c.execute(sql, (key,)).rowcount > 0, durable=False, grows=False)
+
     def expire(self, before: float) -> list[Entry]:
         owner = self.owner
         sql = f"SELECT {_ENTRY} FROM entries WHERE owner=? AND created<? ORDER BY id"  # noqa: S608
@@ -103,6 +111,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> list[Entry]:
             found = [Entry(*row) for row in connection.execute(sql, (owner, before)).fetchall()]
             connection.execute("DELETE FROM entries WHERE owner=? AND created<?", (owner, before))
+            connection.execute("DELETE FROM standings WHERE owner IS NULL AND updated<?", (before,))
             return found
 
         return self._database.write(work, durable=False, grows=False)
@@ -230,7 +239,7 @@ def _apply(connection: sqlite3.Connection, owner: str, changes: Changes) -> Outc
             for key, each in changes.standings.items()
         ],
     )
-    connection.executemany("UPDATE standings SET owed=0 WHERE key=?", [(key,) for key in changes.told])
+    connection.executemany("UPDATE standings SET owed=0 WHERE key=?", [(key,) for key in changes.notified])
     ids = [_add(connection, owner, new) for new in changes.entries]
     connection.executemany("DELETE FROM standings WHERE key=?", [(key,) for key in changes.over])
     connection.executemany("DELETE FROM entries WHERE id=? AND owner=?", [(each, owner) for each in changes.settled])
@@ -239,8 +248,8 @@ def _apply(connection: sqlite3.Connection, owner: str, changes: Changes) -> Outc
         [(scope, lane, each, owner) for each, (scope, lane) in changes.moved.items()],
     )
     connection.executemany(
-        "UPDATE entries SET note=? WHERE id=? AND owner=?",
-        [(note, each, owner) for each, note in changes.notes.items()],
+        "UPDATE entries SET note=?, posted=CASE WHEN ? THEN posted END WHERE id=? AND owner=?",
+        [(note, maybe, each, owner) for each, (note, maybe) in changes.notes.items()],
     )
     ours = {
         each
@@ -257,8 +266,8 @@ def _add(connection: sqlite3.Connection, owner: str, new: NewEntry) -> int | Non
         if new.claims and not gone:
             return None
     return connection.execute(
-        "INSERT INTO entries (owner, scope, lane, body, created) VALUES (?,?,?,?,?)",
-        (owner, new.scope, new.lane, new.body, new.created),
+        "INSERT INTO entries (owner, scope, lane, body, created, posted) VALUES (?,?,?,?,?,?)",
+        (owner, new.scope, new.lane, new.body, new.created, new.posted),
     ).lastrowid
 
 

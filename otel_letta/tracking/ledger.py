@@ -13,7 +13,7 @@ from otel_letta.text import as_text, clean_block, clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions.names import name_for_logs
 from otel_letta.tracking.declared import Declaration
-from otel_letta.tracking.parked import Parked, go_on
+from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.tasks import InferredTask, Task
 from otel_letta.tracking.tree import REMEMBERED, Recent
@@ -183,6 +183,12 @@ class Ledger:
         go_on(task, parked)
         return True
 
+    def restore(self, report: ProgressReport) -> None:
+        """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""
+        task = restored(report)
+        if task is not None:
+            self._parked.put(task)
+
     def may_resume(self, task: InferredTask) -> bool:
         """Return True if a task of the same service waits, so that this may turn out to be the same."""
         return self._parked.has_of(task.service)
@@ -320,6 +326,7 @@ class Ledger:
                 duration=duration,
                 wakes=worth_it and not task.mirrored,
                 waiting=waiting,
+                inferred=isinstance(task, InferredTask),
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
                 span_id=None if task.key is None else f"{task.key[1]:016x}",
                 service=task.service,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from otel_letta.report import ProgressReport
 from otel_letta.tracking.tasks import InferredTask, Task
 
 _MOST = 10_000
@@ -66,6 +67,25 @@ class Parked:
         if task is not None:
             self._tasks.pop((task.agent_id, task.id), None)
         return task
+
+
+def restored(report: ProgressReport) -> Task | None:
+    """Make the task that waits of the last report about it. Return None for one that no span made."""
+    if report.trace_id is None or report.span_id is None or not report.waiting:
+        return None
+    key = int(report.trace_id, 16), int(report.span_id, 16)
+    started = 0 if report.started is None else int(report.started.timestamp() * 1e9)
+    task = InferredTask(key, started) if report.inferred else Task(report.task_id, report.agent_id, key, started)
+    task.id, task.agent_id = report.task_id, report.agent_id
+    task.name, task.service = report.name, report.service
+    task.chat_id, task.message_id = report.chat_id, report.message_id
+    if isinstance(task, InferredTask) and report.chat_id not in (None, report.trace_id):
+        task.chat = 0, 0, report.chat_id
+    task.progress, task.has_progress = report.progress, report.progress > 0.0
+    task.sequence, task.run = report.sequence, report.run
+    task.parked_at = task.reported_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
+    task.ended = True
+    return task
 
 
 def _is_anonymous(task: Task) -> bool:

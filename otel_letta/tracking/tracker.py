@@ -361,6 +361,10 @@ class Tracker:
         alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
         return min((alarm for alarm in alarms if alarm is not None), default=None)
 
+    def restore(self, report: ProgressReport) -> None:
+        """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""
+        self._ledger.restore(report)
+
     def release(self, *, anonymous: bool = True) -> None:
         """Report what waits for its parent, as tasks of their own; without ``anonymous`` only what names a chat. Agents
         that have ended are judged."""

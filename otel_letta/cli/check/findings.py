@@ -11,7 +11,7 @@ from typing import Any
 from otel_letta.errors import LettaError, LettaRateLimitError, LettaServerError
 from otel_letta.text import clean_line
 
-SUBJECTS = ("settings", "server", "agent", "board", "delivery", "test_report")
+SUBJECTS = ("settings", "outbox", "server", "agent", "board", "delivery", "test_report")
 
 
 class Mark(Enum):

@@ -14,6 +14,7 @@ from typing import Any
 
 from otel_letta.cli.check.asking import Asking, cleaned
 from otel_letta.cli.check.findings import Findings, Row, explained, place
+from otel_letta.cli.check.outbox import examine_outbox
 from otel_letta.cli.check.report import send_test_report
 from otel_letta.errors import (
     LettaAgentNotFoundError,
@@ -48,6 +49,7 @@ def probe(findings: Findings, env_file: str | None, *, send: bool) -> None:
     with _warnings_to(findings):
         settings = _examine_settings(findings, env_file)
         if settings is not None:
+            examine_outbox(findings, settings)
             with suppress_tracing():  # no spans of these requests, should somebody have instrumented httpx
                 _examine_server(findings, settings, send)
         if findings.problems and send:

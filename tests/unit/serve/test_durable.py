@@ -109,6 +109,34 @@ def test_an_end_that_was_reported_is_not_reported_again_after_a_crash(
     assert ends(letta, agent).count("nightly") == 1
 
 
+def test_with_an_outbox_a_crash_at_any_moment_loses_no_end_and_no_task_of_others(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    outbox = {"OTEL_LETTA_OUTBOX": str(tmp_path / "outbox.db")}
+    open_task = {
+        "timeUnixNano": LONG,
+        "eventName": "letta.task.progress",
+        "traceId": f"{7:032x}",
+        "spanId": f"{7:016x}",
+        "attributes": [{"key": "letta.task.name", "value": {"stringValue": "goes on"}}],
+    }
+    letta.stop_listening()
+    with program(letta, agent, **outbox) as first:
+        assert post(first.port, "/v1/logs", request_of(open_task, logs=True)).status == 200
+        assert post(first.port, "/v1/traces", request_of(span_of("away"))).status == 200
+        assert until(lambda: _kept_ends(tmp_path / "outbox.db.spool-1"), 60)
+        assert post(first.port, "/v1/traces", request_of(span_of("at once", 2))).status == 200
+        first.kill()
+    letta.resume_listening()
+    with program(letta, agent, **outbox) as second:
+        assert until(lambda: {"away", "at once"} <= set(ends(letta, agent)), 60)
+        assert post(second.port, "/v1/traces", request_of(span_of("goes on", 7))).status == 200
+        assert until(lambda: "goes on" in ends(letta, agent), 60)
+        second.stop()
+    assert sorted(ends(letta, agent)) == ["at once", "away", "goes on"]
+    assert {report["status"] for report in letta.reports(agent)} <= {"completed", "in_progress"}
+
+
 def _kept_ends(path: Path) -> bool:
     spool = open_spool(str(path))
     spool.open()
