@@ -75,7 +75,7 @@ def serve(
     tokens = (token.strip(),) if token and token.strip() else ()
     if not is_loopback(host) and not tokens and token_file is None:
         raise click.UsageError(f"{host} can be reached by others: use --token-file, or set {_TOKEN}")
-    options = Options(host, port, grpc_port, tokens, token_file, allow_host, tls_cert, tls_key, spool)
+    options = Options(host, port, grpc_port, tokens, token_file, allow_host, tls_cert, tls_key, spool=spool)
     try:
         sys.exit(run(options, workers, form))
     except LettaConfigurationError as error:

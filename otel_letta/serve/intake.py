@@ -96,8 +96,12 @@ class Intake:
             self._metrics.repeated(signal)
             return batch
         number = self._keep(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        try:
+            self.feed.take(batch, number)
+        except Exception:
+            self._settler.submit(self._settle_now, [number])  # it comes again
+            raise
         self._note(digest)
-        self.feed.take(batch, number)
         self._metrics.taken(signal, len(batch.spans) + len(batch.records), len(batch.broken))
         return batch
 

@@ -42,9 +42,15 @@ class RpcServer:
         intake: takes in the bodies.
         doors: asks for the token.
         metrics: counts.
+        shared: other processes listen on the same port.
+
+    Raises:
+        RuntimeError: the address cannot be had.
     """
 
-    def __init__(self, options: Options, intake: Intake, doors: Doors, metrics: Metrics) -> None:
+    def __init__(
+        self, options: Options, intake: Intake, doors: Doors, metrics: Metrics, *, shared: bool = False
+    ) -> None:
         self._intake = intake
         self._doors = doors
         self._metrics = metrics
@@ -55,7 +61,7 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", options.bounds.body),
                 ("grpc.max_metadata_size", 65_536),
-                ("grpc.so_reuseport", 1),  # every worker has its own socket
+                ("grpc.so_reuseport", int(shared)),  # every worker has a socket of its own
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
             maximum_concurrent_rpcs=_MOST_AT_ONCE,

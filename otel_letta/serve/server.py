@@ -55,6 +55,8 @@ class Options:
     hosts: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    shared: bool = False
+    """Other processes listen on the same address."""
     spool: Path | None = None
     """Where bodies are kept; None is beside the outbox, and without an outbox nowhere."""
     bounds: Bounds = field(default_factory=Bounds)
@@ -103,7 +105,8 @@ class Service:
         transport: instead of the server that the settings name; for tests.
 
     Raises:
-        OSError, ValueError: the token file or the certificate cannot be used.
+        CannotListenError: the port of OTLP/gRPC cannot be had.
+        StoreError, OSError, ValueError: spool, token file or certificate cannot be used.
     """
 
     def __init__(self, options: Options, settings: Settings, transport: Transport | None = None) -> None:
@@ -116,10 +119,33 @@ class Service:
         handle = join(settings, transport, live=True)
         self.pipeline = handle.pipeline
         self.intake = Intake(handle, MemorySpool() if self._own is None else self._own.spool, self.metrics)
-        self._rpc: Any = None
         self.delivered = True
-        app = make_app(self.intake, self.doors, self.metrics, options.bounds, lifespan=self._lifespan)
-        self.server = _Server(self._config(app), self.intake)
+        try:
+            app = make_app(self.intake, self.doors, self.metrics, options.bounds, lifespan=self._lifespan)
+            self.server = _Server(self._config(app), self.intake)
+            self._rpc = self._make_rpc()
+        except BaseException:
+            self._close(0.0)
+            raise
+
+    @property
+    def rpc_port(self) -> int | None:
+        """The port of OTLP/gRPC, if that is spoken."""
+        return None if self._rpc is None else int(self._rpc.port)
+
+    def _make_rpc(self) -> Any:
+        if self.options.grpc_port is None:
+            return None
+        try:
+            from otel_letta.serve.rpc import RpcServer
+        except ImportError:
+            raise CannotListenError("--grpc-port needs another package: pip install 'otel-letta[grpc]'") from None
+        try:
+            return RpcServer(self.options, self.intake, self.doors, self.metrics, shared=self.options.shared)
+        except RuntimeError:
+            raise CannotListenError(
+                f"Port {self.options.grpc_port} on {self.options.host} is taken: choose another one with --grpc-port"
+            ) from None
 
     def _config(self, app: Any) -> uvicorn.Config:
         config = uvicorn.Config(
@@ -139,7 +165,11 @@ class Service:
             ssl_keyfile=self.options.key,
             ssl_version=ssl.PROTOCOL_TLS_SERVER,
         )
-        config.load()  # now: a bad certificate is told before anything listens
+        try:
+            config.load()  # now: a bad certificate is told before anything listens
+        except ssl.SSLError as error:
+            why = error.reason or "no PEM, or not the key of that certificate"
+            raise ValueError(f"{self.options.certificate} and {self.options.key} cannot be used: {why}") from None
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         return config
@@ -161,10 +191,7 @@ class Service:
         replayed = await loop.run_in_executor(None, self.intake.replay, orphans)
         if replayed:
             _logger.info("%d requests that had not settled were taken up again", replayed)
-        if self.options.grpc_port is not None:
-            from otel_letta.serve.rpc import RpcServer
-
-            self._rpc = RpcServer(self.options, self.intake, self.doors, self.metrics)
+        if self._rpc is not None:
             self._rpc.start()
         try:
             yield
@@ -172,9 +199,12 @@ class Service:
             if self._rpc is not None:
                 await loop.run_in_executor(None, self._rpc.stop)
             timeout = self._settings.shutdown_timeout
-            self.delivered = await loop.run_in_executor(None, self.intake.close, timeout)
-            if self._own is not None:
-                self._own.close()
+            await loop.run_in_executor(None, self._close, timeout)
+
+    def _close(self, timeout: float) -> None:
+        self.delivered = self.intake.close(timeout)
+        if self._own is not None:
+            self._own.close()
 
     def _observe(self) -> dict[str, float]:
         bodies, size = self.intake.spool.size()

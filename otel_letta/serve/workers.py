@@ -39,11 +39,11 @@ def run(options: Options, workers: int, form: str = "text") -> int:
     """
     log_as(form)
     settings = Settings.resolve()
-    listener = listen(options.host, options.port)
-    options = replace(options, port=listener.getsockname()[1])
-    if workers == 1:
-        return _receive(options, settings, listener)
-    return _Supervisor(options, workers, listener, form).run()
+    with listen(options.host, options.port) as listener:
+        options = replace(options, port=listener.getsockname()[1])
+        if workers == 1:
+            return _receive(options, settings, listener)
+        return _Supervisor(replace(options, shared=True), workers, listener, form).run()
 
 
 def _receive(options: Options, settings: Settings, listener: socket.socket) -> int:
@@ -73,14 +73,22 @@ def _what_of_it(service: Service) -> str:
 
 def _work(options: Options, listener: socket.socket, form: str) -> None:
     log_as(form)
+    threading.Thread(target=_end_with_parent, name="otel_letta parent", daemon=True).start()
     raise SystemExit(_receive(options, Settings.resolve(), listener))
+
+
+def _end_with_parent() -> None:
+    """Stop when the parent is gone: it was killed, and nobody else would ever stop this process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Supervisor:
     """A parent of processes that receive on one socket: replaces those that end, and ends with them."""
 
     def __init__(self, options: Options, workers: int, listener: socket.socket, form: str) -> None:
-        self._listener = listener
         self._stop = threading.Event()
         self._workers = workers
         # Not by fork: the parent may have threads, and a child's libraries may not like to have been used in it.
@@ -105,7 +113,6 @@ class _Supervisor:
                     process.terminate()
             for process in self._processes:
                 process.join()
-        self._listener.close()
         return 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -38,7 +38,11 @@ def serving(base_url: str, agent: str, *, settings: dict[str, Any] | None = None
         base_url=base_url, agent_id=agent, **{"message_interval": 0, "board_interval": 0, **(settings or {})}
     )
     listener = listen("127.0.0.1", 0)
-    service = Service(Options(port=listener.getsockname()[1], **options), resolved)
+    try:
+        service = Service(Options(port=listener.getsockname()[1], **options), resolved)
+    except BaseException:
+        listener.close()
+        raise
     thread = threading.Thread(target=service.run, args=([listener],))
     thread.start()
     try:
