@@ -258,13 +258,16 @@ def _loop() -> Any:
     return "uvloop"
 
 
-def ignore_signals() -> None:
-    """Let SIGTERM and SIGINT be answered by the server alone: uvicorn raises them again at its end, and the process
-    would die of what it was asked to do."""
+def stop_on_signals(service: Service) -> None:
+    """Have SIGTERM and SIGINT stop a service from now on, and do no more.
+
+    uvicorn handles them itself while it runs. It raises them again at its end, and the process would die of what it was
+    asked to do; and one that comes before it runs must not be lost.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        service.stop()
+
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _do_nothing)
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Nothing: see `ignore_signals`."""
+            signal.signal(number, stop)

@@ -16,13 +16,15 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from otel_letta.serve.logs import log_as
-from otel_letta.serve.server import Options, Service, ignore_signals, listen
+from otel_letta.serve.server import Options, Service, listen, stop_on_signals
 from otel_letta.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
 _PAUSE = 1.0
 """Seconds before a process that ended by itself is replaced."""
+_PATIENCE_AT_END = 60.0
+"""Seconds that a process gets to stop: more than delivery and requests under way may take together."""
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -47,8 +49,8 @@ def run(options: Options, workers: int, form: str = "text") -> int:
 
 
 def _receive(options: Options, settings: Settings, listener: socket.socket) -> int:
-    ignore_signals()
     service = Service(options, settings)
+    stop_on_signals(service)
     _logger.info("%s", _greeting(options, service))
     if not service.run([listener]):
         _logger.warning("not every report was delivered before the end%s", _what_of_it(service))
@@ -112,7 +114,10 @@ class _Supervisor:
                 if process.pid is not None and process.is_alive():
                     process.terminate()
             for process in self._processes:
-                process.join()
+                process.join(_PATIENCE_AT_END)
+                if process.is_alive():
+                    _logger.error("a receiving process did not stop, and is killed")
+                    process.kill()
         return 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:

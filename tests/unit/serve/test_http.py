@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from otel_letta.serve import connections
 from otel_letta.serve.http import Bounds
-from otel_letta.serve.server import CannotListenError, Service, listen
+from otel_letta.serve.server import CannotListenError, Options, Service, listen
+from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sender import Connection, exchange, post, request_of, serving, span_of
 from tests.support.waiting import until
@@ -258,6 +259,13 @@ def test_a_port_that_is_taken_is_named_with_what_to_do() -> None:
             listen("127.0.0.1", port)
     with pytest.raises(CannotListenError, match="no address"):
         listen("no.such.host.invalid", 0)
+
+
+def test_a_stop_that_comes_before_it_runs_is_not_lost(letta: InMemoryLetta, agent: str) -> None:
+    settings = Settings.resolve(base_url=letta.base_url, agent_id=agent)
+    service = Service(Options(), settings)
+    service.stop()
+    assert service.run([listen("127.0.0.1", 0)])
 
 
 def test_tls_is_spoken_where_a_certificate_is_given(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
