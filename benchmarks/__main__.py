@@ -44,6 +44,7 @@ _ALL = {
     "long": "long_task",
     "flood": "flood",
     "translation": "translation",
+    "bridge": "bridge",
 }
 _REAL = {"real": "real_letta"}
 
