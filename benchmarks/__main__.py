@@ -46,6 +46,7 @@ _ALL = {
     "delivery": "delivery",
     "load": "load",
     "translation": "translation",
+    "bridge": "bridge",
 }
 _REAL = {"real": "real_letta"}
 

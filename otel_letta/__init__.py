@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LettaUnsupportedError,
     )
     from otel_letta.otel.exporter import LettaSpanExporter
+    from otel_letta.otel.heartbeats import LettaHeartbeatProcessor
     from otel_letta.otel.helpers import report_progress, task, track
     from otel_letta.otel.logs import LettaLogRecordProcessor
     from otel_letta.otel.processor import LettaSpanProcessor
@@ -46,6 +47,7 @@ __all__ = [
     "LettaConversationNotFoundError",
     "LettaDependencyError",
     "LettaError",
+    "LettaHeartbeatProcessor",
     "LettaLogRecordProcessor",
     "LettaModelError",
     "LettaRateLimitError",
@@ -85,6 +87,7 @@ _HOMES = {
         "LettaUnsupportedError",
     ),
     "otel.exporter": ("LettaSpanExporter",),
+    "otel.heartbeats": ("LettaHeartbeatProcessor",),
     "otel.helpers": (
         "report_progress",
         "task",

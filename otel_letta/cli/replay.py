@@ -21,7 +21,8 @@ from typing import IO, Any
 import click
 
 from otel_letta.errors import LettaConfigurationError
-from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.otlp.batch import Batch
+from otel_letta.otlp.json import read_batches
 from otel_letta.otlp.lines import InputTooLongError, bounded_lines
 from otel_letta.pipeline.pipeline import tracker_for
 from otel_letta.report import ProgressReport

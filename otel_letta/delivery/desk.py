@@ -48,6 +48,8 @@ class Desk:
         wanted = settings.outbox is not None and settings.delivery is not Delivery.BOARD
         self.outbox: Outbox | None = self._make_outbox() if wanted else None
         """Keeps what is not delivered beyond this process."""
+        self.elsewhere = False
+        """The tasks run in other programs: that this process dies ends none of them."""
         self._courier = Courier(transport, settings, stats, self._crew, self.outbox)
 
     def put(self, report: ProgressReport) -> None:
@@ -61,8 +63,8 @@ class Desk:
                 self._courier.put(report)
             elif mode is Delivery.MESSAGES:
                 self._stats.count("held")
-        if self.outbox is not None:  # after its entry: an end takes the place of its task's standing
-            self.outbox.note(report)
+        if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
+            self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
 
     def flush(self, until: Deadline) -> bool:
         """Deliver every end, every report that is due and every change of a board.

@@ -1,4 +1,4 @@
-"""Reads OTLP-JSON: what an OpenTelemetry Collector's file exporter writes, one export request a line.
+"""Reads OTLP-JSON: what senders post, and what an OpenTelemetry Collector's file exporter writes, one request a line.
 
 The encoding is protobuf's JSON mapping with OTLP's own exceptions: ids in hexadecimal and enums as numbers. Writers in
 the wild differ, so enums may also be names, and 64-bit integers numbers or text. Unknown fields are ignored.
@@ -10,7 +10,6 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord, UndecodableError, as_attribute
 from otel_letta.otlp.lines import LONGEST_LINE, TOO_LONG
 
 _PARENT_IS_REMOTE = 0x200
@@ -29,6 +29,12 @@ LONGEST_DOCUMENT = 32 * 2**20
 """Bytes of one document over many lines."""
 _P = TypeVar("_P")
 _LATEST = 2**63
+NoneType = type(None)
+
+try:
+    from orjson import loads as _fast_loads
+except ImportError:  # only the receiver brings it
+    _fast_loads = json.loads  # type: ignore[assignment, unused-ignore]
 
 _KINDS = {
     0: SpanKind.INTERNAL,
@@ -41,39 +47,6 @@ _KINDS = {
 _KIND_NAMES = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUSES = {0: StatusCode.UNSET, 1: StatusCode.OK, 2: StatusCode.ERROR}
 _STATUS_NAMES = {"UNSET": 0, "OK": 1, "ERROR": 2}
-
-
-@dataclass(slots=True)
-class LogRecord:
-    """A log record without its body, which is nobody's business here. Ids are 0 where it has none."""
-
-    time: int
-    """When it happened, or else when it was noticed; Unix nanoseconds, 0 if it does not say."""
-    event_name: str
-    """The field, not the attribute of the same meaning that older writers have."""
-    attributes: dict[str, Any]
-    trace_id: int
-    span_id: int
-    resource: Resource
-    scope: InstrumentationScope
-
-
-@dataclass(slots=True)
-class Batch:
-    """One line: an export request's spans and log records in their order, and what of it could not be read."""
-
-    line: int
-    """Counted from 1."""
-    spans: list[ReadableSpan] = field(default_factory=list)
-    records: list[LogRecord] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    """One line each; they quote nothing of the input."""
-
-    @property
-    def newest(self) -> int:
-        """The time of what happened last in it, Unix nanoseconds; 0 for nothing."""
-        ends = (span.end_time or 0 for span in self.spans)
-        return max(chain(ends, (record.time for record in self.records)), default=0)
 
 
 class _BrokenError(ValueError):
@@ -133,6 +106,38 @@ def _one_document(line: int, parts: Iterable[bytes]) -> Batch:
         return Batch(line, broken=[str(error)])
 
 
+def read_request(body: bytes, of_resources: str) -> Batch:
+    """Read the body of one export request.
+
+    Args:
+        of_resources: ``resourceSpans`` or ``resourceLogs``; anything else in it is ignored.
+
+    Raises:
+        UndecodableError: it is not JSON, or not an export request. A span or log record that cannot be read costs the
+            others nothing: it is named in ``broken``.
+    """
+    try:
+        document = _fast_loads(body)
+    except ValueError:
+        # Its parser is stricter than many writers: it refuses halves of surrogate pairs and the bare word NaN.
+        try:
+            document = _parsed(body)
+        except _BrokenError as error:
+            raise UndecodableError(str(error)) from None
+    if not isinstance(document, dict):
+        raise UndecodableError("not an object")
+    if not isinstance(document.get(of_resources, []), (list, NoneType)):
+        raise UndecodableError(f"{of_resources} is not a list")
+    batch = Batch()
+    if of_resources == "resourceSpans":
+        for span in spans_of(document):
+            (batch.spans if isinstance(span, ReadableSpan) else batch.broken).append(span)  # type: ignore[arg-type]
+    else:
+        for record in records_of(document):
+            (batch.records if isinstance(record, LogRecord) else batch.broken).append(record)  # type: ignore[arg-type]
+    return batch
+
+
 def _parsed(text: bytes) -> object:
     if text is TOO_LONG:
         raise _BrokenError(f"longer than {LONGEST_LINE / 2**20:.0f} MB, skipped")
@@ -180,35 +185,64 @@ def _parts(
     word: str,
     read: Callable[[dict[str, Any], Resource, InstrumentationScope], _P],
 ) -> Iterator[_P | str]:
+    """Yield what one group of them after the other holds: one that cannot be read costs the others nothing."""
+    number = 0
     try:
         if not isinstance(request, dict):
             raise _BrokenError("not an object")
-        number = 0
-        for of_resource in _objects(request, of_resources):
-            resource = Resource(_attributes(_object(of_resource, "resource")))
-            for of_scope in _objects(of_resource, of_scopes):
-                about = _object(of_scope, "scope")
-                scope = InstrumentationScope(_text(about, "name"), _text(about, "version"))
-                for part in _objects(of_scope, parts):
-                    number += 1
-                    try:
-                        yield read(part, resource, scope)
-                    except _BrokenError as error:
-                        yield f"{word} {number}: {error}"
+        groups = _objects(request, of_resources)
     except _BrokenError as error:
         yield str(error)
+        return
+    for of_resource in groups:
+        try:
+            resource = Resource(_attributes(_object(of_resource, "resource")))
+            inner = _objects(of_resource, of_scopes)
+        except _BrokenError as error:
+            yield str(error)
+            continue
+        for of_scope in inner:
+            try:
+                about = _object(of_scope, "scope")
+                scope = InstrumentationScope(_text(about, "name"), _text(about, "version"))
+                found = _objects(of_scope, parts)
+            except _BrokenError as error:
+                yield str(error)
+                continue
+            for part in found:
+                number += 1
+                try:
+                    yield read(part, resource, scope)
+                except _BrokenError as error:
+                    yield f"{word} {number}: {error}"
 
 
 def _record(record: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> LogRecord:
+    attributes = _attributes(record)
     return LogRecord(
         _time(record, "timeUnixNano") or _time(record, "observedTimeUnixNano"),
         _text(record, "eventName"),
-        _attributes(record),
-        _hex(record, "traceId", 32),
-        _hex(record, "spanId", 16),
+        attributes,
+        _lenient_hex(record, "traceId", 32),
+        _lenient_hex(record, "spanId", 16),
         resource,
         scope,
+        _content(record) if PARTIAL_EVENT in attributes else None,
     )
+
+
+def _content(record: dict[str, Any]) -> str | bytes | None:
+    content = _value(_object(record, "body"), _MOST_DEPTH)
+    return content if isinstance(content, (str, bytes)) else None
+
+
+def _lenient_hex(holder: Mapping[str, Any], name: str, digits: int) -> int:
+    """Return an id, 0 for a text that is none: such a log record counts as one without (opentelemetry-proto, logs)."""
+    _text(holder, name)
+    try:
+        return _hex(holder, name, digits)
+    except _BrokenError:
+        return 0
 
 
 def _span(span: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
@@ -259,9 +293,17 @@ def _objects(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     value = holder.get(name)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list):
         raise _BrokenError(f"{name} is not a list of objects")
-    return value
+    for item in value:
+        if type(item) is not dict:
+            break
+    else:
+        return value
+    found = [item for item in value if item is not None]
+    if not all(isinstance(item, dict) for item in found):
+        raise _BrokenError(f"{name} is not a list of objects")
+    return found
 
 
 def _text(holder: Mapping[str, Any], name: str) -> str:
@@ -317,7 +359,7 @@ def _enum(holder: Mapping[str, Any], name: str, prefix: str, names: Mapping[str,
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        _text(item, "key"): _value(_object(item, "value"), _MOST_DEPTH)
+        _text(item, "key"): as_attribute(_value(_object(item, "value"), _MOST_DEPTH))
         for item in _objects(holder, "attributes")
         if item.get("value") is not None
     }
@@ -336,11 +378,9 @@ def _value(value: Mapping[str, Any], depth: int) -> Any:
         if kind == "arrayValue" and depth and isinstance(content, dict):
             return tuple(_value(item, depth - 1) for item in _objects(content, "values"))
         if kind == "kvlistValue" and depth and isinstance(content, dict):
-            # Attributes of the SDK hold no maps; as text it is what an instrumentation would have made of it.
-            pairs = {
+            return {
                 _text(pair, "key"): _value(_object(pair, "value"), depth - 1) for pair in _objects(content, "values")
             }
-            return json.dumps(pairs, default=str)
     return None
 
 

@@ -115,6 +115,8 @@ class Pipeline:
         self._metrics = metrics
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._sources: dict[type[Source], Source] = {}
+        self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
+        """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
         opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
@@ -128,7 +130,7 @@ class Pipeline:
         self._left_at = -math.inf
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
         self.desk = Desk(self.settings, self._transport, self._stats)
-        self._tracker = tracker_for(self.settings, self.desk.put, time.time_ns, self.claimed)
+        self._tracker = tracker_for(self.settings, self._emit, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
         for source in self._sources.values():
@@ -158,6 +160,12 @@ class Pipeline:
         # The tracker of now: a forked child has another one.
         self._inbox.put(lambda: self._tracker.event(event))
 
+    def _emit(self, report: ProgressReport) -> None:
+        if self.gate is None:
+            self.desk.put(report)
+        else:
+            self.gate(report, self.desk.put)
+
     # -- sources -----------------------------------------------------------------------------------------------------
 
     def add_source(self, source: _S) -> _S:
@@ -174,6 +182,10 @@ class Pipeline:
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the inbox's thread call a function. Never waits; nothing happens once the pipeline is closed."""
         self._inbox.put(function, *arguments)
+
+    def under_way(self) -> tuple[set[int], set[tuple[str, str]]]:
+        """Return what tasks under way depend on: traces, and conversations by service. For the inbox's thread."""
+        return self._tracker.under_way()
 
     # -- on the inbox's thread -----------------------------------------------------------------------------------------
 
@@ -226,11 +238,19 @@ class Pipeline:
                 self._work_off(until.left())
             return self.desk.flush(until)
 
-    def close(self, timeout: float) -> bool:
-        """End what is open, deliver and stop, since the last component shuts down; True if everything was delivered."""
+    def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
+        """End what is open, deliver and stop, since the last component shuts down; True if everything was delivered.
+
+        Args:
+            timeout: seconds.
+            end_tasks: open tasks fail. Not those of a receiver, which go on elsewhere.
+        """
         with self._budgeted(timeout) as until:
             self._inbox.close()
-            self._end_open_tasks(until.left())
+            if end_tasks:
+                self._end_open_tasks(until.left())
+            else:
+                self._work_off(until.left())
             self._inbox.stop()
             unread = self._count_unread()
             delivered = self.desk.close(until) and not unread

@@ -50,11 +50,12 @@ class Handle:
         """Have the pipeline's thread call a source's method; nothing happens once the pipeline is closed."""
         self.pipeline.call(function, *arguments)
 
-    def close(self, timeout: float) -> bool:
+    def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
         """Leave the pipeline, which the last one closes; quiet when called again.
 
         Args:
             timeout: seconds that delivery may take.
+            end_tasks: open tasks fail if nobody is left who sees spans start; see `Pipeline.close`.
 
         Returns:
             True if everything was delivered.
@@ -71,8 +72,10 @@ class Handle:
                     if pipeline is self.pipeline:
                         del _registry[key]
         if not others:
-            return self.pipeline.close(timeout)
-        return self.pipeline.leave(timeout, end_tasks=self.live and not any(other.live for other in others))
+            return self.pipeline.close(timeout, end_tasks=end_tasks)
+        return self.pipeline.leave(
+            timeout, end_tasks=end_tasks and self.live and not any(other.live for other in others)
+        )
 
 
 _lock = threading.RLock()

@@ -222,8 +222,6 @@ class LogTurns:
         attributes = {**of_tool(tool.name, tool.call), **more}
         self._observe(turn.reading(tool.key, turn.root, attributes, tool.began, tool.end, error))
 
-    # -- nodes -------------------------------------------------------------------------------------------------------
-
     def _observe(self, reading: Reading) -> None:
         if (role := reading.role) is not None:
             self._agents.observe(reading, self._agents.read(reading, role), None, parent=reading.parent)
@@ -314,6 +312,10 @@ class LogTurns:
         reading.attributes = {**reading.attributes, **of_tool(tool.name, tool.call)}
         reading.key, reading.parent, reading.remote = tool.key, turn.root, None
         return False
+
+    def under_way(self) -> set[tuple[str, str]]:
+        """Return the conversations, by service, that have an open turn."""
+        return {key for key, turns in self._by_conversation.items() if any(map(self._is_open, turns))}
 
     # -- time --------------------------------------------------------------------------------------------------------
 

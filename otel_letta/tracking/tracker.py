@@ -127,6 +127,14 @@ class Tracker:
         """The number of times that something was given up because too much is open."""
         return self._agents.evicted
 
+    def under_way(self) -> tuple[set[int], set[tuple[str, str]]]:
+        """Return the traces, and the conversations by service, that something under way or undecided depends on."""
+        tree = self.tree
+        traces = set(tree.traces)
+        traces.update(key[0] for keys in (tree.open, tree.doubts) for key in keys)
+        traces.update(task.key[0] for task in self._ledger.tasks.values() if task.key is not None)
+        return traces, self._turns.under_way()
+
     def follows(self, key: SpanKey) -> bool:
         """Return True for an open span that is part of a declared task, or has a role."""
         return key in self.tree.open

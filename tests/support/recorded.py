@@ -14,7 +14,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, Status, StatusCode
 
-from otel_letta.otlp.json import Batch, read_batches
+from otel_letta.otlp.batch import Batch
+from otel_letta.otlp.json import read_batches
 from otel_letta.report import ProgressReport
 from otel_letta.tracking import Reading, Tracker
 from tests.support.tracked import Clock, Live

@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from otel_letta.cli.main import app
 from otel_letta.cli.replay import Replay
 from otel_letta.otlp import lines
-from otel_letta.otlp.json import Batch, LogRecord, read_batches
+from otel_letta.otlp.batch import Batch, LogRecord
+from otel_letta.otlp.json import read_batches
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.recorded import TRACES, traces
@@ -448,7 +449,7 @@ def test_a_log_record_is_read_without_its_body() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"traceId": "zz"},
+        {"traceId": 7},
         {"spanId": 5},
         {"eventName": ["x"]},
         {"timeUnixNano": "soon"},

@@ -1,0 +1,291 @@
+"""What ``otel-letta serve`` takes in: spans a second on one core, and the time from a request to its report.
+
+A receiver and a sender, each on a core of its own where the machine has two. Requests of 512 spans with ten attributes
+each (128 kB in protobuf), every one with new ids, over eight connections; 1 %, 29 % and 100 % of the spans are an
+agent's work (a run, its model calls and tools), the others plain. Beside it, in the same way: uvicorn that decodes
+each request and looks which spans matter (*decode and gate*), and uvicorn that reads the body and does nothing. Rounds
+alternate, and the figure is the median of their ratios. *latency* is the time from sending one task's end to the
+message that a Letta in memory has got, while nothing else is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure, Run, median, percentile
+
+_SPANS = 512
+_CONNECTIONS = 8
+_MARK = b"\x7f\x41\x15\x7e\x02\x66\x33\x19"
+"""Eight bytes of each id, in the place of which every request has a number of its own."""
+_HEAD = "POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n"
+_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+
+
+def measure(run: Run) -> Iterator[Figure]:
+    seconds, rounds = (1.0, 3) if run.quick else (4.0, 5)
+    from otel_letta.testing import InMemoryLetta
+
+    with InMemoryLetta() as letta:
+        agent = letta.create_agent()
+        with contextlib.ExitStack() as stack:
+            names = ("serve", "gate", "nothing")
+            ports = {name: stack.enter_context(_server(name, letta.base_url, agent)) for name in names}
+            for kind in (_PROTOBUF, _JSON):
+                for share in (0.01, 0.29, 1.0):
+                    run.say(f"{kind} with {share:.0%} relevant")
+                    yield _throughput(ports, kind, share, seconds, rounds)
+        run.say("latency")
+        yield _latency(letta, run.pick(200, 30))
+
+
+def _throughput(ports: dict[str, int], kind: str, share: float, seconds: float, rounds: int) -> Figure:
+    body = _body(share, kind)
+    rates: dict[str, list[float]] = {name: [] for name in ports}
+    for _ in range(rounds):
+        for name, port in ports.items():
+            rates[name].append(_send(port, body, kind, seconds))
+    ratio = median([ours / gate for ours, gate in zip(rates["serve"], rates["gate"], strict=True)])
+    ours, gate, nothing = (median(rates[name]) for name in ("serve", "gate", "nothing"))
+    form = "JSON" if kind == _JSON else "protobuf"
+    return Figure(
+        f"serve, {form}, {share:.0%} relevant",
+        f"{ours:,.0f} spans/s, {ratio:.2f}× of decode and gate",
+        "≥ 0.80×",
+        ratio >= 0.8,
+        f"decode and gate {gate:,.0f}, uvicorn alone {nothing:,.0f} spans/s",
+        {"ratio": ratio, "serve": ours, "gate": gate, "nothing": nothing},
+    )
+
+
+def _latency(letta: Any, samples: int) -> Figure:
+    agent = letta.create_agent()
+    took = []
+    with _server("serve", letta.base_url, agent) as port:
+        for number in range(1, samples + 1):
+            span = {
+                "traceId": f"{number:032x}",
+                "spanId": f"{number:016x}",
+                "name": f"task {number}",
+                "startTimeUnixNano": str(time.time_ns() - 10**9),
+                "endTimeUnixNano": str(time.time_ns()),
+                "attributes": [{"key": "letta.chat.id", "value": {"stringValue": "c"}}],
+            }
+            body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+            began = time.perf_counter()
+            _exchange(port, body, _JSON)
+            letta.wait_for(lambda number=number: letta.turns >= number, 60)
+            took.append(time.perf_counter() - began)
+    p50, p99 = percentile(took, 0.5) * 1e3, percentile(took, 0.99) * 1e3
+    return Figure(
+        "request → report", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms", note=f"{samples} tasks", numbers={"p99_ms": p99}
+    )
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+def _body(share: float, kind: str) -> bytes:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    pair = group.resource.attributes.add()
+    pair.key, pair.value.string_value = "service.name", "shop"
+    spans = group.scope_spans.add().spans
+    relevant = round(_SPANS * share)
+    now = time.time_ns()
+    for number in range(_SPANS):
+        span = spans.add()
+        run = number // 8
+        span.trace_id = run.to_bytes(8, "big") + _MARK
+        span.span_id = number.to_bytes(4, "big") + _MARK[:4]
+        if number % 8 and number < relevant:
+            span.parent_span_id = (run * 8).to_bytes(4, "big") + _MARK[:4]
+        span.name, span.kind = f"GET /orders/{number}", 2
+        span.start_time_unix_nano, span.end_time_unix_nano = now - 10**9 + number, now + (1000 - number % 8)
+        names = [f"http.attribute.{each}" for each in range(10)]
+        if number < relevant:
+            operation = "invoke_agent" if number % 8 == 0 else "execute_tool" if number % 2 else "chat"
+            names = ["gen_ai.operation.name", "gen_ai.tool.name", *names[2:]]
+            values = [operation, f"tool {number % 5}", *["a value of twenty chars"] * 8]
+        else:
+            values = ["a value of twenty chars"] * 10
+        for name, value in zip(names, values, strict=True):
+            pair = span.attributes.add()
+            pair.key, pair.value.string_value = name, value
+    return request.SerializeToString() if kind == _PROTOBUF else _as_json(request)
+
+
+def _as_json(request: Any) -> bytes:
+    spans = [
+        {
+            "traceId": span.trace_id.hex(),
+            "spanId": span.span_id.hex(),
+            "parentSpanId": span.parent_span_id.hex(),
+            "name": span.name,
+            "kind": span.kind,
+            "startTimeUnixNano": str(span.start_time_unix_nano),
+            "endTimeUnixNano": str(span.end_time_unix_nano),
+            "attributes": [{"key": a.key, "value": {"stringValue": a.value.string_value}} for a in span.attributes],
+            "status": {},
+        }
+        for span in request.resource_spans[0].scope_spans[0].spans
+    ]
+    service = [{"key": "service.name", "value": {"stringValue": "shop"}}]
+    group = {"resource": {"attributes": service}, "scopeSpans": [{"scope": {"name": "s"}, "spans": spans}]}
+    return json.dumps({"resourceSpans": [group]}, separators=(",", ":")).encode()
+
+
+_numbers = iter(range(1, 2**31))
+_numbers_lock = threading.Lock()
+
+
+def _renewed(body: bytes, kind: str) -> bytes:
+    with _numbers_lock:
+        number = next(_numbers)
+    fresh = number.to_bytes(4, "big") + b"\x7e\x02\x66\x33"
+    if kind == _JSON:
+        return body.replace(_MARK.hex().encode(), fresh.hex().encode()).replace(
+            _MARK[:4].hex().encode(), fresh[:4].hex().encode()
+        )
+    return body.replace(_MARK, fresh).replace(_MARK[:4], fresh[:4])
+
+
+def _send(port: int, body: bytes, kind: str, seconds: float) -> float:
+    """Send as fast as answers come; return spans a second."""
+    done = [0] * _CONNECTIONS
+    until = time.perf_counter() + seconds
+
+    def work(place: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            answers = connection.makefile("rb")
+            while time.perf_counter() < until:
+                fresh = _renewed(body, kind)
+                connection.sendall(_HEAD.format(kind, len(fresh)).encode() + fresh)
+                assert _status(answers) == 200
+                done[place] += 1
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(_CONNECTIONS)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) * _SPANS / (time.perf_counter() - began)
+
+
+def _exchange(port: int, body: bytes, kind: str) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(_HEAD.format(kind, len(body)).encode() + body)
+        assert _status(connection.makefile("rb")) == 200
+
+
+def _status(answers: Any) -> int:
+    status, length = int(answers.readline().split()[1]), 0
+    while (line := answers.readline().strip()) != b"":
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    answers.read(length)
+    return status
+
+
+# -- receivers, each a process of its own ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _server(name: str, base_url: str, agent: str) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environ = {**os.environ, "LETTA_BASE_URL": base_url, "LETTA_AGENT_ID": agent, "OTEL_LETTA_WAKE_BUDGET": "100000"}
+    command = [sys.executable, "-m", "benchmarks.bridge", name, str(port)]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, env=environ, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"the receiver {name} does not start") from None
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        process.kill()
+
+
+def _main(name: str, port: int) -> None:
+    if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if name == "serve":
+        from otel_letta.serve.server import Options
+        from otel_letta.serve.workers import run
+
+        raise SystemExit(run(Options(port=port), 1))
+    import uvicorn
+
+    app = _gate if name == "gate" else _nothing
+    uvicorn.run(app, port=port, http="httptools", log_level="warning", access_log=False, lifespan="off")
+
+
+async def _whole(receive: Any) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _answer(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    await _whole(receive)
+    await _answer(send)
+
+
+async def _gate(scope: Any, receive: Any, send: Any) -> None:
+    """Decode, look at every span's attributes, and make dicts of those that matter."""
+    body = await _whole(receive)
+    kept = []
+    if dict(scope["headers"])[b"content-type"] == _JSON.encode():
+        import orjson
+
+        for span in orjson.loads(body)["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+            if not _noted().isdisjoint([pair["key"] for pair in span["attributes"]]):
+                kept.append({pair["key"]: next(iter(pair["value"].values())) for pair in span["attributes"]})
+    else:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        for span in ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans:
+            if not _noted().isdisjoint([pair.key for pair in span.attributes]):
+                kept.append({p.key: getattr(p.value, p.value.WhichOneof("value")) for p in span.attributes})
+    await _answer(send)
+
+
+def _noted() -> frozenset[str]:
+    from otel_letta.tracking.reading import NOTED
+
+    return NOTED
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,68 @@
+"""What one export request holds, whichever way it was written down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+PARTIAL_EVENT = "partial.event"
+"""Attribute of log records whose body is a span that is open, or has just ended: ``heartbeat`` or ``stop``.
+
+Partial span processors write it (opentelemetry-python-contrib #3564, and the same in .NET and Java; read in
+G-Research's otel-partial-python, -dotnet and -java of 2025).
+"""
+
+
+class UndecodableError(ValueError):
+    """A request as a whole is not what OTLP has in its place. The text quotes nothing of it."""
+
+
+@dataclass(slots=True)
+class LogRecord:
+    """A log record without its body, which is nobody's business here. Ids are 0 where it has none."""
+
+    time: int
+    """When it happened, or else when it was noticed; Unix nanoseconds, 0 if it does not say."""
+    event_name: str
+    """The field, not the attribute of the same meaning that older writers have."""
+    attributes: dict[str, Any]
+    trace_id: int
+    span_id: int
+    resource: Resource
+    scope: InstrumentationScope
+    span: str | bytes | None = None
+    """The body of a record that has `PARTIAL_EVENT`, and of no other."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """An export request's spans and log records in their order, and what of it could not be read."""
+
+    line: int = 0
+    """The line of a file, counted from 1."""
+    spans: list[ReadableSpan] = field(default_factory=list)
+    records: list[LogRecord] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """One line for each span, log record or group of them; they quote nothing of the input."""
+
+    @property
+    def newest(self) -> int:
+        """The time of what happened last in it, Unix nanoseconds; 0 for nothing."""
+        ends = (span.end_time or 0 for span in self.spans)
+        return max(chain(ends, (record.time for record in self.records)), default=0)
+
+
+def as_attribute(value: Any) -> Any:
+    """Turn what was read into a value that an attribute of the SDK can have: those hold no maps, so a map becomes its
+    JSON, which is what an instrumentation would have made of it."""
+    if isinstance(value, dict):
+        return json.dumps(value, default=str)  # once: a map in a map would double its quotes at every level
+    if isinstance(value, tuple):
+        return tuple(as_attribute(item) for item in value)
+    return value

@@ -1,0 +1,216 @@
+"""The way in, however a request comes: decode, keep, hand to the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from otel_letta.delivery.stats import Throttle
+from otel_letta.otlp.batch import Batch, UndecodableError
+from otel_letta.otlp.json import read_request
+from otel_letta.otlp.proto import read_logs, read_traces
+from otel_letta.serve.answers import Refusal
+from otel_letta.serve.feed import Feed
+from otel_letta.serve.metrics import Metrics
+from otel_letta.serve.spool import MemorySpool
+from otel_letta.serve.told import KEPT_FOR, KIND, Told
+from otel_letta.store.model import Spool, StoreError, StoreFullError
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.sharing import Handle
+
+_logger = logging.getLogger(__name__)
+
+_MOST_DIGESTS = 20_000
+_TROUBLED_FOR = 10.0
+"""Seconds. A balancer that hears of trouble sends nothing more, so nothing but time can end it."""
+_READERS: dict[tuple[str, bool], Callable[[bytes], Batch]] = {
+    ("traces", True): lambda body: read_request(body, "resourceSpans"),
+    ("logs", True): lambda body: read_request(body, "resourceLogs"),
+    ("traces", False): read_traces,
+    ("logs", False): read_logs,
+}
+
+
+class Intake:
+    """Takes in the bodies of export requests. Safe to use from several threads.
+
+    Args:
+        handle: a share in the pipeline.
+        spool: keeps what is not settled; open.
+        metrics: counts.
+    """
+
+    def __init__(self, handle: Handle, spool: Spool, metrics: Metrics) -> None:
+        self._handle = handle
+        self._metrics = metrics
+        self._errors = Throttle(_logger)
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen_lock = threading.Lock()
+        self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
+        self._ends: dict[int, float] = {}
+        """Ids of the ends in the spool, and when they were noted; the settler's."""
+        self.spool = spool
+        self.durable = not isinstance(spool, MemorySpool)
+        """What was answered with 200 outlives the process."""
+        self.told = Told(self._note_ends if self.durable else lambda: None)
+        handle.pipeline.gate = self.told.pass_on
+        handle.pipeline.desk.elsewhere = True
+        self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
+        self._noting = False
+        self.draining = False
+        """Nothing is taken in any more: the program stops."""
+        self._troubled_at = -math.inf
+
+    @property
+    def troubled(self) -> bool:
+        """True if something could not be kept a moment ago."""
+        return time.monotonic() - self._troubled_at < _TROUBLED_FOR
+
+    def take(self, signal: str, is_json: bool, body: bytes) -> Batch:
+        """Take in a body. May block for the disk.
+
+        Returns:
+            What was read; ``broken`` names what can never be accepted.
+
+        Raises:
+            Refusal: nothing was taken in.
+        """
+        if self.draining:
+            raise Refusal(503, "this receiver is shutting down")
+        try:
+            batch = _READERS[signal, is_json](body)
+        except UndecodableError as error:
+            raise Refusal(400, f"The body cannot be decoded: {error}") from None
+        if not batch.spans and not batch.records:
+            return batch
+        digest = hashlib.blake2b(body, digest_size=16).digest()
+        if self._was_seen(digest):
+            self._metrics.repeated(signal)
+            return batch
+        number = self._keep(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        try:
+            self.feed.take(batch, number)
+        except Exception:
+            self._settler.submit(self._settle_now, [number])  # it comes again
+            raise
+        self._note(digest)
+        self._metrics.taken(signal, len(batch.spans) + len(batch.records), len(batch.broken))
+        return batch
+
+    def replay(self, orphans: Sequence[Spool] = ()) -> int:
+        """Take in again what was not settled when a process ended. Returns how many bodies that are.
+
+        Args:
+            orphans: spools of processes that are gone; what is in them comes into this one's.
+        """
+        for orphan in orphans:
+            self._move(orphan)
+        bodies = []
+        after = 0
+        while items := self.spool.unsettled(after):
+            after = items[-1].id
+            for item in items:
+                if item.kind == KIND:
+                    self.told.restore(item.body, item.created)
+                    self._ends[item.id] = item.created
+                else:
+                    bodies.append(item.id)
+        # Twice, since an end may stand behind the bodies that it is of.
+        for number in bodies:
+            (item, *_) = self.spool.unsettled(number - 1, 1)
+            signal, _, form = item.kind.partition("/")
+            try:
+                batch = _READERS[signal, form == "json"](item.body)
+            except (UndecodableError, KeyError):  # another version wrote it
+                _logger.warning("a body in the spool cannot be read, and is left out")
+                self.spool.settle([item.id])
+                continue
+            self._note(hashlib.blake2b(item.body, digest_size=16).digest())
+            self.feed.take(batch, item.id)
+        return len(bodies)
+
+    def _move(self, orphan: Spool) -> None:
+        while items := orphan.unsettled():
+            for item in items:
+                self.spool.append(item.kind, item.body)
+            orphan.settle([item.id for item in items])
+        orphan.close()
+
+    def close(self, timeout: float) -> bool:
+        """Deliver what is known, and stop; True if everything was delivered.
+
+        Args:
+            timeout: seconds.
+        """
+        self.draining = True
+        delivered = self._handle.close(timeout, end_tasks=False)
+        self._settler.submit(self._settle_now, ())
+        self._settler.shutdown()
+        self.spool.close()
+        return delivered
+
+    def _keep(self, kind: str, body: bytes) -> int:
+        try:
+            number = self.spool.append(kind, body)
+        except StoreFullError as error:
+            self._complain("full", error)
+            raise Refusal(503, "the spool of this receiver is full") from None
+        except StoreError as error:
+            self._complain("disk", error)
+            raise Refusal(503, "this receiver cannot keep anything at the moment") from None
+        self._troubled_at = -math.inf
+        return number
+
+    def _complain(self, kind: str, why: Exception) -> None:
+        self._troubled_at = time.monotonic()
+        self._errors.log(logging.ERROR, kind, "nothing is taken in, senders are asked to come back: %s", why)
+
+    # -- settling ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, ids: Sequence[int]) -> None:
+        self._settler.submit(self._settle_now, ids)
+
+    def _note_ends(self) -> None:
+        if not self._noting:  # one job takes all that have come until it begins
+            self._noting = True
+            self._settler.submit(self._settle_now, ())
+
+    def _settle_now(self, ids: Sequence[int]) -> None:
+        """Forget bodies, after what came of them is safe: first the reports, then that they were made."""
+        try:
+            if self.durable:
+                self._noting = False
+                fresh = self.told.take_fresh()
+                outbox = self._handle.pipeline.desk.outbox
+                if outbox is not None:
+                    outbox.save()
+                for end in fresh:
+                    self._ends[self.spool.append(KIND, end)] = time.time()
+                old = [number for number, noted in self._ends.items() if noted < time.time() - KEPT_FOR]
+                for number in old:
+                    del self._ends[number]
+                ids = [*ids, *old]
+            if ids:
+                self.spool.settle(ids)
+        except StoreError as error:
+            self._errors.log(logging.WARNING, "settle", "the spool cannot be cleaned at the moment: %s", error)
+
+    # -- what came before ----------------------------------------------------------------------------------------------
+
+    def _was_seen(self, digest: bytes) -> bool:
+        with self._seen_lock:
+            return digest in self._seen
+
+    def _note(self, digest: bytes) -> None:
+        with self._seen_lock:
+            self._seen[digest] = None
+            if len(self._seen) > _MOST_DIGESTS:
+                self._seen.popitem(last=False)

@@ -1,0 +1,208 @@
+"""What was answered with 200 survives the process, and is reported once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from otel_letta.serve.server import listen
+from otel_letta.serve.spool import OwnSpool
+from otel_letta.store.choose import open_spool
+from otel_letta.testing import InMemoryLetta
+from tests.support.otlp_sender import post, request_of, serving, span_of
+from tests.support.waiting import until
+
+LONG = "1795946401500000000"
+
+
+class Program:
+    """``otel-letta serve`` as a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(60)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@contextmanager
+def program(letta: InMemoryLetta, agent: str, *arguments: str, **environ: str) -> Iterator[Program]:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "otel_letta", "serve", "--port", str(port), *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "LETTA_BASE_URL": letta.base_url,
+            "LETTA_AGENT_ID": agent,
+            "OTEL_LETTA_MESSAGE_INTERVAL": "0",
+            **environ,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert until(lambda: _answers(port) or process.poll() is not None, 60)
+        yield Program(process, port)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return post(port, "/v1/traces", b"{}").status == 200
+    except OSError:
+        return False
+
+
+def ends(letta: InMemoryLetta, agent: str) -> list[str]:
+    return [report["task"] for report in letta.reports(agent) if report["status"] != "in_progress"]
+
+
+def test_what_a_killed_receiver_had_taken_in_is_reported_by_the_next_one(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    spool = str(tmp_path / "bodies")
+    part = span_of("part", 2, traceId=f"{1:032x}", parentSpanId=f"{1:016x}")  # waits for its parent
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/traces", request_of(part)).status == 200
+        first.kill()
+    assert ends(letta, agent) == []
+    with program(letta, agent, "--spool", spool) as second:
+        assert post(second.port, "/v1/traces", request_of(span_of("whole"))).status == 200
+        assert until(lambda: ends(letta, agent), 60)
+        assert second.stop() == 0
+    assert ends(letta, agent) == ["whole"]  # the part was a step of it: the two processes' spans met
+
+
+def test_an_end_that_was_reported_is_not_reported_again_after_a_crash(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    spool = str(tmp_path / "bodies")
+    body = request_of(span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}"))
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/traces", body).status == 200
+        assert until(lambda: ends(letta, agent) == ["nightly"], 60)
+        assert until(lambda: _kept_ends(tmp_path / "bodies-1"), 60)
+        first.kill()
+    with program(letta, agent, "--spool", spool) as second:
+        # Its other span still waits, so all of the body was taken in again; and its sender, which got no answer, comes.
+        assert post(second.port, "/v1/traces", body).status == 200
+        assert post(second.port, "/v1/traces", request_of(span_of("other", 5))).status == 200
+        assert until(lambda: "other" in ends(letta, agent), 60)
+        second.stop()
+    assert ends(letta, agent).count("nightly") == 1
+
+
+def test_with_an_outbox_a_crash_at_any_moment_loses_no_end_and_no_task_of_others(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    outbox = {"OTEL_LETTA_OUTBOX": str(tmp_path / "outbox.db")}
+    open_task = {
+        "timeUnixNano": LONG,
+        "eventName": "letta.task.progress",
+        "traceId": f"{7:032x}",
+        "spanId": f"{7:016x}",
+        "attributes": [{"key": "letta.task.name", "value": {"stringValue": "goes on"}}],
+    }
+    letta.stop_listening()
+    with program(letta, agent, **outbox) as first:
+        assert post(first.port, "/v1/logs", request_of(open_task, logs=True)).status == 200
+        assert post(first.port, "/v1/traces", request_of(span_of("away"))).status == 200
+        assert until(lambda: _kept_ends(tmp_path / "outbox.db.spool-1"), 60)
+        assert post(first.port, "/v1/traces", request_of(span_of("at once", 2))).status == 200
+        first.kill()
+    letta.resume_listening()
+    with program(letta, agent, **outbox) as second:
+        assert until(lambda: {"away", "at once"} <= set(ends(letta, agent)), 60)
+        assert post(second.port, "/v1/traces", request_of(span_of("goes on", 7))).status == 200
+        assert until(lambda: "goes on" in ends(letta, agent), 60)
+        second.stop()
+    assert sorted(ends(letta, agent)) == ["at once", "away", "goes on"]
+    assert {report["status"] for report in letta.reports(agent)} <= {"completed", "in_progress"}
+
+
+def _kept_ends(path: Path) -> bool:
+    spool = open_spool(str(path))
+    spool.open()
+    try:
+        return any(item.kind == "end" for item in spool.unsettled())
+    finally:
+        spool.close()
+
+
+def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
+        assert post(service.options.port, "/v1/traces", request_of(span_of("done"))).status == 200
+        assert until(lambda: ends(letta, agent) == ["done"])
+        assert until(lambda: all(item.kind == "end" for item in service.intake.spool.unsettled()))
+        waits = span_of("part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}")
+        assert post(service.options.port, "/v1/traces", request_of(waits)).status == 200
+        assert until(lambda: service.intake.feed.waiting() == 1)
+        assert [item.kind for item in service.intake.spool.unsettled() if item.kind != "end"] == ["traces/json"]
+
+
+def test_a_full_spool_asks_senders_to_come_back(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies", settings={"outbox_max_size": 1}) as service:
+        port = service.options.port
+        waits = [span_of("x" * 90_000, n, traceId=f"{n:032x}", parentSpanId=f"{99:016x}") for n in range(1, 20)]
+        answers = [post(port, "/v1/traces", request_of(span)) for span in waits]
+        refused = [answer for answer in answers if answer.status != 200]
+        assert {answer.status for answer in refused} == {503}
+        assert int(refused[0].headers["retry-after"]) > 0
+        assert post(port, "/readyz", b"").status == 503
+        assert post(port, "/healthz", b"").status == 200
+
+
+def test_processes_have_spools_of_their_own_and_inherit_those_of_the_dead(tmp_path: Path) -> None:
+    first, second = (OwnSpool(tmp_path / "s", open_spool) for _ in range(2))
+    first.spool.append("traces/json", b"{}")
+    assert (second.spool.unsettled(), second.orphans()) == ([], [])
+    first.close()
+    (orphan,) = second.orphans()
+    assert [item.body for item in orphan.unsettled()] == [b"{}"]
+    orphan.close()
+    second.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_receiver_that_is_asked_to_stop_delivers_and_exits_with_0(
+    letta: InMemoryLetta, agent: str, number: signal.Signals
+) -> None:
+    with program(letta, agent) as running:
+        assert post(running.port, "/v1/traces", request_of(span_of("last"))).status == 200
+        running.process.send_signal(number)
+        assert running.process.wait(60) == 0
+    assert ends(letta, agent) == ["last"]
+
+
+def test_a_task_that_goes_on_elsewhere_does_not_fail_because_the_receiver_stops(
+    letta: InMemoryLetta, agent: str
+) -> None:
+    progress = {
+        "timeUnixNano": LONG,
+        "eventName": "letta.task.progress",
+        "traceId": f"{7:032x}",
+        "spanId": f"{7:016x}",
+        "attributes": [{"key": "letta.task.progress", "value": {"doubleValue": 0.5}}],
+    }
+    with serving(letta.base_url, agent, settings={"delivery": "messages"}) as service:
+        assert post(service.options.port, "/v1/logs", request_of(progress, logs=True)).status == 200
+        assert until(lambda: letta.reports(agent))
+    assert ends(letta, agent) == []
