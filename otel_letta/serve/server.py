@@ -252,7 +252,7 @@ def _spool_of(options: Options, settings: Settings) -> OwnSpool | None:
 
 def _loop() -> Any:
     try:
-        import uvloop  # noqa: F401
+        import uvloop  # type: ignore[import-not-found, unused-ignore]  # noqa: F401 - the user's, if it is there
     except ImportError:
         return "asyncio"
     return "uvloop"

@@ -315,7 +315,7 @@ class LogTurns:
 
     def under_way(self) -> set[tuple[str, str]]:
         """Return the conversations, by service, that have an open turn."""
-        return {key for key, turns in self._by_conversation.items() if any(map(self._is_open, turns))}
+        return self._index.under_way()
 
     # -- time --------------------------------------------------------------------------------------------------------
 

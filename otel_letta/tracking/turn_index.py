@@ -48,6 +48,10 @@ class TurnIndex:
         """Return the turns of a conversation."""
         return (self._by_conversation.get(conversation) or []) if conversation[1] else []
 
+    def under_way(self) -> set[Conversation]:
+        """Return the conversations that have an open turn."""
+        return {key for key, turns in self._by_conversation.items() if any(map(self._is_open, turns))}
+
     def spans_of(self, conversation: Conversation) -> list[tuple[SpanKey, int]]:
         """Return the last spans with a role of a conversation, and their starts."""
         return self._spans_of.get(conversation) or []
