@@ -91,6 +91,7 @@ class AgentFacts:
 _TOOL_CALLS = pattern(r"\.tool_calls\.\d")
 _CHOSEN = tuple(name for convention in CONVENTIONS for name in convention.chosen_chats)
 _GIVEN = tuple(name for convention in CONVENTIONS for name in convention.chats)
+_GIVEN_NAMES = frozenset(_GIVEN)
 _OF_RESOURCE = len(_CHOSEN)
 """The rank of the resource's own word. Whoever set that chose it: it beats what a framework gave."""
 _CHATS = {name: rank for rank, name in enumerate((*_CHOSEN, "", *_GIVEN)) if name}
@@ -124,7 +125,8 @@ def read_agent(
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, chat_attributes)
-    facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
+    if not _GIVEN_NAMES.isdisjoint(attributes):
+        facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
     if _failed(reading):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
