@@ -1,7 +1,7 @@
 """Haystack's own tracing (read in the source of haystack-ai 3.4.1, ``components/agents``; no recording is behind it).
 
-An agent's run, and each call of a tool, has a span with attributes of its own. The model's has none by default, so it is
-looked through.
+An agent's run, and each call of a tool, has a span with attributes of its own. The model's has none by default, so it
+is looked through.
 """
 
 from __future__ import annotations
