@@ -30,6 +30,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def nothing_recognised() -> Iterator[None]:
+    """What a test learned of a server is forgotten: the system gives the same port to another test's."""
+    yield
+    flavour = sys.modules.get("otel_letta.letta.flavour")
+    if flavour is not None:
+        flavour._known.clear()
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Programs that the test starts are reached by Ctrl-C, also where a shell started pytest in the background."""

@@ -81,9 +81,9 @@ class World:
                 root.set_status(Status(StatusCode.ERROR, "ValueError: no such row"))
 
     def flush(self) -> None:
-        assert self.provider.force_flush(5_000)
+        assert self.provider.force_flush(60_000)
         for part in self.parts:
-            assert part.force_flush(5_000)
+            assert part.force_flush(60_000)
 
     def messages(self) -> list[tuple[str, str]]:
         """Status and content of what the agent was told in messages."""

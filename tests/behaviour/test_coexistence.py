@@ -86,7 +86,7 @@ def test_reporting_makes_no_spans_of_its_own(
         traced.provider.add_span_processor(SimpleSpanProcessor(exporter))
     with traced.tracer.start_as_current_span("task", attributes=TASK) as span:
         span.set_attribute("letta.task.progress", 0.5)
-        assert processor.force_flush(5_000)  # on this thread, inside the span
+        assert processor.force_flush(60_000)  # on this thread, inside the span
         httpx.get(f"{letta.base_url}/v1/health/")
     traced.provider.shutdown()
     processor.shutdown()
@@ -103,12 +103,12 @@ def test_a_client_that_was_there_before_the_instrumentation_makes_no_spans_eithe
     traced.provider.add_span_processor(processor := LettaSpanProcessor(**options, delivery="messages"))
     with traced.tracer.start_as_current_span("before", attributes=TASK):
         pass
-    assert processor.force_flush(5_000)
+    assert processor.force_flush(60_000)
     HTTPXClientInstrumentor().instrument(tracer_provider=traced.provider)
     try:
         with traced.tracer.start_as_current_span("after", attributes=TASK):
             pass
-        assert processor.force_flush(5_000)
+        assert processor.force_flush(60_000)
     finally:
         HTTPXClientInstrumentor().uninstrument()
     traced.provider.shutdown()
@@ -164,7 +164,7 @@ def test_everything_works_inside_a_running_loop(letta: InMemoryLetta, options: d
         with tracer.start_as_current_span("cell", attributes=TASK) as span:
             span.set_attribute("letta.task.progress", 0.5)
             await asyncio.sleep(0)
-        assert processor.force_flush(5_000)
+        assert processor.force_flush(60_000)
         with LettaReporter(**options) as reporter:
             answer = reporter.send_progress_report_sync("chat-1", "msg-1", "said by hand", 0.5)
             assert answer["messages"]
@@ -270,7 +270,7 @@ def test_tasks_in_greenlets_are_told(gevent: Gevent) -> None:
         jobs = [gevent.spawn(work, number) for number in range(10)]
         gevent.get_hub().print_exception = lambda *args: None
         gevent.joinall(jobs)
-        assert processor.force_flush(10_000)
+        assert processor.force_flush(60_000)
         """
     )
     assert gevent.ends() == {(f"task {n}", "failed" if n == 3 else "completed"): 1 for n in range(10)}

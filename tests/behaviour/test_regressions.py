@@ -39,7 +39,7 @@ def test_an_id_that_runs_again_after_a_restart_ends_again_even_if_the_answer_is_
         if run == 1:
             span.set_status(StatusCode.ERROR, "boom")
         span.end()
-        assert processor.force_flush(10_000)
+        assert processor.force_flush(60_000)
         provider.shutdown()
     assert [report["status"] for report in letta.reports(agent)] == ["failed", "completed"]
 
@@ -57,7 +57,7 @@ provider = TracerProvider(shutdown_on_exit=False)
 processor = LettaSpanProcessor(delivery="board")
 provider.add_span_processor(processor)
 span = provider.get_tracer("t").start_span(sys.argv[1], attributes={"letta.chat.id": "c"})
-assert processor.force_flush(10_000)
+assert processor.force_flush(60_000)
 print("written", flush=True)
 sys.stdin.read()
 """
@@ -91,7 +91,7 @@ def test_an_exported_task_that_outlives_its_plain_parent_does_not_wait_for_it(le
     job = tracer.start_span("Job", context=trace.set_span_in_context(request), attributes={"letta.task.name": "Job"})
     request.end()
     job.end()
-    assert exporter.force_flush(10_000)
+    assert exporter.force_flush(60_000)
     assert [report["task"] for report in letta.reports(agent)] == ["Job"]
     provider.shutdown()
 
@@ -103,7 +103,7 @@ def test_a_task_that_outlives_its_providers_shutdown_keeps_its_own_verdict(letta
     span = first.get_tracer("t").start_span("long", attributes={"letta.chat.id": "c"})
     first.shutdown()
     span.end()
-    assert other.force_flush(10_000)
+    assert other.force_flush(60_000)
     assert [report["status"] for report in letta.reports(agent)] == ["completed"]
     second.shutdown()
 
@@ -143,7 +143,7 @@ def test_the_board_follows_a_corrected_agent_id(tmp_path: Path) -> None:
         write(agent)
         assert letta.wait_for(lambda: "Job" in (letta.board(agent) or ""))
         span.end()
-        assert processor.force_flush(10_000)
+        assert processor.force_flush(60_000)
         provider.shutdown()
 
 
@@ -161,7 +161,7 @@ def test_a_start_that_waits_in_another_conversation_is_not_told_after_the_end(le
         span.end()
         assert until(lambda: processor.stats()["open_tasks"] == 1, 10)
     other.end()
-    assert processor.force_flush(10_000)
+    assert processor.force_flush(60_000)
     provider.shutdown()
     told = [(m.conversation_id, 'task="Job"' in m.content, "started" in m.content) for m in letta.messages(agent)]
     assert (conversation, True) in [entry[:2] for entry in told]
@@ -175,7 +175,7 @@ def test_conversations_that_are_over_are_forgotten(letta: InMemoryLetta, monkeyp
     tracer = provider.get_tracer("t")
     for _ in range(5):
         tracer.start_span("A", attributes={"letta.chat.id": letta.create_conversation(agent)}).end()
-    assert processor.force_flush(10_000)
+    assert processor.force_flush(60_000)
     courier = processor._handle.pipeline.desk._courier  # type: ignore[union-attr]
     with courier.lock:
         while courier._lanes:
@@ -191,6 +191,6 @@ def test_naming_the_configured_agent_is_the_same_as_naming_none(letta: InMemoryL
     inner = tracer.start_span("inner", attributes={"letta.task.id": "one"})
     inner.end()
     outer.end()
-    assert processor.force_flush(10_000)
+    assert processor.force_flush(60_000)
     assert len(letta.reports(agent)) == 1
     provider.shutdown()

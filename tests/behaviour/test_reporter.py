@@ -243,7 +243,7 @@ def test_it_goes_through_the_same_gate_as_reports_from_spans(letta: InMemoryLett
     for number in range(4):
         reporter.send_progress_report_sync("c", "m", f"direct {number}")
     thread.join()
-    assert provider.force_flush(10_000)
+    assert provider.force_flush(60_000)
     provider.shutdown()
     reporter.close()
     assert letta.in_flight_max(agent) == 1

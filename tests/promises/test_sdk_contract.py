@@ -63,7 +63,7 @@ class Bench:
         self.tracer = self.provider.get_tracer("contract")
 
     def flush(self) -> bool:
-        return self.processor.force_flush(5_000) and self.component.force_flush(5_000)
+        return self.processor.force_flush(60_000) and self.component.force_flush(60_000)
 
     def ends(self) -> list[str]:
         return [r["task"] for r in self.letta.reports(self.agent) if r["status"] != "in_progress"]
@@ -284,7 +284,7 @@ def test_it_works_inside_a_multi_span_processor(live: Bench, multi: Callable[[],
     around.add_span_processor(live.processor)
     provider = TracerProvider(active_span_processor=around, shutdown_on_exit=False)
     provider.get_tracer("t").start_span("task", attributes=TASK).end()
-    assert provider.force_flush(5_000)
+    assert provider.force_flush(60_000)
     assert live.ends() == ["task"]
     provider.shutdown()
 

@@ -549,8 +549,8 @@ def run_a_task(server: InMemoryLetta, agent: str, delivery: str) -> dict[str, An
     provider.add_span_processor(processor)
     with provider.get_tracer("test").start_as_current_span("job", attributes={"letta.task.id": "job-1"}) as span:
         span.set_attribute("letta.task.progress", 0.4)
-        assert processor.force_flush(10_000)
-    assert processor.force_flush(10_000)
+        assert processor.force_flush(60_000)
+    assert processor.force_flush(60_000)
     stats = processor.stats()
     provider.shutdown()
     return stats

@@ -71,7 +71,7 @@ def test_an_event_makes_its_plain_span_a_task_and_is_told_at_once(world: World) 
         world.emit(span, letta__task__progress=0.5, letta__task__content="halfway")
         world.letta.wait_for_messages(world.agent, 1)
         assert world.reports() == [("in_progress", "50%", "halfway")]
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert world.reports()[1:] == [("completed", "100%", "halfway")]
 
 
@@ -79,7 +79,7 @@ def test_an_event_right_before_the_end_does_not_leave_the_task_open(world: World
     for _ in range(20):
         with world.tracer.start_as_current_span("plain") as span:
             world.emit(span, letta__task__progress=0.5)
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert world.processor.stats()["open_tasks"] == 0
     assert [status for status, *_ in world.reports()].count("completed") == 20
 
@@ -103,7 +103,7 @@ def test_other_events_and_events_of_unknown_spans_are_ignored(world: World) -> N
     ended = world.tracer.start_span("ended")
     ended.end()
     world.emit(ended, letta__task__progress=0.5)
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert world.reports() == []
 
 
@@ -117,7 +117,7 @@ def test_events_of_a_coding_agent_are_a_task_without_any_span(letta: InMemoryLet
     ):
         attributes = {**attributes, "event__name": name, "session__id": "s-1"}
         world.emit(trace.INVALID_SPAN, name="an event", **attributes)
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert world.reports()[-1][0] == "failed"  # the model was not asked again after the tool
     assert "SECRET" not in str(world.reports())
     world.logs.shutdown()
@@ -139,7 +139,7 @@ def test_a_hostile_record_does_not_reach_the_program(world: World) -> None:
     world.events.on_emit(None)
     with world.tracer.start_as_current_span("plain") as span:
         world.emit(span, letta__task__progress=0.5)
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert world.reports()[-1][0] == "completed"
 
 
@@ -170,6 +170,6 @@ def test_attribute_and_event_of_one_update_are_told_once(world: World, monkeypat
         world.letta.wait_for_messages(world.agent, 1)
         t.progress(0.5, "halfway")
         world.letta.wait_for_messages(world.agent, 2)
-    assert world.processor.force_flush(10_000)
+    assert world.processor.force_flush(60_000)
     assert [content for _, _, content in world.reports()].count("halfway") == 2  # in progress, and the end
     assert len(world.reports()) == 3

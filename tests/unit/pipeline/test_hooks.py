@@ -37,7 +37,7 @@ class World:
         return self.processor._handle.pipeline
 
     def ends(self) -> list[tuple[str, str]]:
-        assert self.processor.force_flush(10_000)
+        assert self.processor.force_flush(60_000)
         reports = self.letta.reports(self.agent)
         return sorted((one["task"], one["status"]) for one in reports if one["status"] != "in_progress")
 
