@@ -20,8 +20,9 @@ from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
 from otel_letta.tracking.turns import ToolCall, Turn, service_of
 from otel_letta.tracking.verdicts import Verdict, judge
 
-_MOST_LONE = 200
-"""Spans of a conversation that are kept until there is a tool and a model among them."""
+_MOST_LONE, _MOST_ALIKE = 200, 8
+"""Spans of a conversation that are kept until they are a run; and of one that has shown only models, or only tools."""
+_MOST_CONVERSATIONS = 1_000
 
 Conversation = tuple[str, str]
 """A service's name, and the id of a conversation of it."""
@@ -29,9 +30,6 @@ Conversation = tuple[str, str]
 
 class Lone:
     """The spans of a conversation that nothing is above."""
-
-    due: int | None = None
-    """The time at which they make a run, if there is a tool and a model among them."""
 
     def __init__(self, sample: Reading) -> None:
         self.sample = sample
@@ -71,7 +69,7 @@ class RootlessRuns:
         self._idle = idle
         self._begin = begin
         self._remind = remind
-        self._lone: Recent[Conversation, Lone] = Recent(REMEMBERED)
+        self._lone: Recent[Conversation, Lone] = Recent(_MOST_CONVERSATIONS)
         self._runs: Recent[Conversation, Turn] = Recent(REMEMBERED)
         self._due: dict[Conversation, int] = {}
         self._with_agents: Recent[Conversation, None] = Recent(REMEMBERED)
@@ -97,7 +95,10 @@ class RootlessRuns:
         if conversation in self._with_agents:
             return
         lone = self._lone.get(conversation) or Lone(sample)
-        lone.nodes = [*lone.nodes, node][-_MOST_LONE:]
+        near = [other for other in lone.nodes if abs(node.start - other.start) <= self._idle]
+        lone.nodes = [*near, node][-_MOST_LONE:]
+        if not lone.is_run:
+            del lone.nodes[:-_MOST_ALIKE]
         self._lone.put(conversation, lone)
         if lone.is_run and conversation not in self._due:
             self._due[conversation] = self._now() + self._grace

@@ -21,6 +21,7 @@ from otel_letta.tracking.conventions.gen_ai_pauses import GEN_AI_PAUSES
 from otel_letta.tracking.conventions.gen_ai_span_kind import GEN_AI_SPAN_KIND
 from otel_letta.tracking.conventions.gen_ai_tasks import GEN_AI_TASKS
 from otel_letta.tracking.conventions.genkit import GENKIT
+from otel_letta.tracking.conventions.haystack import HAYSTACK
 from otel_letta.tracking.conventions.laminar import LAMINAR
 from otel_letta.tracking.conventions.langfuse import LANGFUSE
 from otel_letta.tracking.conventions.langsmith import LANGSMITH
@@ -63,6 +64,7 @@ CONVENTIONS = (
     LAMINAR,
     AI_SDK,
     GENKIT,
+    HAYSTACK,
     SPRING_AI,
     SPRING_AI_ALIBABA,
     GEN_AI_SPAN_KIND,

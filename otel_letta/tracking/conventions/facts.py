@@ -90,6 +90,7 @@ class AgentFacts:
 
 
 _GIVEN = NAMES.given
+_GIVEN_NAMES = frozenset(_GIVEN)
 _OF_RESOURCE = NAMES.rank_of_resource
 _ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
 _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
@@ -115,7 +116,8 @@ def read_agent(
     if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, chat_attributes)
-    facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
+    if not _GIVEN_NAMES.isdisjoint(attributes):
+        facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
     if _failed(reading):
         facts.failed = True
         facts.reason = _reason(reading, role, content)

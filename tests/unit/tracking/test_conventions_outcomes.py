@@ -259,3 +259,8 @@ def test_a_convention_may_mark_the_agents_that_ended_well() -> None:
     found = facts(root)
     assert (found.marks_success, found.answered) == (True, False)
     assert facts(root, events=[Event("Agent execution complete", {}, END)]).answered
+
+
+def test_a_tool_of_haystack_says_that_it_failed() -> None:
+    assert facts({"haystack.tool.name": "read", "haystack.tool.error": True}).failed
+    assert not facts({"haystack.tool.name": "read"}).failed

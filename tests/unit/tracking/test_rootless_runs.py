@@ -125,6 +125,15 @@ def test_a_tool_alone_and_models_alone_are_no_task() -> None:
         assert played.reports == []
 
 
+def test_a_conversation_of_models_alone_is_kept_in_bounds_and_an_old_call_is_no_part_of_a_run() -> None:
+    played = arrived(*(model(trace, trace, trace + 0.5) for trace in range(1, 50)))
+    kept = played.tracker._turns._rootless._lone
+    assert [len(lone.nodes) for lone in kept.values()] == [8]
+    played.arrive(used("read", 90, 5_000, 5_001))
+    wait(played, 5)
+    assert played.reports == []
+
+
 def test_calls_without_a_conversation_or_of_two_are_not_joined() -> None:
     other = used("read", 2, 1, 2, {"gen_ai.conversation.id": "c-2"})
     for spans in ([model(1, 0, 1), *other], [model(1, 0, 1), *used("read", 2, 1, 2, {})]):
