@@ -44,6 +44,10 @@ class Attempt:
         self.unsure = False
         """True while a turn at the same time may still erase what was answered."""
 
+    def wait_for(self, what: str) -> None:
+        """Note what it waits for now, for people."""
+        self.waits_for = what
+
 
 class Visit:
     """Made for one exchange, by who holds the lane.
