@@ -44,6 +44,7 @@ _ALL = {
     "long": "long_task",
     "flood": "flood",
     "delivery": "delivery",
+    "load": "load",
     "translation": "translation",
 }
 _REAL = {"real": "real_letta"}

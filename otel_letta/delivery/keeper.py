@@ -18,7 +18,7 @@ from otel_letta.delivery.board import Board
 from otel_letta.delivery.retry import Retry
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.worker import Crew, Job, Worker
-from otel_letta.errors import LettaConflictError, LettaError, LettaUnsupportedError
+from otel_letta.errors import LettaConflictError, LettaError, LettaRequestError, LettaUnsupportedError
 from otel_letta.letta.transport import Block, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
@@ -36,6 +36,8 @@ _DESCRIPTION = (
 )
 _SOON = 5
 """Conflicts in a row that are answered with an early second try."""
+_LEAST = 100
+"""Characters below which a board is not shrunk."""
 _MARK = "otel_letta"
 """Key in the block's metadata that makes it ours."""
 _STALE = timedelta(hours=1)
@@ -86,6 +88,8 @@ class BoardKeeper(Worker):
         self._written_at: float | None = None
         self._block: Block | None = None
         self._slot: HostLock | None = None
+        self._most: int | None = None
+        """Characters that the server takes, once it refused more."""
         self._urgent = False
         self._closed = False
         self._warned_labels: set[str] = set()
@@ -152,7 +156,7 @@ class BoardKeeper(Worker):
     # -- on the worker's thread --------------------------------------------------------------------------------------
 
     def _write(self, until: Deadline) -> None:
-        urgent = self._urgent
+        urgent, text = self._urgent, ""
         try:
             if self._parked is not None:
                 self._transport.reload()
@@ -160,14 +164,19 @@ class BoardKeeper(Worker):
             block = self._claim(until)
             with self._lock:
                 self._dirty = self._urgent = False
-                text = self._board.text(block.limit, datetime.now(timezone.utc))
-            self._transport.write_block(block, text, self._metadata(), until=until)
+                text = self._board.text(min(block.limit, self._most or block.limit), datetime.now(timezone.utc))
+            limit = self._transport.write_block(block, text, self._metadata(), until=until)
         except LettaUnsupportedError as error:
             self._give_up(error)
+        except LettaRequestError as error:
+            if text:
+                self._shrink(text)
+            self._failed(error, urgent)
         except LettaError as error:
             self._failed(error, urgent)
         else:
             with self._lock:
+                self._fit(block, text, limit)
                 self._written_at = self._clock()
                 if self._slot is not None:
                     self._slot.touch()
@@ -179,6 +188,19 @@ class BoardKeeper(Worker):
                 self._crew.circuits.end(self)
         if self._closed:
             self._release()
+
+    def _shrink(self, text: str) -> None:
+        """Write less after a refusal: a server may enforce a limit that it does not name."""
+        with self._lock:
+            self._release()  # the limit that it does name is read again
+            self._most = max(len(text) // 2, _LEAST)
+
+    def _fit(self, block: Block, text: str, limit: int | None) -> None:
+        """Keep to the limit that the block has now: people change it. Lock held."""
+        if limit is not None and limit != block.limit and self._block is not None:
+            self._block = block._replace(limit=limit)
+            if len(text) > limit:
+                self._dirty = self._urgent = True
 
     def _follow_settings(self) -> None:
         """Move to the server and agent that the settings name now, as its messages do."""
@@ -198,16 +220,17 @@ class BoardKeeper(Worker):
             shared = self._crew.circuits.blamed(self._home, error)
             patience = shared or self._retry
             delay = patience.failed(error, self._clock())
-            conflict = isinstance(error, LettaConflictError) and error.status is not None and not error.parks
-            soon = conflict and self._retry.failures <= _SOON
+            passes = isinstance(error, (LettaConflictError, LettaRequestError)) and error.status is not None
+            soon = passes and not error.parks and self._retry.failures <= _SOON
             if soon or (self._closed and not error.parks):
-                # Concurrent writes of one block are refused with 409 and no Retry-After (measured): soon is fine.
+                # Concurrent writes of one block are refused with 409 and no Retry-After (measured): soon is fine. Nor
+                # is there a reason to wait before less is written.
                 delay = min(delay, 0.5)
                 patience.bring_forward(self._clock() + delay)
-        cause = self._agent_id if shared is None else self._home.server
-        self._log.log(
+        log, cause = (self._log, f"{soon}") if shared is None else (self._crew.log, shared.about)
+        log.log(
             logging.DEBUG if soon else logging.ERROR,
-            f"{cause} {type(error).__name__} {error.status} {soon}",
+            f"{cause} {type(error).__name__} {error.status}",
             "board of %s: %s (next try in %.0f s)",
             self._agent_id,
             error,
@@ -240,9 +263,12 @@ class BoardKeeper(Worker):
             block = there.get(label)
             if block is not None and not self._may_use(block):
                 continue
-            slot = HostLock(f"board {self._home.server} {self._agent_id} {label}")
+            # By the block, where there is one: it may be attached to several agents.
+            place = f"{self._agent_id} {label}" if block is None else block.id
+            slot = HostLock(f"board {self._home.server} {place}")
             if not slot.try_acquire():
-                continue  # another process of this host writes there
+                self._log_taken(label, block)
+                continue  # another process of this host writes there, or another agent's keeper
             try:
                 if block is None:
                     block = self._transport.create_block(
@@ -254,12 +280,32 @@ class BoardKeeper(Worker):
             except BaseException:
                 slot.release()
                 raise
+            if block.id not in place:  # it was made now
+                slot = self._lock_of(block, slot)
             self._block, self._slot = block, slot
             _logger.debug("board of %s: writing block %s (%s)", self._agent_id, label, block.id)
             return block
         raise LettaConflictError(
             f"No free label for the board of {self._agent_id}", hint="set OTEL_LETTA_BOARD_LABEL to another label"
         )
+
+    def _lock_of(self, block: Block, made_with: HostLock) -> HostLock:
+        """Exchange the lock of a label for that of the block that was made with it."""
+        slot = HostLock(f"board {self._home.server} {block.id}")
+        slot.try_acquire()  # nobody knows it yet
+        made_with.release()
+        return slot
+
+    def _log_taken(self, label: str, block: Block | None) -> None:
+        mark = None if block is None else block.metadata.get(_MARK)
+        theirs = mark.get("agent") if isinstance(mark, dict) else None
+        if theirs not in (None, self._agent_id) and label not in self._warned_labels:
+            self._warned_labels.add(label)
+            _logger.warning(
+                "agent %s shares its block %r with another agent, whose board it holds: using another label",
+                self._agent_id,
+                label,
+            )
 
     def _labels(self) -> list[str]:
         label = self._settings.board_label
@@ -289,6 +335,7 @@ class BoardKeeper(Worker):
         return {
             _MARK: {
                 "host": self._host,
+                "agent": self._agent_id,
                 "locks": scope(),
                 "writer": self._writer,
                 "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),

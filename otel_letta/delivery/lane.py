@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from otel_letta.delivery.envelope import render, render_losses
 from otel_letta.delivery.gate import exchange, settle
 from otel_letta.delivery.mailbox import MOST_REPORTS, Mailbox, Parcel
-from otel_letta.delivery.retry import Retry
+from otel_letta.delivery.retry import Circuit, Retry
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Job, Worker
 from otel_letta.errors import (
@@ -84,6 +84,11 @@ class LaneWorker(Worker):
     def parked(self) -> LettaError | None:
         """The error that only a person can help against, of the lane, its agent or its server."""
         return self.retry.parked or self._circuits.parked(self.mailbox.lane)
+
+    @property
+    def shared_error(self) -> LettaError | None:
+        """What is wrong with its server or agent, which another lane may have found out."""
+        return self._circuits.error(self.mailbox.lane)
 
     def next_try(self, now: float) -> float:
         if self.busy:
@@ -239,7 +244,7 @@ class LaneWorker(Worker):
             parcel.maybe_landed = True
         with self._lock:
             delay = self._keep(parcels, error, progress=False)
-        self._log_failure(error, delay, self.mailbox.lane)
+        self._log_failure(error, delay, None)
 
     def _delivered(self, parcels: list[Parcel]) -> None:
         with self._lock:
@@ -307,8 +312,8 @@ class LaneWorker(Worker):
             # timeout; ends are worth both.
             keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
             delay = self._keep(parcels, error, progress=keep_progress)
-            shared = self._circuits.blamed(lane, error) is not None
-        self._log_failure(error, delay, lane.server if shared else lane)
+            shared = self._circuits.blamed(lane, error)
+        self._log_failure(error, delay, shared)
 
     def _keep(self, parcels: list[Parcel], error: LettaError, *, progress: bool) -> float:
         """Return parcels to the mailbox after a failure. Return the seconds until the next try. Lock held."""
@@ -327,8 +332,9 @@ class LaneWorker(Worker):
         courier.stats.count("retries")
         return delay
 
-    def _log_failure(self, error: LettaError, delay: float, about: object) -> None:
-        self._courier.log.log(
+    def _log_failure(self, error: LettaError, delay: float, shared: Circuit | None) -> None:
+        log, about = (self._courier.log, self.mailbox.lane) if shared is None else (self._crew.log, shared.about)
+        log.log(
             logging.ERROR,
             f"{about} {type(error).__name__} {error.status}",
             "reports to %s: %s (%s, next try in %.0f s)",

@@ -39,7 +39,7 @@ def give_up(worker: LaneWorker) -> Fate:
             unconfirmed += 1
         elif parcel.is_end and parcel.losses is None:
             lost += 1
-    why: object = attempt.waits_for if lost and unsent else worker.last_error or worker.parked or _NO_TIME
+    why: object = attempt.waits_for if lost and unsent else worker.last_error or worker.shared_error or _NO_TIME
     lost += worker.mailbox.ends_uncounted
     return Fate(lost, unconfirmed, str(why))
 

@@ -62,9 +62,17 @@ class Retry:
 class Circuit(Retry):
     """The patience with a server, or an agent, that all who need it share: while it is away, one of them tries."""
 
-    def __init__(self, probe_interval: float) -> None:
+    def __init__(self, probe_interval: float, about: str) -> None:
         super().__init__(probe_interval)
+        self.about = about
+        """The server, or the agent and the server."""
+        self.error: LettaError | None = None
+        """What was wrong when it was last tried."""
         self._trying: object | None = None
+
+    def failed(self, error: LettaError, now: float) -> float:
+        self.error = error
+        return super().failed(error, now)
 
     @property
     def is_open(self) -> bool:
@@ -111,9 +119,9 @@ class Circuits:
         """Return the circuit that the error is about; None if it is about the lane or its reports."""
         server, agent = _keys(lane)
         if _is_about_server(error):
-            return self._circuits.setdefault(server, Circuit(self.probe_interval))
+            return self._circuits.setdefault(server, Circuit(self.probe_interval, lane.server))
         if isinstance(error, LettaAgentNotFoundError):
-            return self._circuits.setdefault(agent, Circuit(self.probe_interval))
+            return self._circuits.setdefault(agent, Circuit(self.probe_interval, f"{lane.agent_id} at {lane.server}"))
         return None
 
     def try_at(self, lane: Lane, who: Waiter) -> float:
@@ -145,6 +153,10 @@ class Circuits:
     def parked(self, lane: Lane) -> LettaError | None:
         """Return the error that only a person can help against, if there is one."""
         return next((circuit.parked for circuit in self.of(lane) if circuit.parked is not None), None)
+
+    def error(self, lane: Lane) -> LettaError | None:
+        """Return what is wrong with the lane's server or agent, if anything is."""
+        return next((circuit.error for circuit in self.of(lane) if circuit.is_open), None)
 
     def succeeded(self, lane: Lane, *, agent: bool = True) -> bool:
         """Note that the server answered, and that the agent is there. Return True if that is news."""

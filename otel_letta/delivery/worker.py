@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from otel_letta.delivery.retry import Circuits
+from otel_letta.delivery.stats import Throttle
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 
@@ -41,6 +42,8 @@ class Crew:
         """Notified after each job."""
         self.clock = clock
         self.circuits = Circuits()
+        self.log = Throttle(_logger, clock=clock)
+        """For causes that many workers meet at once."""
         self.dismissed = False
         self.until = Deadline(cancelled=lambda: self.dismissed)
         """For jobs on the pools' threads: no limit but the dismissal."""

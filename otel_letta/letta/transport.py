@@ -36,10 +36,12 @@ class Message(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A turn that the server calls active. ``age`` in seconds by the server's own creation time, None if unknown."""
+    """A turn that the server shows. ``age`` in seconds by the server's own creation time, None if unknown."""
 
     id: str
     age: float | None
+    ended: float | None = None
+    """Seconds since it ended; None for one that is active."""
 
 
 class Posting:
@@ -128,8 +130,11 @@ class Messages(Server, Protocol):
         ``posting`` is kept up to date meanwhile.
         """
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
-        """Return the turns of the lane's agent that are being computed now."""
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
+        """Return the turns of the lane's agent that are being computed now.
+
+        With ``lately``, also those that ended within so many seconds, if the server shows them.
+        """
 
     def landed(
         self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
@@ -170,8 +175,10 @@ class Board(Server, Protocol):
     ) -> Block:
         """Create a block that is read-only for the agent, and attach it."""
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        """Replace the block's value. Idempotent."""
+    def write_block(
+        self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None
+    ) -> int | None:
+        """Replace the block's value. Idempotent. Return the block's limit as the server names it now, if it does."""
 
 
 class Directory(Protocol):

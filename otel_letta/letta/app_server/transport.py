@@ -99,7 +99,7 @@ class AppServerTransport(Configured):
         with self._towards(lane, until) as (session, conversation):
             return self._sender.send(session, lane, conversation, messages, deadline, posting or Posting())
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
         with self._towards(lane, until) as (session, conversation):
             turn = Turn(lane.agent_id, conversation, "", ())
             session.request("sync", {"runtime": turn.runtime, "recover_approvals": False}, meanwhile=turn.see)
@@ -156,9 +156,12 @@ class AppServerTransport(Configured):
         with self._session(until) as session:
             return self._memory.create(session, agent_id, label, value, description, metadata)
 
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+    def write_block(
+        self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None
+    ) -> int | None:
         with self._session(until) as session:
             self._memory.write(session, block, value, metadata)
+        return None
 
     # -- sockets -----------------------------------------------------------------------------------------------------
 

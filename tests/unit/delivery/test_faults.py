@@ -407,3 +407,69 @@ def test_a_real_connection_that_is_made_too_late_sends_nothing(
     with courier.lock:
         assert courier.crew.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 60)
     assert posts(server) == 0
+
+
+# -- bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_any_number_of_conversations_shares_a_few_threads_and_leaves_nothing_behind(
+    letta: FakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    letta.agent_id = "agent-of-many"
+    released = threading.Event()
+    running: set[int] = set()
+
+    def turn(lane: Lane, messages: Any) -> None:
+        running.add(threading.get_ident())
+        assert released.wait(60)
+
+    letta.on_send = turn
+    courier = make_courier(letta, agent_id="agent-of-many", wake_budget=10_000)
+    before = threading.active_count()
+    chats = [f"conv-11111111-1111-4111-8111-{number:012}" for number in range(600)]
+    for chat in chats:
+        courier.put(end(chat, chat_id=chat))
+    letta.wait_for_requests(16)
+    assert threading.active_count() - before <= 16
+    released.set()
+    letta.wait_for_delivered(600)
+    assert flush(courier, 60)
+    assert len(running) <= 16
+    with courier.lock:  # a program that talks in ever new conversations does not remember each of them
+        assert courier.crew.settled.wait_for(lambda: not courier._lanes, 30)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    finish(courier)
+
+
+def test_conversations_that_do_not_exist_are_one_line(letta: FakeTransport, caplog: pytest.LogCaptureFixture) -> None:
+    def turn(lane: Lane, messages: Any) -> None:
+        if lane.conversation_id:
+            raise errors.LettaConversationNotFoundError(status=404)
+
+    letta.on_send = turn
+    courier = make_courier(letta)
+    for number in range(50):
+        courier.put(end(f"t{number}", chat_id=f"conv-11111111-1111-4111-8111-{number:012}"))
+    letta.wait_for_delivered(50)
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
+    finish(courier)
+
+
+def test_boards_and_the_outbox_wait_behind_no_turns() -> None:
+    crew = Crew()
+    assert len({id(pool) for pool in (crew.lanes, crew.boards, crew.disk)}) == 3
+
+
+def test_many_lanes_that_are_lost_at_the_end_are_one_line(
+    letta: FakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    letta.always = letta.probe_error = AWAY["refused"]
+    courier = make_courier(letta)
+    with courier.lock:
+        for number in range(100):
+            courier.put(end(f"t{number}", chat_id=f"conv-11111111-1111-4111-8111-{number:012}"))
+    letta.wait_for_requests(1)
+    assert not close(courier)
+    assert courier.stats.lost_ends == 100
+    (line,) = lines_about(caplog, "not delivered before shutdown")
+    assert "100 task end(s)" in line and "100 conversations" in line

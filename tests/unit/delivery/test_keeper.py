@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.keeper import BoardKeeper
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.letta.rest import RestTransport
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.locks import HostLock
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
@@ -187,7 +189,7 @@ def test_after_new_settings_with_another_address_the_board_stands_at_that_server
         keeper.flush()
         assert "10%" in (server.board(agent) or "") and "20%" in (other.board(agent) or "")
         # Under the lock that any process takes for that server's board.
-        lock = HostLock(f"board {other.base_url} {agent} task_progress")
+        lock = HostLock(f"board {other.base_url} {block(other, agent).id}")
         assert not lock.try_acquire()
         keeper.crash()
         assert lock.try_acquire()
@@ -572,3 +574,94 @@ def test_auto_mode_falls_back_to_messages_where_there_are_no_blocks(server: InMe
     server.fail_next(404, {"detail": "Not Found"}, times=None, path="core-memory")
     run_a_task(server, agent, "auto")
     assert [report["status"] for report in server.reports(agent)] == ["in_progress", "completed"]
+
+
+# -- shared blocks, and limits that change --------------------------------------------------------------------------
+
+
+def test_two_agents_that_share_a_block_have_a_board_each_and_the_log_says_so(
+    server: InMemoryLetta, agent: str, keep: Callable[..., Keeper], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = keep()
+    first.report(progress("of the first agent", 0.5))
+    first.flush()
+    other = server.create_agent()
+    with server._world.changed:
+        server._world.agents[other].blocks.append(block(server, agent))
+    second = Keeper(server, other)
+    try:
+        second.report(progress("of the second agent", 0.5))
+        second.flush()
+        first.report(progress("another of the first agent", 0.5))
+        first.flush()
+        assert "of the first agent" in (server.board(agent) or "")
+        assert "of the second agent" not in (server.board(agent) or "")
+        assert "of the second agent" in (server.board(other, "task_progress_2") or "")
+        lines = [r.getMessage() for r in caplog.records if "shares its block" in r.getMessage()]
+        assert len(lines) == 1 and other in lines[0] and "task_progress" in lines[0]
+    finally:
+        second.crash()
+
+
+def many(number: int) -> list[ProgressReport]:
+    return [progress(f"task {n:03}", 0.5, f"{'x' * 60} {n}") for n in range(number)]
+
+
+def test_a_limit_that_somebody_lowers_is_kept_at_once(
+    server: InMemoryLetta, agent: str, keep: Callable[..., Keeper]
+) -> None:
+    keeper = keep()
+    keeper.report(*many(30))
+    keeper.flush()
+    assert len(server.board(agent) or "") > 1_000
+    with server._world.changed:
+        block(server, agent).limit = 600
+    keeper.report(progress("task 000", 0.7, "news"))
+    keeper.flush()
+    assert len(server.board(agent) or "") <= 600
+    assert "news" in (server.board(agent) or "")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_server_that_enforces_a_limit_gets_a_board_that_fits(
+    server: InMemoryLetta, agent: str, keep: Callable[..., Keeper], status: int
+) -> None:
+    keeper = keep()
+    keeper.report(progress("task 000", 0.1))
+    keeper.flush()
+    server.fail_next(status, {"detail": "Edit failed: Exceeds limit"}, times=3, method="PATCH", path="^/v1/blocks/")
+    keeper.report(*many(40))
+    for _ in range(4):
+        with keeper._lock:
+            keeper.flush_soon()
+        keeper.clock.advance(1.0)
+        keeper.look()
+        keeper.idle()
+    keeper.wait()
+    text = server.board(agent) or ""
+    assert "In progress: 40" in text and len(text) < 1_000
+
+
+@pytest.mark.parametrize("wrong", ["password", "agent"])
+def test_a_wrong_setting_is_one_line_and_the_exit_waits_for_nothing(
+    server: InMemoryLetta, agent: str, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    server.password = "right"
+    settings = Settings.resolve(
+        environ={},
+        base_url=server.base_url,
+        agent_id="agent-11111111-1111-4111-8111-111111111111" if wrong == "agent" else agent,
+        password="wrong" if wrong == "password" else "right",
+        server="rest",
+    )
+    desk = Desk(settings, RestTransport(settings), Stats())
+    desk.put(progress("a", 0.5))
+    desk.put(end("b"))
+    assert not desk.flush(Deadline.after(30.0))  # it does not wait for the next try, a minute away
+    before = len(server.requests)
+    assert not desk.close(Deadline.after(30.0))
+    assert len(server.requests) - before <= 2
+    remedy = "LETTA_AGENT_ID" if wrong == "agent" else "LETTA_PASSWORD"
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len([line for line in lines if "not delivered" not in line]) == 1, lines
+    assert all(remedy in line for line in lines)
