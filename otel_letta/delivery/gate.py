@@ -78,7 +78,7 @@ def exchange(
         visit = Visit(transport, lane, until, busy_patience, on_turn_used, attempt)
         queues = transport.queues_messages
         pending = list(messages)
-        attempt.waits_for = "the server did not answer yet"
+        attempt.wait_for("the server did not answer yet")
         if check_landed_first:
             # What an earlier attempt left in the queue of a server that has one is not visible yet.
             arrived = visit.arrived(pending, age)
@@ -171,15 +171,14 @@ def hold(
     attempt = attempt or Attempt()
     lock = _lock_of(lane)
     limit = Deadline.after(patience, within=until)
-    attempt.waits_for = "another report to the agent was still being answered"
-    if not lock.thread.acquire(limit):
+    if not lock.thread.acquire(limit, lambda: attempt.wait_for("another report to the agent was still being answered")):
         raise LettaTimeoutError(f"Another report to {lane} is still being answered")
     try:
-        attempt.waits_for = "another process on this host was sending to the agent"
-        if not lock.host.acquire(limit):
+        if not lock.host.acquire(limit, lambda: attempt.wait_for("another process on this host was sending to it")):
             raise LettaTimeoutError(f"Another process on this host is sending to {lane}")
         try:
-            attempt.waits_for = "another host was sending to the agent"
+            if between_hosts is not None:
+                attempt.wait_for("another host was sending to the agent")
             if between_hosts is not None and not between_hosts.acquire(limit):
                 raise LettaTimeoutError(f"Another host is sending to {lane}")
             try:

@@ -44,6 +44,10 @@ class Attempt:
         self.unsure = False
         """True while a turn at the same time may still erase what was answered."""
 
+    def wait_for(self, what: str) -> None:
+        """Note what it waits for now, for people."""
+        self.waits_for = what
+
 
 class Visit:
     """Made for one exchange, by who holds the lane.
@@ -75,10 +79,13 @@ class Visit:
         self._busy_patience = busy_patience
         self._on_turn_used = on_turn_used
         self._attempt = attempt or Attempt()
+        self._posted_at = 0.0
+        self._own_runs: set[str] = set()
 
     def post(self, messages: Sequence[Message]) -> dict[str, Any]:
         """Send the messages as one request."""
         attempt = self._attempt
+        self._posted_at = time.monotonic()
         attempt.waits_for = "there was no connection to the server yet"
         attempt.unanswered = True
         try:
@@ -91,6 +98,7 @@ class Visit:
             raise
         attempt.unanswered = False
         self._on_turn_used()
+        self._own_runs.update(_runs_of(answer))
         return answer
 
     def arrived(self, messages: Sequence[Message], age: float) -> set[str]:
@@ -201,7 +209,8 @@ class Visit:
         answered = time.monotonic()
         resends = 0
         while wanted:
-            self.wait_until_idle(insist=True, since=answered)
+            if not self._was_alone():
+                self.wait_until_idle(insist=True, since=answered)
             erased = self._erased(wanted)
             attempt.missing = frozenset(message.otid for message in erased)
             if erased:
@@ -222,6 +231,24 @@ class Visit:
             if self._until.wait(settling):
                 raise LettaTimeoutError(f"No time to see what stays in the context of {self._lane}")
 
+    def _was_alone(self) -> bool:
+        """Return True if no turn of anybody else overlapped ours: where one did, there may be more, not seen yet."""
+        if contention.is_likely(self._lane):
+            return False
+        lately = time.monotonic() - self._posted_at + _CLOCKS
+        try:
+            runs = self._transport.active_runs(self._lane, lately=lately, until=self._limit)
+        except LettaRequestError:
+            return False
+        # All ages are of one moment on the server's clock.
+        ages = [run.age for run in runs if run.id in self._own_runs and run.age is not None]
+        began = max(ages, default=lately)
+        others = [run for run in runs if run.id not in self._own_runs and is_worth_waiting_for(self._lane, run)]
+        if any(run.ended is None or run.ended < began for run in others):
+            contention.note(self._lane)
+            return False
+        return True
+
     def _log_erased(self, erased: Sequence[Message], again: bool) -> None:
         _logger.warning(
             "%s: %d report(s) were erased from the agent's context by a turn at the same time%s",
@@ -236,3 +263,10 @@ class Visit:
         present = self._transport.in_context(self._lane, list(stored.values()), until=self._limit)
         # A message that is not even among the newest stored ones was answered in a very long turn: no verdict.
         return [m for m in messages if m.otid in stored and stored[m.otid] not in present]
+
+
+def _runs_of(answer: dict[str, Any]) -> set[str]:
+    """Return the ids of the runs that an answer is of."""
+    found = answer.get("messages")
+    rows = found if isinstance(found, list) else []
+    return {row["run_id"] for row in rows if isinstance(row, dict) and isinstance(row.get("run_id"), str)}

@@ -39,6 +39,8 @@ _PAGE = 100
 """Messages of one page of a listing."""
 _MOST_PAGES = 200
 """Pages that are read in search of a message. A busy agent fills one in half a minute (measured: 7 steps/s)."""
+_NEWEST_RUNS = 20
+"""Runs that are listed where those that ended count too. The list begins with the newest."""
 _CLOCKS = 60.0
 """Seconds by which a message may seem older than its request."""
 
@@ -104,9 +106,10 @@ class RestTransport(Configured):
             raise
         return answer
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
-        response = self._respond("GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, "active": "true"})
+        which = {"active": "true"} if lately is None else {"limit": str(_NEWEST_RUNS)}
+        response = self._respond("GET", "/v1/runs/", until=until, params={"agent_id": lane.agent_id, **which})
         now = server_time(response)
         runs = []
         for row in rows(_content(response)):
@@ -115,9 +118,15 @@ class RestTransport(Configured):
             metadata = row.get("metadata")
             if isinstance(metadata, dict) and metadata.get("run_type") == "send_conversation_message":
                 continue
-            if row.get("conversation_id") == lane.conversation_id and isinstance(row.get("id"), str):
+            if row.get("conversation_id") != lane.conversation_id or not isinstance(row.get("id"), str):
+                continue
+            active = lately is None or row.get("status") in ("created", "running")
+            ended = _moment(row.get("completed_at"))
+            since_end = None if active or ended is None else (now - ended).total_seconds()
+            if active or (since_end is not None and since_end < (lately or 0.0)):
                 created = _moment(row.get("created_at"))
-                runs.append(Run(row["id"], None if created is None else (now - created).total_seconds()))
+                age = None if created is None else (now - created).total_seconds()
+                runs.append(Run(row["id"], age, since_end))
         return runs
 
     def landed(

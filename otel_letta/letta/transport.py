@@ -37,10 +37,12 @@ class Message(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A turn that the server calls active. ``age`` in seconds by the server's own creation time, None if unknown."""
+    """A turn that the server shows. ``age`` in seconds by the server's own creation time, None if unknown."""
 
     id: str
     age: float | None
+    ended: float | None = None
+    """Seconds since it ended; None for one that is active."""
 
 
 class Posting:
@@ -129,8 +131,11 @@ class Messages(Server, Protocol):
         ``posting`` is kept up to date meanwhile.
         """
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
-        """Return the turns of the lane's agent that are being computed now."""
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
+        """Return the turns of the lane's agent that are being computed now.
+
+        With ``lately``, also those that ended within so many seconds, if the server shows them.
+        """
 
     def landed(
         self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from otel_letta.runtime import fork
@@ -78,12 +79,14 @@ class FairLock:
         self._queue: deque[object] = deque()
         """The holder, then the others in the order of their arrival."""
 
-    def acquire(self, until: Deadline) -> bool:
-        """Wait for the lock. Return False if it was time to give up before."""
+    def acquire(self, until: Deadline, on_wait: Callable[[], None] = lambda: None) -> bool:
+        """Wait for the lock. Return False if it was time to give up before. ``on_wait``: called if it is not free."""
         place = object()
         with self._changed:
             self._queue.append(place)
             try:
+                if self._queue[0] is not place:
+                    on_wait()
                 while self._queue[0] is not place:
                     if until.passed:
                         self._leave(place)
@@ -120,11 +123,15 @@ class HostLock:
         self._stopped: _Stopped | None = None
         """The holder that is not waited for any more, if it was stopped."""
 
-    def acquire(self, until: Deadline) -> bool:
-        """Wait for the lock, behind the processes that came before. Return False if it was time to give up before."""
+    def acquire(self, until: Deadline, on_wait: Callable[[], None] = lambda: None) -> bool:
+        """Wait for the lock, behind the processes that came before. Return False if it was time to give up before.
+
+        ``on_wait`` is called if it is not free.
+        """
         ticket = _Ticket(self._name)
         if not ticket.others_wait() and self.try_acquire():
             return True
+        on_wait()
         began = time.monotonic()
         holder = _Stopped(self._name)
         try:

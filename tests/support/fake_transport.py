@@ -125,7 +125,7 @@ class FakeTransport:
         for message in messages:
             self.stored[message.otid] = f"message-{len(self.stored)}"
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
         self._note("active_runs")
         return list(self.runs)
 

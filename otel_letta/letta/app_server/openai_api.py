@@ -189,7 +189,7 @@ class AppServerHttpTransport(Configured):
             return LettaRequestError(status=status, detail=words)
         return None
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
         return []
 
     def landed(

@@ -99,7 +99,7 @@ class AppServerTransport(Configured):
         with self._towards(lane, until) as (session, conversation):
             return self._sender.send(session, lane, conversation, messages, deadline, posting or Posting())
 
-    def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
+    def active_runs(self, lane: Lane, *, lately: float | None = None, until: Deadline | None = None) -> list[Run]:
         with self._towards(lane, until) as (session, conversation):
             turn = Turn(lane.agent_id, conversation, "", ())
             session.request("sync", {"runtime": turn.runtime, "recover_approvals": False}, meanwhile=turn.see)
