@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from otel_letta.testing import InMemoryLetta
 
@@ -39,7 +39,20 @@ print(json.dumps({"flushed": flushed, "dropped": stats["dropped"], "requests": s
 """
 
 
-def round_of(server: InMemoryLetta, processes: int, timeout: float) -> dict[str, Any]:
+class Server(Protocol):
+    """A Letta server, in memory or real."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def password(self) -> str | None: ...
+    @property
+    def turns(self) -> int: ...
+    def create_agent(self) -> str: ...
+    def context(self, agent_id: str) -> list[str]: ...
+
+
+def round_of(server: Server, processes: int, timeout: float) -> dict[str, Any]:
     """Run the processes once against a new agent, and count."""
     agent = server.create_agent()
     began = server.turns
@@ -51,6 +64,7 @@ def round_of(server: InMemoryLetta, processes: int, timeout: float) -> dict[str,
             "TMPDIR": folder,
             "LETTA_BASE_URL": server.base_url,
             "LETTA_AGENT_ID": agent,
+            **({"LETTA_PASSWORD": server.password} if server.password else {}),
         }
         started.append(
             subprocess.Popen(
