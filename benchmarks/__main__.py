@@ -43,6 +43,7 @@ _ALL = {
     "import": "import_time",
     "long": "long_task",
     "flood": "flood",
+    "delivery": "delivery",
     "translation": "translation",
     "bridge": "bridge",
 }

@@ -33,7 +33,9 @@ class LettaError(Exception):
         hint: what the user can check or do.
         detail: the server's own words, cleaned and capped; never shown when it is only a Python repr.
         retry_after: seconds that the server asked to wait, None when it did not.
-        may_have_landed: True when the request may have taken effect although no answer came.
+        may_have_landed: True when the request may have taken effect although Letta did not say so.
+        foreign: True when the answer is not Letta's own, but a proxy's or another program's: it says nothing about
+            what became of the request.
         parks: True when only a person can mend the cause (a password, a bill, an approval): sending again soon
             is useless, so a queue waits and probes.
     """
@@ -50,6 +52,7 @@ class LettaError(Exception):
         detail: str = "",
         retry_after: float | None = None,
         may_have_landed: bool = False,
+        foreign: bool = False,
         parks: bool | None = None,
     ) -> None:
         self.status = status
@@ -57,6 +60,7 @@ class LettaError(Exception):
         self.detail = detail
         self.retry_after = retry_after
         self.may_have_landed = may_have_landed
+        self.foreign = foreign
         if parks is not None:
             self.parks = parks
         text = summary or self.summary

@@ -158,7 +158,7 @@ def _line(facts: dict[str, Any]) -> str:
     if facts["process_alive"]:
         why = "its process delivers it"
     elif facts["posted"]:
-        why = f"a request with it went out {facts['posted']}, unconfirmed"
+        why = f"a request with it may have gone out {facts['posted']}"
     else:
         why = "its process is gone"
     why += f": {clean_line(facts['why'], 200)}" if facts["why"] else ""
@@ -203,7 +203,7 @@ def _store(settings: Settings) -> Iterator[Store | None]:
         yield None
         return
     with _complaints():
-        store = open_store(address.reveal())
+        store = open_store(address.reveal(), address.shown)
         store.open()
         try:
             yield store

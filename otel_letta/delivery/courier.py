@@ -8,9 +8,12 @@ from collections import deque
 
 from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
+from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
 from otel_letta.delivery.mailbox import Capacity, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
+from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
+from otel_letta.errors import LettaTimeoutError
 from otel_letta.letta.transport import Lane, Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
@@ -46,7 +49,9 @@ class Courier:
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
         self.capacity = Capacity(settings.max_pending_tasks)
+        crew.circuits.probe_interval = settings.probe_interval
         self.closing = False
+        self._finished = False
         self._lanes: dict[Lane, LaneWorker] = {}
         self._wakes: dict[str, deque[float]] = {}
         self._gone: dict[Lane, None] = {}
@@ -109,6 +114,7 @@ class Courier:
         with self.lock:
             self.closing = True
             now = self.clock()
+            self.crew.circuits.bring_forward(now)
             for worker in self._lanes.values():
                 dropped = worker.mailbox.drop_progress()
                 if dropped:
@@ -119,10 +125,24 @@ class Courier:
 
     def finish(self) -> None:
         """Stop, and log what was not delivered. After `Crew.dismiss`."""
+        fates: list[tuple[Lane, Fate]] = []
+        place = self.journal.place
         with self.lock:
-            for worker in self._lanes.values():
+            if self._finished:
+                return
+            self._finished = True
+            for lane, worker in self._lanes.items():
                 worker.stop()
-                self._log_undelivered(worker)
+                fate = give_up(worker)
+                fates.append((lane, fate))
+                if fate.lost and place is None:
+                    self.stats.drop("end not delivered before shutdown", fate.lost)
+                if worker.in_flight and not worker.attempt.posting.sent:
+                    self.journal.failed(worker.in_flight, LettaTimeoutError(worker.attempt.waits_for))
+                if worker.attempt.unanswered and worker.attempt.posting.sent:
+                    self.count_turn(lane.agent_id, worker.attempt)
+                    worker.attempt.counted = True
+        log_undelivered(fates, place, wanted=self.settings.outbox_exit is not OutboxExit.DELIVER)
         self.close_if_last()
 
     def close_if_last(self) -> None:
@@ -133,32 +153,6 @@ class Courier:
             if not in_use:
                 self.transport.close()
 
-    def _log_undelivered(self, worker: LaneWorker) -> None:
-        left = worker.mailbox.ends_waiting
-        if worker.in_flight:
-            _logger.warning(
-                "%s: shut down while the agent was still answering %d report(s); it has them, unconfirmed",
-                worker.mailbox.lane,
-                len(worker.in_flight),
-            )
-        place = self.journal.place
-        if left and place is not None:
-            wanted = self.settings.outbox_exit is not OutboxExit.DELIVER
-            reason = worker.last_error or ("as OTEL_LETTA_OUTBOX_EXIT wants" if wanted else "no time left")
-            _logger.log(
-                logging.INFO if wanted else logging.WARNING,
-                "%s: %d task end(s) stay in the outbox %s (%s): the next process of it, or 'otel-letta outbox retry', "
-                "delivers them",
-                worker.mailbox.lane,
-                left,
-                place,
-                reason,
-            )
-        elif left:
-            self.stats.drop("end not delivered before shutdown", left)
-            reason = worker.last_error or "no time left; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more"
-            _logger.error("%s: %d task end(s) not delivered before shutdown: %s", worker.mailbox.lane, left, reason)
-
     def budget_free_at(self, agent_id: str, now: float) -> float:
         """Return when the agent may be woken again, in monotonic seconds. Lock held."""
         wakes = self._wakes.get(agent_id)
@@ -168,10 +162,13 @@ class Courier:
             wakes.popleft()
         return wakes[0] + _HOUR if len(wakes) >= self.settings.wake_budget else -math.inf
 
-    def count_turn(self, agent_id: str) -> None:
-        """Count a turn of the agent against its budget."""
-        self.stats.count("requests")
+    def count_turn(self, agent_id: str, attempt: Attempt) -> None:
+        """Count a request that may have cost the agent a turn against its budget, once."""
         with self.lock:
+            if attempt.counted:
+                attempt.counted = False
+                return
+            self.stats.count("requests")
             self._wakes.setdefault(agent_id, deque()).append(self.clock())
 
     def lanes(self) -> dict[str, dict[str, object]]:
@@ -181,7 +178,7 @@ class Courier:
                 str(lane): {
                     "waiting": worker.mailbox.waiting,
                     "in_flight": len(worker.in_flight),
-                    "parked": str(worker.retry.parked) if worker.retry.parked else None,
+                    "parked": str(worker.parked) if worker.parked else None,
                     "last_error": str(worker.last_error) if worker.last_error else None,
                 }
                 for lane, worker in self._lanes.items()

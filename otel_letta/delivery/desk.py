@@ -10,7 +10,7 @@ from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.keeper import BoardKeeper
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Worker
-from otel_letta.letta.transport import Lane, Transport
+from otel_letta.letta.transport import Transport
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Delivery, Settings
@@ -44,7 +44,9 @@ class Desk:
         self._stats = stats
         self._crew = Crew(clock)
         self._keepers: dict[str, BoardKeeper] = {}
-        self.outbox: Outbox | None = None if settings.outbox is None else self._make_outbox()
+        # Who sends no messages has none to keep, and must not take over those of others.
+        wanted = settings.outbox is not None and settings.delivery is not Delivery.BOARD
+        self.outbox: Outbox | None = self._make_outbox() if wanted else None
         """Keeps what is not delivered beyond this process."""
         self.elsewhere = False
         """The tasks run in other programs: that this process dies ends none of them."""
@@ -82,6 +84,7 @@ class Desk:
         self._courier.finish()
         if self.outbox is not None:
             self.outbox.close()
+            delivered = delivered and not self.outbox.left
         with self._crew.lock:
             for keeper in self._keepers.values():
                 keeper.stop()
@@ -136,24 +139,20 @@ class Desk:
         assert address is not None
         return Outbox(
             lambda: open_store(
-                address.reveal(), fsync=settings.outbox_fsync, most_bytes=settings.outbox_max_size * 1_000_000
+                address.reveal(),
+                address.shown,
+                fsync=settings.outbox_fsync,
+                most_bytes=settings.outbox_max_size * 1_000_000,
             ),
             self._crew,
             self._stats,
             lane_of=lambda report: (
                 transport.lane(None, None) if report is None else transport.lane(report.agent_id, report.chat_id)
             ),
-            put_back=self._put_back,
+            put_back=lambda report, lane, maybe_landed: self._courier.put_back(report, lane, maybe_landed),
             most=max(settings.max_pending_tasks // 2, 1),
             max_age=settings.outbox_max_age,
         )
-
-    def _put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
-        """Accept what the outbox kept. Lock held."""
-        if self._settings.delivery is Delivery.BOARD:
-            self._courier.journal.settled([report])  # this process wakes nobody
-        else:
-            self._courier.put_back(report, lane, maybe_landed)
 
     def _put_on_board(self, report: ProgressReport) -> bool:
         """Put the report on its agent's board. Return False if the server has no boards."""

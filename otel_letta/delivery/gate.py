@@ -11,7 +11,8 @@ person's message. So every sender, courier or reporter, goes through `exchange`:
 5. for messages that must not be lost, a check afterwards of what is in the agent's context.
 
 What remains: another host, or a client that does not check, can still start a turn between 3 and 4. Step 5 notices
-when it erased our message, and sends it again; it cannot notice when ours erased theirs.
+when it erased our message, and sends it again; it cannot notice when ours erased theirs. Hosts that report to one
+agent meet in step 3 only, and leave it to chance who goes first; who loses is erased, and goes again.
 """
 
 from __future__ import annotations
@@ -24,17 +25,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from otel_letta.delivery.journal import LaneLock
-from otel_letta.delivery.runs import is_worth_waiting_for, outages, waited_out
-from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
-from otel_letta.letta.transport import Lane, Message, Run, Transport
+from otel_letta.delivery.runs import contention
+from otel_letta.delivery.visit import Attempt, Visit
+from otel_letta.errors import LettaError, LettaTimeoutError
+from otel_letta.letta.transport import Lane, Message, Transport
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.locks import FairLock, HostLock
 
 _logger = logging.getLogger(__name__)
-
-_RESENDS = 1
-"""Times that a message is sent again that is stored but not in the context. More could chase a compaction for ever."""
 
 
 def exchange(
@@ -47,8 +46,10 @@ def exchange(
     busy_patience: float,
     must_stay: Collection[str] = (),
     check_landed_first: bool = False,
+    age: float = 0.0,
     on_turn_used: Callable[[], None] = lambda: None,
     between_hosts: LaneLock | None = None,
+    attempt: Attempt | None = None,
 ) -> dict[str, Any]:
     """Send the messages as one request, when nobody else sends, and make sure that they stay.
 
@@ -60,9 +61,11 @@ def exchange(
         patience: seconds to wait for the lane.
         busy_patience: seconds to wait for a turn that somebody else started.
         must_stay: otids of messages that must be in the agent's context afterwards.
-        check_landed_first: an earlier attempt may have landed; send only what the server does not have.
-        on_turn_used: called after each request that cost the agent a turn, answered or not.
+        check_landed_first: an earlier attempt may have landed; send only what the agent does not have.
+        age: seconds since that attempt.
+        on_turn_used: called after each request that may have cost the agent a turn, answered or not.
         between_hosts: the lane's lock between hosts, if there is one.
+        attempt: is kept up to date; afterwards its ``missing`` holds the otids that must stay and did not.
 
     Returns:
         The server's answer; empty when everything had landed before.
@@ -70,18 +73,22 @@ def exchange(
     Raises:
         LettaError: with ``may_have_landed`` True when a later call should use ``check_landed_first``.
     """
-    with hold(lane, until, patience, between_hosts):
-        visit = _Visit(transport, lane, until, busy_patience, on_turn_used)
+    attempt = attempt or Attempt()
+    with hold(lane, until, patience, between_hosts, attempt):
+        visit = Visit(transport, lane, until, busy_patience, on_turn_used, attempt)
         queues = transport.queues_messages
         pending = list(messages)
+        attempt.waits_for = "the server did not answer yet"
         if check_landed_first:
             # What an earlier attempt left in the queue of a server that has one is not visible yet.
-            stored = visit.landed_when_idle(pending)
-            pending = [m for m in pending if m.otid not in stored]
+            arrived = visit.arrived(pending, age)
+            pending = [m for m in pending if m.otid not in arrived]
             if not pending:
                 return {}
-        elif not queues:  # where messages queue, one is as well off behind a running turn as after it
-            visit.wait_until_idle()
+        if not queues and (
+            not check_landed_first or contention.is_likely(lane)
+        ):  # where messages queue, one is as well off behind a running turn as after it
+            visit.wait_for_gap()
         if until.passed:
             # The caller was cancelled or shut down while it stood in the queue, and has no use for an answer now.
             raise LettaTimeoutError(f"Gave up before the report to {lane} was sent")
@@ -89,10 +96,12 @@ def exchange(
         if queues:
             return answer
         try:
-            visit.confirm_in_context([m for m in pending if m.otid in must_stay])
+            visit.confirm([m for m in pending if m.otid in must_stay])
         except LettaError as error:
-            # The turn was answered: whatever is wrong with the check afterwards, the messages are delivered.
+            # The turn was answered: the messages are delivered, unless another turn was seen that can erase them.
             _logger.debug("could not check the context of %s: %s", lane, error)
+            if attempt.unsure:
+                attempt.missing |= {m.otid for m in pending if m.otid in must_stay}
         return answer
 
 
@@ -103,137 +112,15 @@ def settle(
     *,
     until: Deadline,
     busy_patience: float,
+    age: float = 0.0,
     between_hosts: LaneLock | None = None,
 ) -> set[str]:
-    """Wait after a request without an answer until no turn runs, and return which messages the server has.
+    """Wait after a request without an answer until no turn runs, and return which messages the agent has.
 
     The stored message appears only when its turn ends (measured), so an earlier check would miss it.
     """
     with hold(lane, until, busy_patience, between_hosts):
-        visit = _Visit(transport, lane, until, busy_patience)
-        return set(visit.landed_when_idle([Message("", otid) for otid in otids]))
-
-
-class _Visit:
-    """The requests of one sender while it holds the lane."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        lane: Lane,
-        until: Deadline,
-        busy_patience: float,
-        on_turn_used: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._transport = transport
-        self._lane = lane
-        self._until = until
-        # Without the caller's cancellation: a request that went out is waited for, since a turn that is cut off can
-        # block a conversation.
-        self._limit = Deadline(until.at)
-        self._busy_patience = busy_patience
-        self._on_turn_used = on_turn_used
-
-    def post(self, messages: Sequence[Message]) -> dict[str, Any]:
-        try:
-            answer = self._transport.send(self._lane, messages, until=self._limit)
-        except LettaError as error:
-            # Other refusals come before the turn begins (measured).
-            if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
-                self._on_turn_used()
-            raise
-        self._on_turn_used()
-        return answer
-
-    def landed_when_idle(self, messages: Sequence[Message]) -> dict[str, str]:
-        """Return which messages the server has stored (otid → its id), as soon as no turn may hold some back."""
-        if not self.wait_until_idle(insist=True):
-            raise LettaTimeoutError(
-                f"The turn that may hold the report to {self._lane} still runs", may_have_landed=True
-            )
-        try:
-            return self._transport.landed(self._lane, [m.otid for m in messages], until=self._limit)
-        except LettaRequestError as error:
-            # This server refuses the check. The messages were not refused, and must not be taken for bad ones.
-            raise LettaServerError(
-                "Letta does not list its messages", status=error.status, detail=error.detail, may_have_landed=True
-            ) from error
-
-    def wait_until_idle(self, *, insist: bool = False) -> bool:
-        """Wait until no turn runs. Return False if one outlasted the patience.
-
-        ``insist``: also where the server queues messages, and without getting used to a run that does not end.
-        """
-        lane = self._lane
-        patience = Deadline.after(self._busy_patience)
-        pause = 0.1
-        while True:
-            active = self._active_runs()
-            if self._transport.queues_messages and not insist:
-                return True  # known only now: the server was asked what it is
-            runs = [run for run in active if is_worth_waiting_for(lane, run)]
-            if not runs:
-                return True
-            if patience.passed:
-                if insist:
-                    return False
-                _logger.warning(
-                    "%s: %d run(s) still active after %.0f s (%s): sending anyway",
-                    lane,
-                    len(runs),
-                    self._busy_patience,
-                    runs[0].id,
-                )
-                waited_out.update(run.id for run in runs)
-                return False
-            _logger.debug("%s: held, the agent is busy (%s)", lane, runs[0].id)
-            if self._until.wait(patience.left(pause)):
-                raise LettaTimeoutError(f"{lane} is busy with another turn")
-            pause = min(pause * 1.5, 2.0)
-
-    def _active_runs(self) -> list[Run]:
-        try:
-            active = self._transport.active_runs(self._lane, until=self._limit)
-        except LettaRequestError as error:
-            # This check is a courtesy; a server that refuses it has not refused the message.
-            _logger.debug("%s: cannot see whether the agent is busy: %s", self._lane, error)
-            return []
-        except LettaError as error:
-            outages.note(self._lane.server, error)
-            raise
-        outages.note(self._lane.server, None)
-        return active
-
-    def confirm_in_context(self, wanted: Sequence[Message]) -> None:
-        """Send again what a turn at the same time has erased from the agent's context."""
-        for attempt in range(_RESENDS + 1):
-            if not wanted:
-                return
-            # A turn that began while ours ran does not know our message, and when it ends its context replaces the
-            # one that does (measured). So the verdict needs an idle agent; that turn's end is worth waiting for.
-            self.wait_until_idle(insist=True)
-            wanted = self._erased(wanted)
-            if not wanted:
-                return
-            _logger.warning(
-                "%s: %d report(s) were erased from the agent's context by a turn at the same time%s",
-                self._lane,
-                len(wanted),
-                ": sending again" if attempt < _RESENDS else "",
-            )
-            if attempt < _RESENDS:
-                try:
-                    self.post(wanted)
-                except LettaError as error:
-                    _logger.warning("%s: could not send the erased report(s) again: %s", self._lane, error)
-                    return
-
-    def _erased(self, messages: Sequence[Message]) -> list[Message]:
-        """Return those of the messages that are stored, but that the agent will not see."""
-        stored = self._transport.landed(self._lane, [m.otid for m in messages], until=self._limit)
-        present = self._transport.in_context(self._lane, list(stored.values()), until=self._limit)
-        # A message that is not even among the newest stored ones was answered in a very long turn: no verdict.
-        return [m for m in messages if m.otid in stored and stored[m.otid] not in present]
+        return Visit(transport, lane, until, busy_patience).arrived([Message("", otid) for otid in otids], age)
 
 
 # -- the lane's locks --------------------------------------------------------------------------------------------------
@@ -267,22 +154,32 @@ fork.in_child(_forget_in_child)
 
 
 @contextlib.contextmanager
-def hold(lane: Lane, until: Deadline, patience: float, between_hosts: LaneLock | None = None) -> Iterator[None]:
+def hold(
+    lane: Lane,
+    until: Deadline,
+    patience: float,
+    between_hosts: LaneLock | None = None,
+    attempt: Attempt | None = None,
+) -> Iterator[None]:
     """Hold the lane alone, in this process and on this host. Whoever asked first gets it first.
 
-    ``between_hosts`` keeps other hosts out as well.
+    ``between_hosts`` keeps other hosts out as well. ``attempt`` is kept up to date.
 
     Raises:
         LettaTimeoutError: it was not free within ``patience`` seconds, or before ``until``.
     """
+    attempt = attempt or Attempt()
     lock = _lock_of(lane)
     limit = Deadline.after(patience, within=until)
+    attempt.waits_for = "another report to the agent was still being answered"
     if not lock.thread.acquire(limit):
         raise LettaTimeoutError(f"Another report to {lane} is still being answered")
     try:
+        attempt.waits_for = "another process on this host was sending to the agent"
         if not lock.host.acquire(limit):
             raise LettaTimeoutError(f"Another process on this host is sending to {lane}")
         try:
+            attempt.waits_for = "another host was sending to the agent"
             if between_hosts is not None and not between_hosts.acquire(limit):
                 raise LettaTimeoutError(f"Another host is sending to {lane}")
             try:

@@ -7,6 +7,7 @@ server neither enforces the block's limit nor escapes its text, so `otel_letta.d
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import uuid
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class BoardKeeper(Worker):
         crew: Crew,
         on_unsupported: Callable[[list[ProgressReport]], None],
     ) -> None:
-        super().__init__(f"otel_letta board {agent_id}", crew)
+        super().__init__(f"otel_letta board {agent_id}", crew, crew.boards)
         self._named = None if agent_id == settings.agent_id else agent_id
         self._transport = transport
         self._home = transport.lane(self._named, None)
@@ -90,6 +91,10 @@ class BoardKeeper(Worker):
         self._warned_labels: set[str] = set()
         self.unsupported = False
         """True once the server turned out to have no boards."""
+
+    @property
+    def _parked(self) -> LettaError | None:
+        return self._retry.parked or self._crew.circuits.parked(self._home)
 
     @property
     def _agent_id(self) -> str:
@@ -120,14 +125,14 @@ class BoardKeeper(Worker):
         return self.busy or self._dirty
 
     def next_try(self, now: float) -> float:
-        return now if self.busy else self._retry.not_before
+        return now if self.busy else max(self._retry.not_before, self._crew.circuits.try_at(self._home, self))
 
     def state(self) -> dict[str, object]:
         """Return ``label`` (None without a block), ``open_tasks`` and ``parked`` (the reason, or None)."""
         return {
             "label": self._block.label if self._block else None,
             "open_tasks": self._board.open_tasks,
-            "parked": str(self._retry.parked) if self._retry.parked else None,
+            "parked": str(self._parked) if self._parked else None,
         }
 
     def _next_job(self, now: float) -> tuple[Job | None, float | None]:
@@ -138,15 +143,18 @@ class BoardKeeper(Worker):
             due = self._written_at + (self._settings.board_interval if self._dirty else _HEARTBEAT)
         if not self._dirty and (self._written_at is None or not self._board.open_tasks):
             return None, None
-        due = max(due, self._retry.not_before)
-        return (self._write, None) if due <= now else (None, due - now)
+        due = max(due, self.next_try(now))
+        if due > now:
+            return None, None if due == math.inf else due - now
+        self._crew.circuits.begin(self._home, self)
+        return self._write, None
 
     # -- on the worker's thread --------------------------------------------------------------------------------------
 
     def _write(self, until: Deadline) -> None:
         urgent = self._urgent
         try:
-            if self._retry.parked is not None:
+            if self._parked is not None:
                 self._transport.reload()
             self._follow_settings()
             block = self._claim(until)
@@ -164,7 +172,11 @@ class BoardKeeper(Worker):
                 if self._slot is not None:
                     self._slot.touch()
                 self._retry.succeeded()
+                self._crew.circuits.succeeded(self._home)
             self._stats.count("board_writes")
+        finally:
+            with self._lock:
+                self._crew.circuits.end(self)
         if self._closed:
             self._release()
 
@@ -183,19 +195,23 @@ class BoardKeeper(Worker):
             self._urgent = self._urgent or urgent
             if error.status == 404:
                 self._release()  # somebody deleted the block: claim again
-            self._retry.failed(error, self._clock())
+            shared = self._crew.circuits.blamed(self._home, error)
+            patience = shared or self._retry
+            delay = patience.failed(error, self._clock())
             conflict = isinstance(error, LettaConflictError) and error.status is not None and not error.parks
             soon = conflict and self._retry.failures <= _SOON
-            if soon or self._closed:
+            if soon or (self._closed and not error.parks):
                 # Concurrent writes of one block are refused with 409 and no Retry-After (measured): soon is fine.
-                self._retry.bring_forward(self._clock() + 0.5)
+                delay = min(delay, 0.5)
+                patience.bring_forward(self._clock() + delay)
+        cause = self._agent_id if shared is None else self._home.server
         self._log.log(
             logging.DEBUG if soon else logging.ERROR,
-            f"{type(error).__name__} {error.status} {soon}",
+            f"{cause} {type(error).__name__} {error.status} {soon}",
             "board of %s: %s (next try in %.0f s)",
             self._agent_id,
             error,
-            max(self._retry.not_before - self._clock(), 0.0),
+            delay,
         )
 
     def _give_up(self, error: LettaUnsupportedError) -> None:

@@ -149,6 +149,14 @@ class Keeping:
             self._count(kept.lane, -1)
             self._forget_idle(kept.lane)
 
+    def write_again(self, kept: Sequence[Kept]) -> None:
+        """Note that the database is another one, which does not have these yet."""
+        for each in kept:
+            each.row = None
+        self.pending.new[:0] = kept
+        for state in self.lanes.values():
+            state.cursor = 0
+
     def move(self, reports: Sequence[ProgressReport], lane: Lane) -> None:
         for report in reports:
             kept = self.kept.get(id(report))

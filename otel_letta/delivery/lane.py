@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.envelope import render, render_losses
 from otel_letta.delivery.gate import exchange, settle
-from otel_letta.delivery.mailbox import Mailbox, Parcel
+from otel_letta.delivery.mailbox import MOST_REPORTS, Mailbox, Parcel
 from otel_letta.delivery.retry import Retry
+from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Job, Worker
 from otel_letta.errors import (
+    LettaConflictError,
     LettaConversationNotFoundError,
     LettaError,
     LettaModelError,
@@ -38,11 +41,18 @@ class LaneWorker(Worker):
     def __init__(self, courier: Courier, lane: Lane) -> None:
         super().__init__(f"otel_letta {lane.agent_id}", courier.crew)
         self._courier = courier
+        self._circuits = courier.crew.circuits
         self.mailbox = Mailbox(lane, courier.settings.message_interval, courier.capacity, courier.stats)
         self.retry = Retry(courier.settings.probe_interval)
         self.in_flight: list[Parcel] = []
+        self.attempt = Attempt()
+        """The exchange under way, or the last one."""
         self.last_error: LettaError | None = None
         self.successes = 0
+        self._most = MOST_REPORTS
+        """Reports that the next request may hold: fewer after a proxy refused more."""
+        self._rendered: dict[int, str] = {}
+        """Texts of reports that were weighed, until they are sent."""
 
     def accept(self, parcel: Parcel) -> None:
         now = self._clock()
@@ -67,11 +77,18 @@ class LaneWorker(Worker):
             self.wake()
 
     def on_idle(self) -> None:
-        if self.mailbox.idle and not self._stopping:
+        if self.mailbox.idle and not self.stopping:
             self._courier.forget(self)
 
+    @property
+    def parked(self) -> LettaError | None:
+        """The error that only a person can help against, of the lane, its agent or its server."""
+        return self.retry.parked or self._circuits.parked(self.mailbox.lane)
+
     def next_try(self, now: float) -> float:
-        return -math.inf if self.busy else max(self.retry.not_before, self._budget(now))
+        if self.busy:
+            return -math.inf
+        return max(self.retry.not_before, self._budget(now), self._circuits.try_at(self.mailbox.lane, self))
 
     def _budget(self, now: float) -> float:
         return self._courier.budget_free_at(self.mailbox.lane.agent_id, now)
@@ -88,9 +105,11 @@ class LaneWorker(Worker):
             return None, None
         at = max(due, self.next_try(now))
         if at > now:
-            return None, at - now
-        parcels = self.mailbox.take(now, self._weigh)
+            return None, None if at == math.inf else at - now
+        parcels = self.mailbox.take(now, self._weigh, self._most)
         self.in_flight = parcels
+        self.attempt = Attempt()
+        self._circuits.begin(self.mailbox.lane, self)
         return lambda until: self._carry(parcels, until), None
 
     # -- one request -------------------------------------------------------------------------------------------------
@@ -98,20 +117,24 @@ class LaneWorker(Worker):
     def _text(self, parcel: Parcel) -> str:
         if parcel.losses is not None:
             return render_losses(*parcel.losses)
+        return self._rendered.get(id(parcel.report)) or self._render(parcel.report)
+
+    def _render(self, report: ProgressReport) -> str:
         settings = self._courier.settings
-        return render(parcel.report, content_cap=settings.content_cap, trace_link=settings.trace_link)
+        return render(report, content_cap=settings.content_cap, trace_link=settings.trace_link)
 
     def _weigh(self, report: ProgressReport) -> int:
-        return len(self._text(Parcel(report, "")).encode("utf-8"))
+        text = self._rendered[id(report)] = self._render(report)
+        return len(text.encode("utf-8"))
 
     def _carry(self, parcels: list[Parcel], until: Deadline) -> None:
         try:
-            if self.retry.parked is not None:
+            if self.parked is not None:
                 # A person may have mended it: read the settings again, and ask cheaply before risking a turn.
                 self._courier.transport.reload()
             if self._moved(parcels):
                 return
-            if self.retry.parked is not None:
+            if self.parked is not None:
                 self._courier.transport.probe(self.mailbox.lane, until=until)
             self._send(parcels, until)
         except LettaError as error:
@@ -122,6 +145,8 @@ class LaneWorker(Worker):
         finally:
             with self._lock:
                 self.in_flight = []
+                self._rendered.clear()
+                self._circuits.end(self)
             self._courier.close_if_last()
 
     def _moved(self, parcels: list[Parcel]) -> bool:
@@ -153,6 +178,12 @@ class LaneWorker(Worker):
                 self._remove_from_flight([parcel for parcel in known if parcel not in parcels])
             if not parcels:
                 return
+        now = self._clock()
+        with self._lock:
+            attempt = self.attempt = Attempt()
+            attempt.otids = frozenset(parcel.otid for parcel in parcels)
+        for parcel in parcels:
+            parcel.sent_at = now if parcel.sent_at is None else parcel.sent_at
         try:
             exchange(
                 courier.transport,
@@ -163,8 +194,10 @@ class LaneWorker(Worker):
                 busy_patience=courier.settings.busy_timeout,
                 must_stay={parcel.otid for parcel in parcels if parcel.is_end},
                 check_landed_first=any(parcel.maybe_landed for parcel in parcels),
-                on_turn_used=lambda: courier.count_turn(lane.agent_id),
+                age=self._age(parcels),
+                on_turn_used=lambda: courier.count_turn(lane.agent_id, attempt),
                 between_hosts=courier.journal.lock_of(lane),
+                attempt=attempt,
             )
         except LettaError as error:
             if not _is_refusal(error):
@@ -179,7 +212,34 @@ class LaneWorker(Worker):
                 return
             self._refused(parcels[0], error)
             return
-        self._delivered(parcels)
+        missing = [parcel for parcel in parcels if parcel.otid in attempt.missing]
+        if len(missing) < len(parcels):
+            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing])
+        if missing:
+            self._erased(missing)
+
+    def _age(self, parcels: list[Parcel]) -> float:
+        """Return how many seconds ago the first of the parcels may have been sent."""
+        now, today = self._clock(), datetime.now(timezone.utc)
+        ages = [0.0]
+        for parcel in parcels:
+            if parcel.maybe_landed and parcel.report.timestamp is not None:
+                # Another process may have sent it, but not before it was made.
+                ages.append((today - parcel.report.timestamp).total_seconds())
+            elif parcel.maybe_landed and parcel.sent_at is not None:
+                ages.append(now - parcel.sent_at)
+        return max(ages)
+
+    def _erased(self, parcels: list[Parcel]) -> None:
+        """Keep what was answered, and erased by others again and again, for a later try."""
+        error = LettaConflictError(
+            "Reports are erased from the agent's context by turns at the same time", hint="others send to it as well"
+        )
+        for parcel in parcels:
+            parcel.maybe_landed = True
+        with self._lock:
+            delay = self._keep(parcels, error, progress=False)
+        self._log_failure(error, delay, self.mailbox.lane)
 
     def _delivered(self, parcels: list[Parcel]) -> None:
         with self._lock:
@@ -188,6 +248,8 @@ class LaneWorker(Worker):
             self._courier.journal.settled([parcel.report for parcel in parcels])
             self._remove_from_flight(parcels)
             self.retry.succeeded()
+            self._circuits.succeeded(self.mailbox.lane)
+            self._most = min(self._most * 2, MOST_REPORTS)
             self.last_error = None
         self._courier.stats.count("sent", len(parcels))
         for parcel in parcels:
@@ -226,7 +288,12 @@ class LaneWorker(Worker):
         courier = self._courier
         lane = self.mailbox.lane
         if isinstance(error, LettaConversationNotFoundError) and lane.conversation_id:
-            _logger.warning("%s does not exist: its reports go to the agent's default conversation", lane)
+            courier.log.log(
+                logging.WARNING,
+                f"no conversation {lane.agent_id}",
+                "%s does not exist: its reports go to the agent's default conversation",
+                lane,
+            )
             with self._lock:
                 courier.conversation_is_gone(lane)
                 courier.reroute([*parcels, *self.mailbox.take_all()], Lane(lane.server, lane.agent_id))
@@ -234,25 +301,51 @@ class LaneWorker(Worker):
         if error.may_have_landed:
             parcels = self._not_landed(parcels, until)
         with self._lock:
+            if error.foreign and error.status is not None and 400 <= error.status < 500:
+                self._shrink(parcels, error.status)
             # Progress costs the server several LLM calls a try while its LLM is down, and may have landed after a
             # timeout; ends are worth both.
             keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
-            self.mailbox.requeue(parcels, progress=keep_progress, now=self._clock())
-            courier.journal.failed(parcels, error)
-            delay = self.retry.failed(error, self._clock())
-            if courier.closing and not error.parks:
-                self.retry.bring_forward(self._clock() + 0.5)
-            self.last_error = error
+            delay = self._keep(parcels, error, progress=keep_progress)
+            shared = self._circuits.blamed(lane, error) is not None
+        self._log_failure(error, delay, lane.server if shared else lane)
+
+    def _keep(self, parcels: list[Parcel], error: LettaError, *, progress: bool) -> float:
+        """Return parcels to the mailbox after a failure. Return the seconds until the next try. Lock held."""
+        courier, now = self._courier, self._clock()
+        self.mailbox.requeue(parcels, progress=progress, now=now)
+        self._remove_from_flight(parcels)
+        courier.journal.failed(parcels, error)
+        circuit = self._circuits.blamed(self.mailbox.lane, error)
+        if circuit is None and error.status is not None and not error.foreign:
+            self._circuits.succeeded(self.mailbox.lane, agent=False)
+        patience = circuit or self.retry
+        delay = patience.failed(error, now)
+        if courier.closing and not error.parks:
+            patience.bring_forward(now + 0.5)
+        self.last_error = error
         courier.stats.count("retries")
-        courier.log.log(
+        return delay
+
+    def _log_failure(self, error: LettaError, delay: float, about: object) -> None:
+        self._courier.log.log(
             logging.ERROR,
-            f"{lane} {type(error).__name__} {error.status}",
+            f"{about} {type(error).__name__} {error.status}",
             "reports to %s: %s (%s, next try in %.0f s)",
-            lane,
+            self.mailbox.lane,
             error,
             "parked" if error.parks else "ends are kept",
             delay,
         )
+
+    def _shrink(self, parcels: list[Parcel], status: int) -> None:
+        """Send less at once after a proxy's refusal, which may be about what one of the reports says. Lock held."""
+        if status in (401, 404, 407, 408, 409, 425, 429):
+            return  # about who or when, not about what
+        self._most = max(len(parcels) // 2, 1)
+        if len(parcels) == 1:
+            # What is behind it must not wait for it.
+            parcels[0].refusals += 1
 
     def _not_landed(self, parcels: list[Parcel], until: Deadline) -> list[Parcel]:
         """Find out after silence which ends the server has, and return what is to be sent again."""
@@ -270,6 +363,7 @@ class LaneWorker(Worker):
                 [parcel.otid for parcel in ends],
                 until=until,
                 busy_patience=courier.settings.busy_timeout,
+                age=self._age(ends),
                 between_hosts=courier.journal.lock_of(self.mailbox.lane),
             )
         except LettaError as error:

@@ -37,6 +37,8 @@ class Parcel:
     otid: str
     maybe_landed: bool = False
     """An attempt to send it got no answer: find out whether it landed before sending it again."""
+    sent_at: float | None = None
+    """When it was sent for the first time, in monotonic seconds."""
     refusals: int = 0
     """Number of times it was refused while it was the only one in its request."""
     successes_then: int = 0
@@ -231,24 +233,28 @@ class Mailbox:
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
-    def take(self, now: float, weigh: Callable[[ProgressReport], int]) -> list[Parcel]:
+    def take(self, now: float, weigh: Callable[[ProgressReport], int], most: int = MOST_REPORTS) -> list[Parcel]:
         """Take out what goes into the next request: ends in order, then due in_progress reports.
 
-        ``weigh`` gives the bytes of a report as it will be sent.
+        An end that was refused alone goes alone again. ``weigh`` gives the bytes of a report as it will be sent;
+        ``most`` is how many reports there may be.
         """
         parcels: list[Parcel] = []
         room = MOST_BYTES
         if any(self._lost):
             parcels.append(self._summary())
             room -= 500
-        while self._ends and len(parcels) < MOST_REPORTS:
+        while self._ends and len(parcels) < most:
+            alone = bool(self._ends[0].refusals)
             weight = weigh(self._ends[0].report)
-            if parcels and weight > room:
+            if parcels and (weight > room or alone):
                 return parcels
             room -= weight
             parcels.append(self._ends.popleft())
             self._capacity.ends -= 1
-        while len(parcels) < MOST_REPORTS:
+            if alone:
+                return parcels
+        while len(parcels) < most:
             task = self._next_due(now)
             if task is None:
                 break
@@ -347,6 +353,11 @@ class Mailbox:
     @property
     def ends_waiting(self) -> int:
         return sum(self._lost) + sum(sum(p.losses) if p.losses else 1 for p in self._ends)
+
+    @property
+    def ends_uncounted(self) -> int:
+        """Ends that wait as such: those that became a mere count were counted as dropped then."""
+        return sum(1 for parcel in self._ends if parcel.losses is None)
 
     @property
     def waiting(self) -> int:

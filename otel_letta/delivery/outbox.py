@@ -70,7 +70,7 @@ class Outbox(Worker):
         max_age: float,
         scan: float = _SCAN,
     ) -> None:
-        super().__init__("otel_letta outbox", crew)
+        super().__init__("otel_letta outbox", crew, crew.disk)
         self._make_store = store
         self._store: Store | None = None
         self._stats = stats
@@ -267,15 +267,12 @@ class Outbox(Worker):
         if self.usable is False:
             _logger.warning("the outbox %s can be used again", store.place)
         keeping = self._keeping
-        for kept in [each for each in keeping.kept.values() if each.row is not None and each.row not in ours]:
-            if replaced:
-                kept.row = None
-                keeping.pending.new.append(kept)
-            else:  # another process took this one for dead, and delivers it
-                keeping.remove(kept)
+        strange = [each for each in keeping.kept.values() if each.row is not None and each.row not in ours]
         if replaced:
-            for state in keeping.lanes.values():
-                state.cursor = 0
+            keeping.write_again(strange)
+        else:  # another process took this one for dead, and delivers them
+            for kept in strange:
+                keeping.remove(kept)
         self.usable, self.error, self._tries, self._identity = True, None, 0, store.identity
         self._scan_at = self._clock() + self._scan_every
 
@@ -361,7 +358,7 @@ class Outbox(Worker):
 
     def save(self) -> None:
         """Write what is pending."""
-        if self.usable:
+        if self.usable and not self._closed:
             self._commit()
 
     def close(self) -> None:

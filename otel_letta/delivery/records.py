@@ -120,7 +120,7 @@ _READERS: tuple[tuple[frozenset[str], Callable[[Any], Any]], ...] = (
 
 def key_of(report: ProgressReport, lane: Lane) -> str:
     """Return what a task under way is known by in an outbox: two agents may have tasks of one id."""
-    return f"{lane.agent_id}|{report.key}"
+    return json.dumps([lane.agent_id, report.key])  # ASCII, whatever an id holds
 
 
 def addressed(report: ProgressReport, lane: Lane) -> ProgressReport:

@@ -1,14 +1,26 @@
-"""Patience with failures."""
+"""Patience with failures: of one lane or board, and of a server or agent that many of them need."""
 
 from __future__ import annotations
 
 import math
 import random
+from typing import Protocol
 
-from otel_letta.errors import LettaError
+from otel_letta.errors import (
+    LettaAgentNotFoundError,
+    LettaAuthenticationError,
+    LettaConnectionError,
+    LettaDependencyError,
+    LettaError,
+    LettaServerError,
+    LettaTimeoutError,
+)
+from otel_letta.letta.transport import Lane
 
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
+_NOBODY_THERE = frozenset((502, 503, 521, 522, 523, 530))
+"""What proxies answer when they do not reach the server. Others may mean that one turn took too long."""
 
 
 class Retry:
@@ -45,3 +57,117 @@ class Retry:
     def bring_forward(self, at: float) -> None:
         """Try at that time (monotonic seconds) at the latest."""
         self.not_before = min(self.not_before, at)
+
+
+class Circuit(Retry):
+    """The patience with a server, or an agent, that all who need it share: while it is away, one of them tries."""
+
+    def __init__(self, probe_interval: float) -> None:
+        super().__init__(probe_interval)
+        self._trying: object | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True while it failed when it was last tried."""
+        return self.failures > 0
+
+    def try_at(self, who: object) -> float:
+        """Return when this one may try it, in monotonic seconds: infinity while another one does."""
+        if not self.is_open:
+            return -math.inf
+        return self.not_before if self._trying in (None, who) else math.inf
+
+    def begin(self, who: object) -> None:
+        """Note that this one tries it now."""
+        if self.is_open:
+            self._trying = who
+
+    def end(self, who: object) -> None:
+        """Note that this one does not try any more, whatever came of it."""
+        if self._trying is who:
+            self._trying = None
+
+
+class Waiter(Protocol):
+    """Who waits for a circuit."""
+
+    def wake(self) -> None:
+        """Have it ask again."""
+
+
+class Circuits:
+    """The circuits of all servers and agents that one desk knows. Lock held."""
+
+    def __init__(self) -> None:
+        self.probe_interval = 60.0
+        self._circuits: dict[tuple[str, ...], Circuit] = {}
+        self._waiting: set[Waiter] = set()
+
+    def of(self, lane: Lane) -> list[Circuit]:
+        """Return those that failed, of the lane's server and agent."""
+        return [self._circuits[key] for key in _keys(lane) if key in self._circuits]
+
+    def blamed(self, lane: Lane, error: LettaError) -> Circuit | None:
+        """Return the circuit that the error is about; None if it is about the lane or its reports."""
+        server, agent = _keys(lane)
+        if _is_about_server(error):
+            return self._circuits.setdefault(server, Circuit(self.probe_interval))
+        if isinstance(error, LettaAgentNotFoundError):
+            return self._circuits.setdefault(agent, Circuit(self.probe_interval))
+        return None
+
+    def try_at(self, lane: Lane, who: Waiter) -> float:
+        """Return when this one may try the lane's server and agent, in monotonic seconds; it is woken if that changes.
+
+        Infinity while another one tries.
+        """
+        circuits = self.of(lane)
+        if circuits:
+            self._waiting.add(who)
+        return max((circuit.try_at(who) for circuit in circuits), default=-math.inf)
+
+    def begin(self, lane: Lane, who: object) -> None:
+        """Note that this one tries them now."""
+        for circuit in self.of(lane):
+            circuit.begin(who)
+
+    def end(self, who: object) -> None:
+        """Note that this one does not try any more."""
+        for circuit in self._circuits.values():
+            circuit.end(who)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for waiter in waiting:
+            waiter.wake()
+
+    def parked(self, lane: Lane) -> LettaError | None:
+        """Return the error that only a person can help against, if there is one."""
+        return next((circuit.parked for circuit in self.of(lane) if circuit.parked is not None), None)
+
+    def succeeded(self, lane: Lane, *, agent: bool = True) -> bool:
+        """Note that the server answered, and that the agent is there. Return True if that is news."""
+        keys = _keys(lane) if agent else _keys(lane)[:1]
+        known = [key for key in keys if self._circuits.pop(key, None) is not None]
+        self._wake()
+        return bool(known)
+
+    def bring_forward(self, at: float) -> None:
+        """Try all at that time (monotonic seconds) at the latest."""
+        for circuit in self._circuits.values():
+            circuit.bring_forward(at)
+
+
+def _is_about_server(error: LettaError) -> bool:
+    if isinstance(error, (LettaAuthenticationError, LettaDependencyError)):
+        return error.status != 403  # that may be about one agent, or about what one report says
+    if isinstance(error, LettaConnectionError) and not isinstance(error, LettaTimeoutError):
+        return not error.may_have_landed
+    if error.foreign and error.status in _NOBODY_THERE:
+        return True
+    return type(error) is LettaServerError and error.parks and (error.foreign or error.status == 404)
+
+
+def _keys(lane: Lane) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (lane.server,), (lane.server, lane.agent_id)

@@ -1,4 +1,4 @@
-"""Active runs that nobody waits for: Letta leaves some behind that never end."""
+"""What is remembered of turns: runs that nobody waits for, since Letta leaves some behind, and who else sends."""
 
 from __future__ import annotations
 
@@ -61,8 +61,31 @@ def _shows_that_nobody_listens(error: LettaError) -> bool:
     return cause is not None or error.status == 502  # a proxy's answer for the same
 
 
+class Contention:
+    """The lanes that somebody else was seen to send to: another host, a person, a program that does not check."""
+
+    _LASTS = 120.0
+    """Seconds for which that is remembered."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Lane, float] = {}
+
+    def note(self, lane: Lane) -> None:
+        """Note that a turn was seen that is not ours."""
+        self._seen.pop(lane, None)
+        self._seen[lane] = time.monotonic()
+        for stale in list(self._seen)[:-1_000]:
+            self._seen.pop(stale, None)
+
+    def is_likely(self, lane: Lane) -> bool:
+        """Return True if somebody else sent to the lane a moment ago, and may do so again."""
+        seen = self._seen.get(lane)
+        return seen is not None and time.monotonic() - seen < self._LASTS
+
+
 waited_out = RecentRuns()
 outages = Outages()
+contention = Contention()
 
 
 def is_worth_waiting_for(lane: Lane, run: Run) -> bool:

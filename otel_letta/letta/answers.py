@@ -55,18 +55,22 @@ def server_time(response: httpx.Response) -> datetime:
     return _http_date(response.headers.get("date", "")) or datetime.now(timezone.utc)
 
 
-def no_answer(error: Exception, settings: Settings, redact: Redact) -> LettaConnectionError:
-    """Make the error for a request that got no answer, freed of frames and words that hold a secret."""
+def no_answer(error: Exception, settings: Settings, redact: Redact, *, sent: bool) -> LettaConnectionError:
+    """Make the error for a request that got no answer, freed of frames and words that hold a secret.
+
+    ``sent``: all of it had gone out, so that it may have taken effect.
+    """
     reason = clean_error(redact(str(error))) or type(error).__name__
     failure: LettaConnectionError
     if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
         failure = LettaTimeoutError(
-            f"Letta API at {settings.base_url} did not answer within {settings.read_timeout:g} s",
-            hint="the agent's turn may still be running; OTEL_LETTA_READ_TIMEOUT allows more",
-            may_have_landed=True,
+            f"Letta API at {settings.base_url} did not answer within {settings.read_timeout:g} s"
+            if sent
+            else f"Letta API at {settings.base_url} did not take the request in time",
+            hint="the agent's turn may still be running; OTEL_LETTA_READ_TIMEOUT allows more" if sent else "",
+            may_have_landed=sent,
         )
     else:
-        sent = isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.DecodingError))
         failure = LettaConnectionError(
             f"Could not connect to Letta API at {settings.base_url}",
             detail=reason,
@@ -85,20 +89,41 @@ def wrong_token(status: int, detail: str) -> LettaAuthenticationError:
 
 
 def refusal(response: httpx.Response, redact: Redact) -> LettaError:
-    """Make the error for an answer that is not a success."""
+    """Make the error for an answer that is not a success.
+
+    Letta's own errors are JSON, and what they refuse leaves nothing in the agent's history (measured). What a proxy
+    answers says nothing about the turn behind it, whatever its status is: one that gave up waiting may call that 524,
+    503, or ask for a login, and the turn goes on.
+    """
     complaint = _Complaint.read(response, redact)
+    error = _by_letta(complaint) if complaint.is_letta else _by_another(complaint)
+    error.foreign = not complaint.is_letta
+    error.may_have_landed = error.may_have_landed or error.foreign
+    return error
+
+
+def _by_letta(complaint: _Complaint) -> LettaError:
     for explain in _EXPLANATIONS:
         error = explain(complaint)
         if error is not None:
             return error
+    return LettaServerError(status=complaint.status, detail=complaint.shown, retry_after=complaint.retry_after)
+
+
+def _by_another(complaint: _Complaint) -> LettaError:
     status = complaint.status
+    by_status = _not_allowed(complaint) or _not_found(complaint) or _not_now(complaint) or _elsewhere(complaint)
+    if by_status is not None:
+        return by_status
+    if status == 402:
+        return LettaServerError("Something before Letta wants to be paid", status=status, parks=True)
+    # Never that this report is bad, which only Letta knows: it is tried again.
     return LettaServerError(
+        "What answers is not Letta" if status < 500 else None,
         status=status,
         detail=complaint.shown,
+        hint="a proxy before Letta refuses the request" if status < 500 else "",
         retry_after=complaint.retry_after,
-        # A gateway in front of Letta gives up on a turn that goes on behind it. Letta's own errors are JSON and
-        # leave nothing in the agent's history (measured).
-        may_have_landed=status in (502, 504) and not complaint.is_letta,
     )
 
 
@@ -213,8 +238,12 @@ def _not_now(complaint: _Complaint) -> LettaError | None:
 
 
 def _wrong_request(complaint: _Complaint) -> LettaError | None:
-    if 400 <= complaint.status < 500:
+    if complaint.status in (400, 413, 422):
         return LettaRequestError(status=complaint.status, detail=complaint.shown)
+    return None
+
+
+def _elsewhere(complaint: _Complaint) -> LettaError | None:
     if 300 <= complaint.status < 400:
         return LettaServerError(
             "The address redirects elsewhere",
@@ -232,12 +261,13 @@ _EXPLANATIONS: tuple[Callable[[_Complaint], LettaError | None], ...] = (
     _not_found,
     _not_now,
     _wrong_request,
+    _elsewhere,
 )
 """The first that knows the answer explains it."""
 
 
 def _words(response: httpx.Response, redact: Redact) -> tuple[str, str, bool]:
-    """Return the server's words, Letta's error type if it has one, and whether it looks like Letta speaking."""
+    """Return the server's words, Letta's error type if it has one, and whether it is Letta that speaks."""
     body = parsed(response, response)
     if body is response:
         # Cut after the redaction: half a password would not be recognised.
@@ -245,15 +275,18 @@ def _words(response: httpx.Response, redact: Redact) -> tuple[str, str, bool]:
         return clean_error(text) if "html" not in text[:200].lower() else "", "", False
     if not isinstance(body, dict):
         return "", "", False
-    error = body.get("error")
+    error, detail = body.get("error"), body.get("detail")
     if isinstance(error, dict):
-        return redact(str(error.get("message") or ""))[:2000], redact(str(error.get("type") or "")), True
-    detail = body.get("detail")
+        words, kind = error.get("message"), error.get("type")
+        is_letta = isinstance(words, str) and isinstance(kind, str)
+        return redact(str(words or ""))[:2000], redact(str(kind or "")), is_letta
     if isinstance(detail, dict):
         # ``code`` is for programs, ``message`` for people.
         code, message = redact(str(detail.get("code") or "")), redact(str(detail.get("message") or ""))
         return (f"{code}: {message}" if code and message else code or message)[:2000], code, True
-    return redact(str(detail or ""))[:2000], "", "detail" in body
+    # Proxies speak JSON too where it is asked for (RFC 9457), and their ``detail`` is not Letta's.
+    is_letta = "detail" in body and "title" not in body and "status" not in body
+    return redact(str(detail or ""))[:2000], "", is_letta
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -7,14 +7,16 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
+from otel_letta.errors import LettaError
 from otel_letta.letta.answers import no_answer
 from otel_letta.letta.redaction import on_the_wire, redacting, redactor
+from otel_letta.letta.transport import Posting
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
@@ -131,12 +133,15 @@ class HttpClient:
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         until: Deadline | None = None,
+        posting: Posting | None = None,
     ) -> httpx.Response:
         """Send one request. Whatever its status is, an answer is returned.
 
         Raises:
-            LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time.
+            LettaConnectionError: no answer came; its subclass `LettaTimeoutError` if not in time. Its
+                ``may_have_landed`` says whether the whole request had gone out.
         """
+        on_the_wire = _OnTheWire(posting or Posting())
         # ASCII JSON: a lone surrogate travels as its escape, where UTF-8 would refuse to encode the request.
         content = None if body is None else json.dumps(body, allow_nan=False).encode("ascii")
         headers = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
@@ -145,8 +150,15 @@ class HttpClient:
             path,
             len(content or b""),
             lambda client: client.request(
-                method, path, content=content, params=params, headers=headers, timeout=timeout_of(self._settings, until)
+                method,
+                path,
+                content=content,
+                params=params,
+                headers=headers,
+                timeout=timeout_of(self._settings, until),
+                extensions={"trace": on_the_wire},
             ),
+            on_the_wire,
         )
 
     def brief(
@@ -177,21 +189,32 @@ class HttpClient:
         return self._answered("GET", path, 0, get)
 
     def _answered(
-        self, method: str, path: str, size: int, send: Callable[[httpx.Client], httpx.Response]
+        self,
+        method: str,
+        path: str,
+        size: int,
+        send: Callable[[httpx.Client], httpx.Response],
+        on_the_wire: _OnTheWire | None = None,
     ) -> httpx.Response:
         began = time.monotonic()
         redact = redactor(self._settings)
+        failure: LettaError
         try:
             with redacting(redact), self.borrowed() as client:
                 response = send(client)
+        except LettaError as error:  # it was abandoned before it went out
+            failure = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - TLS files, host names and proxies fail in many ways of their own
-            failure = no_answer(error, self._settings, redact)
+            sent = on_the_wire is not None and on_the_wire.had_all(error)
+            failure = no_answer(error, self._settings, redact, sent=sent)
             ms = (time.monotonic() - began) * 1e3
             self._logger.debug("%s %s -> no answer after %.0f ms: %s", method, path, ms, failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C
             # Without the frames of h11 and httpcore, whose local variables hold the headers.
             raise error.with_traceback(None)  # noqa: B904
         else:
+            if on_the_wire is not None:
+                on_the_wire.answered()
             self._logger.debug(
                 "%s %s -> %d in %.0f ms, %d bytes sent, %d received",
                 method,
@@ -205,6 +228,47 @@ class HttpClient:
         # Raised outside the handler: a library's frames hold the request's headers in their local variables, and
         # some error reporters print those.
         raise failure
+
+
+class _OnTheWire:
+    """Keeps a posting up to date, as an httpcore trace: its events show what has gone out."""
+
+    _FAILED_LATE = (
+        httpx.ReadTimeout,
+        httpx.WriteTimeout,
+        httpx.ReadError,
+        httpx.WriteError,
+        httpx.RemoteProtocolError,
+        httpx.DecodingError,
+    )
+    """What can still go wrong once the request is under way."""
+
+    def __init__(self, posting: Posting) -> None:
+        self._posting = posting
+        self._traced = False
+        self._ours = True
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        self._traced = True
+        if event.endswith((".send_request_headers.started", ".send_request_body.started")):
+            # A proxy is sent a request of its own before, which has the same trace.
+            self._ours = getattr(info.get("request"), "method", b"") != b"CONNECT"
+            if self._ours:
+                self._posting.begin()
+        elif self._ours and event.endswith(".send_request_body.complete"):
+            self._posting.complete()
+
+    def had_all(self, error: Exception) -> bool:
+        """Return whether the server may have had the whole request when this went wrong."""
+        # Not every transport of httpx is httpcore's.
+        if not self._traced and isinstance(error, self._FAILED_LATE):
+            self._posting.complete()
+        return self._posting.sent
+
+    def answered(self) -> None:
+        """Note that the server answered."""
+        if not self._traced:
+            self._posting.complete()
 
 
 _instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()

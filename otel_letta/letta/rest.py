@@ -6,8 +6,9 @@ What the comments call measured was measured on a real Letta 0.16.8.
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -27,14 +28,18 @@ from otel_letta.letta.answers import parsed, refusal, rows, server_time
 from otel_letta.letta.configured import Configured
 from otel_letta.letta.http import HttpClient, segment
 from otel_letta.letta.redaction import redactor
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_NEWEST = 100
-"""How many of the newest messages are searched for one of ours. A turn of many steps adds two or more each."""
+_PAGE = 100
+"""Messages of one page of a listing."""
+_MOST_PAGES = 200
+"""Pages that are read in search of a message. A busy agent fills one in half a minute (measured: 7 steps/s)."""
+_CLOCKS = 60.0
+"""Seconds by which a message may seem older than its request."""
 
 
 class RestTransport(Configured):
@@ -57,7 +62,14 @@ class RestTransport(Configured):
 
     # -- messages ------------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+    def send(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        *,
+        until: Deadline | None = None,
+        posting: Posting | None = None,
+    ) -> dict[str, Any]:
         """Post the messages and wait for the turn.
 
         Returns:
@@ -74,7 +86,17 @@ class RestTransport(Configured):
             body["max_steps"] = self._settings.max_steps
         if lane.conversation_id:
             body["streaming"] = False  # the conversations route streams by default, the agents route does not
-        return _mapping(self._call("POST", f"{_place(lane)}/messages", until=until, body=body))
+        posting = posting or Posting()
+        try:
+            response = self._respond("POST", f"{_place(lane)}/messages", until=until, body=body, posting=posting)
+            answer = _mapping(_content(response))
+            if not isinstance(answer.get("messages"), list):
+                raise _not_a_rest_api(response.status_code)
+        except LettaError as error:
+            # An answer can come before the request was complete: too large, says a proxy.
+            error.may_have_landed = (error.may_have_landed or error.foreign) and posting.sent
+            raise
+        return answer
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         # No trailing-slash freedom: the wrong form is answered with 307, which is not followed (measured).
@@ -92,20 +114,64 @@ class RestTransport(Configured):
                 runs.append(Run(row["id"], None if created is None else (now - created).total_seconds()))
         return runs
 
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        # The default order gives the newest page. There is no filter by otid on the server (measured).
+    def landed(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, str]:
         wanted = set(otids)
-        newest = rows(
-            self._call("GET", f"{_place(lane)}/messages", until=until, params={"limit": str(_NEWEST), "order": "desc"})
-        )
-        found = ((row.get("otid"), row.get("id")) for row in newest)
-        return {otid: str(stored) for otid, stored in found if isinstance(otid, str) and otid in wanted}
+        found: dict[str, str] = {}
+        for row in self._newest(lane, age, until):
+            otid = row.get("otid")
+            if isinstance(otid, str) and otid in wanted:
+                found[otid] = str(row.get("id"))
+                wanted.remove(otid)  # an older one of the same report was erased before this was sent
+                if not wanted:
+                    break
+        return found
+
+    def _newest(self, lane: Lane, age: float, until: Deadline | None) -> Iterator[dict[str, Any]]:
+        """Yield the stored messages, the newest first, back to those that are older than ``age`` seconds."""
+        params = {"limit": str(_PAGE), "order": "desc"}
+        for _ in range(_MOST_PAGES):
+            # There is no filter by otid on the server. This order gives the newest page, with its oldest message
+            # first, and ``before`` the page before a message's (measured).
+            response = self._respond("GET", f"{_place(lane)}/messages", until=until, params=params)
+            page = rows(_content(response))
+            yield from reversed(page)
+            oldest = page[0].get("id") if len(page) >= _PAGE else None
+            if not isinstance(oldest, str) or _is_older(page[0], server_time(response), age + _CLOCKS):
+                return
+            if oldest == params.get("before"):
+                return  # a server that does not know ``before``
+            params["before"] = oldest
+        _logger.debug("%s: gave up the search in its messages after %d pages", lane, _MOST_PAGES)
 
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         answer = _mapping(self._call("GET", _place(lane), until=until))
         known = answer.get("in_context_message_ids" if lane.conversation_id else "message_ids")
         # Of a server that does not list its context it is assumed that what it stored is there.
-        return set(message_ids) if not isinstance(known, list) else set(message_ids).intersection(map(str, known))
+        if not isinstance(known, list):
+            return set(message_ids)
+        there = set(message_ids).intersection(map(str, known))
+        missing = [identifier for identifier in message_ids if identifier not in there]
+        return there | self._put_away(lane, missing, [str(identifier) for identifier in known[1:]], until)
+
+    def _put_away(self, lane: Lane, missing: Sequence[str], context: list[str], until: Deadline | None) -> set[str]:
+        """Return those of the messages that left the context by a compaction or a reset.
+
+        ``context`` is what the agent has now, without its system message.
+        """
+        if not missing or not context:
+            return set(missing)  # a reset leaves nothing but the system message
+        later: list[dict[str, Any]] = []  # the newest first
+        wanted = set(missing)
+        for row in self._newest(lane, math.inf, until):
+            later.append(row)
+            wanted.discard(str(row.get("id")))
+            if not wanted:
+                break
+        if wanted:
+            return set()
+        return {identifier for identifier in missing if _was_put_away(identifier, context[0], later)}
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)
@@ -190,10 +256,48 @@ class RestTransport(Configured):
         return _content(self._respond(method, path, until=until, **parts))
 
     def _respond(self, method: str, path: str, *, until: Deadline | None, **parts: Any) -> httpx.Response:
-        response = self._http.request(method, path, until=until, **parts)
-        if not response.is_success:
-            raise refusal(response, redactor(self._settings))
+        try:
+            response = self._http.request(method, path, until=until, **parts)
+            if not response.is_success:
+                raise refusal(response, redactor(self._settings))
+        except LettaError as error:
+            if method == "GET":
+                error.may_have_landed = False  # nothing was to land
+            raise
         return response
+
+
+def _is_older(row: dict[str, Any], now: datetime, seconds: float) -> bool:
+    date = _moment(row.get("date"))
+    return date is not None and (now - date).total_seconds() > seconds
+
+
+def _was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a compaction or a reset took a message out of the context, and not a turn at the same time.
+
+    Such a turn writes the context as it was when it began, and what it adds itself (measured). A compaction begins
+    with its summary, which is stored after all that it stands for; after a reset the context begins with a later turn.
+
+    Args:
+        message_id: is not in the context.
+        eldest: the first message that is, after the system's.
+        stored: stored messages, the newest first, as far back as the message at least.
+    """
+    by_id = {str(row.get("id")): position for position, row in enumerate(stored)}
+    ours, first = by_id[message_id], by_id.get(eldest)
+    if first is None or first > ours:
+        return False  # something older is still there
+    run, our_run = stored[first].get("run_id"), stored[ours].get("run_id")
+    if run is None or run == our_run:
+        return True  # compacted by a person, or by our own turn
+    our_end = max((_date_of(row) for row in stored if row.get("run_id") == our_run), default="")
+    its_begin = min((_date_of(row) for row in stored if row.get("run_id") == run), default="")
+    return its_begin > our_end
+
+
+def _date_of(row: dict[str, Any]) -> str:
+    date = _moment(row.get("date"))
+    return "" if date is None else date.astimezone(timezone.utc).isoformat()
 
 
 def _place(lane: Lane) -> str:
@@ -224,7 +328,11 @@ def _content(response: httpx.Response) -> Any:
 
 def _not_a_rest_api(status: int | None = None) -> LettaServerError:
     return LettaServerError(
-        "What answers is not a Letta REST API", status=status, hint="check LETTA_BASE_URL", parks=True
+        "What answers is not a Letta REST API",
+        status=status,
+        hint="check LETTA_BASE_URL",
+        parks=True,
+        foreign=True,
     )
 
 

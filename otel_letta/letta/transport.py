@@ -7,10 +7,12 @@ All raise nothing but `otel_letta.errors.LettaError`. A transport is safe to use
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from otel_letta.errors import LettaTimeoutError
 from otel_letta.runtime.deadline import Deadline
 
 
@@ -38,6 +40,42 @@ class Run(NamedTuple):
 
     id: str
     age: float | None
+
+
+class Posting:
+    """Whether a request has gone out, for who cannot wait for its answer. Safe to use from several threads.
+
+    The transport calls `begin` before the first byte that could start a turn, and `complete` when the server has all
+    that it needs to start one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun = False
+        self._abandoned = False
+        self.sent = False
+        """True once the whole request is on the wire: a turn may run, whatever is answered."""
+
+    def begin(self) -> None:
+        """Note that the request is about to go out.
+
+        Raises:
+            LettaTimeoutError: it was abandoned, and must not.
+        """
+        with self._lock:
+            if self._abandoned:
+                raise LettaTimeoutError("Gave up before the report was sent")
+            self._begun = True
+
+    def complete(self) -> None:
+        """Note that the server has the whole request."""
+        self.sent = True
+
+    def abandon(self) -> bool:
+        """See to it that the request does not go out. Return False if it is too late for that."""
+        with self._lock:
+            self._abandoned = True
+            return not self._begun
 
 
 class Block(NamedTuple):
@@ -77,17 +115,33 @@ class Messages(Server, Protocol):
     def queues_messages(self) -> bool:
         """True if the server itself makes messages wait for a running turn, so that none erases another."""
 
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
-        """Post the messages as one request and wait for the agent's turn. Return the server's answer."""
+    def send(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        *,
+        until: Deadline | None = None,
+        posting: Posting | None = None,
+    ) -> dict[str, Any]:
+        """Post the messages as one request and wait for the agent's turn. Return the server's answer.
+
+        ``posting`` is kept up to date meanwhile.
+        """
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         """Return the turns of the lane's agent that are being computed now."""
 
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
-        """Return which of our messages are stored: otid → the server's message id."""
+    def landed(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, str]:
+        """Return which of our messages are stored: otid → the server's message id, the newest if there are several.
+
+        ``age`` is how many seconds ago the first of them may have been sent: so far back is looked.
+        """
 
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
-        """Return which of these messages the agent will see in its next prompt."""
+        """Return which of these messages the agent has: those in its next prompt, and those that were in one until
+        somebody compacted or reset its context. The rest was erased by a turn at the same time."""
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         """Make a cheap authenticated request about the lane's agent, and raise what is wrong with it."""

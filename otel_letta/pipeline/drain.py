@@ -28,7 +28,8 @@ _logger = logging.getLogger(__name__)
 
 DETACHED_PATIENCE = 3_600.0
 """Seconds that the process left behind goes on trying. The agent's turn that waits for the program may take minutes."""
-_ROUND = 30.0
+_PAUSE = 1.0
+"""Seconds between two looks whether something can be delivered."""
 
 
 class Drained(NamedTuple):
@@ -64,7 +65,7 @@ def drain(settings: Settings, seconds: float, *, transport: Transport | None = N
     desk = Desk(settings, transport, stats)
     outbox = desk.outbox
     if outbox is None:
-        raise ValueError("the settings name no outbox")
+        raise StoreError("OTEL_LETTA_OUTBOX is not set, or OTEL_LETTA_DELIVERY=board, which sends no messages")
     until = Deadline.after(seconds)
     outbox.start()
     try:
@@ -72,7 +73,7 @@ def drain(settings: Settings, seconds: float, *, transport: Transport | None = N
             raise outbox.error or StoreError("the outbox did not open in time")
         done = desk.flush(until)
         while insist and not done and not until.passed:
-            until.wait(_ROUND / 30)
+            until.wait(_PAUSE)
             done = desk.flush(until)
     finally:
         errors = [str(lane["last_error"]) for lane in desk.stats()["lanes"].values() if lane["last_error"]]

@@ -31,6 +31,10 @@ _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
 _BACKLOG = 10_000
 """Calls that wait, from which on a hook makes some of them itself: pure computation, for one slice at most."""
+_MOST = 30_000
+"""Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted."""
+_PATIENCE = 0.002
+"""Seconds that a hook waits for its turn to help, where it would otherwise lose its call."""
 _LINGER = 0.004
 """Seconds for which the thread stays awake after the last call."""
 _THREAD_RETRY = 1.0
@@ -67,6 +71,8 @@ class Inbox:
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.RLock()
         self._no_thread_before = 0.0
+        self.overflowed = 0
+        """Calls that were not taken in, because too many waited."""
         self.lock = threading.Lock()
         """Held by whoever makes the calls."""
 
@@ -95,15 +101,27 @@ class Inbox:
             self._start_thread()
         # Not in a destructor that runs in the middle of our own work, with half of that work done.
         if len(self._calls) > _BACKLOG and not on_own_thread():
-            self._run(0.0, _SLICE)
+            full = len(self._calls) > _MOST
+            self._run(_PATIENCE if full else 0.0, _SLICE, tend=False)
+            if full and len(self._calls) > _MOST:
+                with contextlib.suppress(IndexError):
+                    self._calls.pop()
+                    self.overflowed += 1
 
     def run(self, timeout: float, *then: Callable[[], None]) -> bool:
-        """Make all calls now, on this thread, and then those given; False if the lock was not free in time.
+        """Make all calls now, on this thread, and then those given; False if there was not enough time for all.
 
         Args:
-            timeout: seconds.
+            timeout: seconds. Those given are made in any case, unless the lock was not free in time.
         """
-        return self._run(timeout, math.inf, *then)
+        until = time.monotonic() + timeout
+        if not self.lock.acquire(timeout=timeout):
+            return False
+        try:
+            with suppress_tracing():
+                return self._make_calls(until - time.monotonic(), *then)
+        finally:
+            self.lock.release()
 
     def close(self) -> None:
         """Take nothing in any more. What is in already can still be `run`."""
@@ -114,17 +132,20 @@ class Inbox:
         self._stopped = True
         self._wake()
 
-    def _run(self, timeout: float, seconds: float, *then: Callable[[], None]) -> bool:
-        if not self.lock.acquire(timeout=timeout):
-            return False
-        try:
-            with suppress_tracing():
-                self._make_calls(seconds, *then)
-        finally:
-            self.lock.release()
-        return True
+    def _run(self, timeout: float, seconds: float, *, tend: bool) -> None:
+        if self.lock.acquire(timeout=timeout):
+            try:
+                with suppress_tracing():
+                    self._make_calls(seconds, tend=tend)
+            finally:
+                self.lock.release()
 
-    def _make_calls(self, seconds: float, *then: Callable[[], None]) -> None:
+    def _make_calls(self, seconds: float, *then: Callable[[], None], tend: bool = True) -> bool:
+        """Make the calls that wait, for so many seconds, and then those given. Return False if some are left of them.
+
+        ``tend``: a hook leaves that to others, since it can take long.
+        """
+        in_time = True
         until = time.perf_counter() + seconds
         for _ in range(len(self._calls)):
             try:
@@ -136,11 +157,14 @@ class Inbox:
             except Exception as error:  # noqa: BLE001 - one bad span must not take the others with it
                 self._complain("reading spans", error)
             if time.perf_counter() > until:
+                in_time = not self._calls
                 break
         for call in then:
             self._guarded(call)
-        self._due = math.inf  # in case it raises: it is called again after the next call
-        self._guarded(self._call_tend)
+        if tend:
+            self._due = math.inf  # in case it raises: it is called again after the next call
+            self._guarded(self._call_tend)
+        return in_time
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:

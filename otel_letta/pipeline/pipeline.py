@@ -45,6 +45,9 @@ _logger = logging.getLogger(__name__)
 _FOR_DELIVERY = 0.94
 """Share of the exit's time that delivery gets. The rest is for the interpreter, which takes 0.1 s and more to go."""
 
+_FOR_READING = 0.6
+"""Share of that in which spans are read and tasks ended, at most."""
+
 _ONE_EXIT = 30.0
 """Seconds. Components that shut down within so long of one another share the time allowed."""
 
@@ -249,7 +252,8 @@ class Pipeline:
             else:
                 self._work_off(until.left())
             self._inbox.stop()
-            delivered = self.desk.close(until)
+            unread = self._count_unread()
+            delivered = self.desk.close(until) and not unread
         outbox = self.desk.outbox
         if outbox is not None and outbox.left and self.settings.outbox_exit is OutboxExit.DETACH:
             from otel_letta.pipeline.drain import leave_behind
@@ -274,7 +278,22 @@ class Pipeline:
 
     def _end_open_tasks(self, timeout: float, *, sources: bool = True) -> None:
         ends = [source.shutdown for source in self._sources.values()] if sources else []
-        self._inbox.run(timeout, self.watcher.poll, self._tracker.shutdown, *ends)
+        until = Deadline.after(timeout * _FOR_READING)
+        shutdown = partial(self._tracker.shutdown, lambda: not until.passed)
+        self._inbox.run(until.left(), self.watcher.poll, shutdown, *ends)
+
+    def _count_unread(self) -> bool:
+        """Count and log what there was no time to read, as the program ends. Return True if there is any."""
+        left = {
+            "span over the limit of waiting spans": self._inbox.overflowed,
+            "span not read before shutdown": len(self._inbox),
+            "end of a task that was open at shutdown not reported": self._tracker.open_tasks,
+        }
+        for reason, number in left.items():
+            if number:
+                self._stats.drop(reason, number)
+                _logger.error("%d: %s; OTEL_LETTA_SHUTDOWN_TIMEOUT allows more time", number, reason)
+        return any(left.values())
 
     def _register_process_end(self) -> None:
         """Register `at_process_end` in a child of multiprocessing: with fork and forkserver it exits without `atexit`,

@@ -5,7 +5,8 @@ them when a process dies, however it dies, so nothing has to be cleaned up after
 and containers with folders of their own, do not see each other's locks.
 
 The order of arrival is kept by tickets: files that the waiting processes touch all the time. It is a courtesy on top
-of the lock: nobody waits long for a process that was killed or stopped while it stood in the queue.
+of the lock: nobody waits long for a process that was killed or stopped while it stood in the queue. Nor for one that
+was stopped while it held the lock: those who waited use another one in its place, which keeps them apart.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 """Seconds between two tries to get a lock."""
 _ALIVE = 2.0
 """Seconds. A process that waits touches its ticket more often, even on a busy machine."""
+_STOPPED = 10.0
+"""Seconds for which the holder of a lock has to be stopped (SIGSTOP, Ctrl-Z) until others go on without it."""
 
 _open_files: set[int] = set()
 _open_files_lock = threading.Lock()
@@ -114,6 +117,8 @@ class HostLock:
 
         self._name = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:32]
         self._fd: int | None = None
+        self._stopped: _Stopped | None = None
+        """The holder that is not waited for any more, if it was stopped."""
 
     def acquire(self, until: Deadline) -> bool:
         """Wait for the lock, behind the processes that came before. Return False if it was time to give up before."""
@@ -121,8 +126,13 @@ class HostLock:
         if not ticket.others_wait() and self.try_acquire():
             return True
         began = time.monotonic()
+        holder = _Stopped(self._name)
         try:
             while not (ticket.is_first() and self.try_acquire()):
+                if self._stopped is None and holder.is_lasting():
+                    self._stopped = holder
+                    _logger.warning("process %d holds a lock and is stopped: going on without it", holder.pid)
+                    continue
                 # A pause of a twentieth of the wait costs little, whether requests take milliseconds or minutes.
                 if until.wait(min(_SHORTEST_PAUSE + (time.monotonic() - began) / 20, _LONGEST_PAUSE)):
                     return False
@@ -130,12 +140,19 @@ class HostLock:
             ticket.give_back()
         return True
 
+    def _path(self) -> Path:
+        # All who wait for the same stopped process use the same file instead.
+        stopped = self._stopped
+        if stopped is not None and not stopped.is_stopped():
+            self._stopped = stopped = None
+        return folder() / (f"{self._name}.lock" if stopped is None else f"{self._name}.{stopped.pid}.lock")
+
     def try_acquire(self) -> bool:
         """Take the lock if it is free, whoever waits for it. Never waits."""
         if self._fd is not None:
             return False
         try:
-            fd = os.open(folder() / f"{self._name}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            fd = os.open(self._path(), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except OSError as error:
             _warn_once(error)
             return True
@@ -151,6 +168,10 @@ class HostLock:
         with _open_files_lock:
             _open_files.add(fd)
         self._fd = fd
+        if sys.platform != "win32":  # there a locked file cannot be read
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
         return True
 
     def touch(self) -> None:
@@ -172,6 +193,48 @@ class HostLock:
             with contextlib.suppress(OSError):
                 _unlock(fd)
             os.close(fd)
+
+
+class _Stopped:
+    """Whether the process that holds a lock is stopped. It is named in the lock's file."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since: float | None = None
+        self._next = 0.0
+        self.pid = 0
+
+    def is_lasting(self) -> bool:
+        """Return True if it has been stopped for a while. Cheap enough to be called all the time."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + min(_STOPPED / 10, 1.0)
+        pid = self._holder()
+        if pid != self.pid:
+            self.pid, self._since = pid, None
+        if not self.is_stopped():
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= _STOPPED
+
+    def is_stopped(self) -> bool:
+        """Return True if the process is stopped now; False where that cannot be known."""
+        if self.pid <= 0:
+            return False
+        try:
+            # After the name, which may hold anything: the state.
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in (b"T", b"t")
+
+    def _holder(self) -> int:
+        try:
+            return int((folder() / f"{self._name}.lock").read_bytes()[:20])
+        except (OSError, ValueError):
+            return 0
 
 
 class _Ticket:

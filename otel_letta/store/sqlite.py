@@ -136,7 +136,8 @@ class Database:
     def _connect(self) -> None:
         if self.path in _unusable:
             raise StoreError(f"{self.path} was open in the process that this one was forked from: not used here")
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.path.parent.is_dir():
+            raise StoreError(f"{self.path}: its folder does not exist")
         # SQLite gives its log and index files the mode of this one.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

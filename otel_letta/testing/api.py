@@ -251,10 +251,14 @@ class Api:
             return turn_answer([], "max_steps", streaming)
         # Measured: such a run never learns that it ended, nor which conversation it belongs to.
         forgotten = context.conversation_id is not None and not streaming
+        snapshot = list(context.messages)
+        if self._world.run_delay:
+            # Letta reads the agent first, and then makes the run that others can see.
+            self._world.changed.wait_for(lambda: self._world.closed, self._world.run_delay)
         run = self._world.new_run(agent, None if forgotten else context.conversation_id)
         if context.conversation_id is not None:
             run.run_type = "send_conversation_message"  # the only thing that tells such a run apart (measured)
-        outcome = self._take_turn(agent, context, messages, run)
+        outcome = self._take_turn(agent, context, snapshot, messages, run)
         if not forgotten:
             run.status = "completed" if isinstance(outcome, Message) else "failed"
             run.stop_reason = "end_turn" if isinstance(outcome, Message) else "llm_api_error"
@@ -266,14 +270,16 @@ class Api:
         status, error = MODEL_FAILURES[outcome]
         return error_stream(error) if streaming else json_answer(error, status)
 
-    def _take_turn(self, agent: Agent, context: Context, messages: list[Message], run: Run) -> Message | str:
+    def _take_turn(
+        self, agent: Agent, context: Context, snapshot: list[Message], messages: list[Message], run: Run
+    ) -> Message | str:
         """Take one LLM turn; return the reply, or how the model failed.
 
         As measured, a turn works on the context as it was when it began and writes that back with its own messages
         at its end. Of two turns at once, the one that ends last therefore erases the other from the context, while
         the history keeps both. A turn that fails stores nothing.
         """
-        world, snapshot = self._world, list(context.messages)
+        world = self._world
         for message in messages:
             message.run_id = run.id
         world.turns += 1
@@ -302,6 +308,9 @@ class Api:
         )
         agent.history += [*messages, reply]
         context.messages = [*snapshot, *messages, reply]
+        if context.compacts:
+            context.compacts = False
+            context.compact(agent, run.id)
         return reply
 
     # runs

@@ -63,6 +63,22 @@ class Fault:
         return (self.method is None or self.method == method) and (self.path is None or bool(self.path.search(path)))
 
 
+@dataclass(slots=True)
+class Hold:
+    """The next ``left`` turns (None: all) of one agent, or of any, are held."""
+
+    agent_id: str | None
+    left: int | None
+
+    def takes(self, agent_id: str) -> bool:
+        """Return True if a turn that begins is held; it counts."""
+        if self.agent_id not in (None, agent_id) or self.left == 0:
+            return False
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
 class Faults:
     """The scripted mishaps. Guarded by the world's condition, like everything else."""
 
@@ -71,7 +87,7 @@ class Faults:
         self.refusals: list[tuple[Callable[[str], bool], Answer]] = []
         self.model: str | None = None
         self.model_left: int | None = None
-        self.holds: dict[object, str | None] = {}
+        self.holds: dict[object, Hold] = {}
 
     def clear(self) -> None:
         """Forget every failure; holds stay, they belong to a ``with`` block."""
@@ -104,8 +120,8 @@ class Faults:
         return failure
 
     def wait_while_held(self, world: World, agent_id: str) -> bool:
-        """Wait until the agent's turns may go on or the server closes; False after `HOLD_LIMIT` seconds."""
-        return world.changed.wait_for(lambda: world.closed or not self._held(agent_id), HOLD_LIMIT)
-
-    def _held(self, agent_id: str) -> bool:
-        return any(which is None or which == agent_id for which in self.holds.values())
+        """Wait until a turn that begins may go on or the server closes; False after `HOLD_LIMIT` seconds."""
+        mine = [token for token, hold in self.holds.items() if hold.takes(agent_id)]
+        return world.changed.wait_for(
+            lambda: world.closed or not any(token in self.holds for token in mine), HOLD_LIMIT
+        )

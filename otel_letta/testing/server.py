@@ -32,7 +32,7 @@ The behaviour follows Letta 0.16.8 as we measured it on a running server (Postgr
 traps included: two messages sent to one agent at once both answer 200 and one of them is missing from the agent's
 next prompt; a client that gives up does not stop its turn; a step that failed leaves nothing behind; block limits are
 not enforced. It has the routes that otel_letta uses. What is not simulated: Redis, /messages/async, archival memory,
-compaction, tools, the 409 of two clients that write one block at the same moment (script that with
+tools, the 409 of two clients that write one block at the same moment (script that with
 ``fail_next(409, path="/blocks/")``).
 
 Nothing that a client sends is printed or logged.
@@ -49,9 +49,9 @@ from xml.etree import ElementTree
 
 from otel_letta.testing.api import Api
 from otel_letta.testing.bodies import DROP, Answer
-from otel_letta.testing.faults import Fault, Faults, ModelFailure, scripted_answer
+from otel_letta.testing.faults import Fault, Faults, Hold, ModelFailure, scripted_answer
 from otel_letta.testing.http import HOST, Listener
-from otel_letta.testing.world import UUID4, ReceivedMessage, Request, World
+from otel_letta.testing.world import UUID4, Agent, Context, ReceivedMessage, Request, World
 
 _REPORT = re.compile(
     r"""<task-progress(?:\s+[\w:.-]+=(?:"[^"]*"|'[^']*'))*\s*(?:/>|>.*?</task-progress\s*>)""", re.DOTALL
@@ -68,12 +68,15 @@ class InMemoryLetta:
         password: what clients must send as ``Authorization: Bearer <password>``. None: none is asked for.
         port: 0 takes a free one. The port stays the same when the server stops listening and resumes.
         turn_seconds: how long each LLM turn takes.
+        run_delay: seconds from when a turn reads the context until others can see that it runs.
     """
 
     _api_type = Api
 
-    def __init__(self, password: str | None = None, *, port: int = 0, turn_seconds: float = 0.0) -> None:
-        self._world = World(password, turn_seconds)
+    def __init__(
+        self, password: str | None = None, *, port: int = 0, turn_seconds: float = 0.0, run_delay: float = 0.0
+    ) -> None:
+        self._world = World(password, turn_seconds, run_delay)
         self._faults = Faults()
         self._listener = Listener(self._api_type(self._world, self._faults), port)
         self._lifecycle = threading.Lock()
@@ -161,6 +164,30 @@ class InMemoryLetta:
         with self._world.changed:
             return self._world.new_conversation(self._world.known_agent(agent_id), summary).id
 
+    def compact(self, agent_id: str, conversation_id: str | None = None, *, in_next_turn: bool = False) -> None:
+        """Let a summary take the place of everything in the context, now or at the end of the next turn."""
+        with self._world.changed:
+            agent = self._world.known_agent(agent_id)
+            context = self._context(agent, conversation_id)
+            if in_next_turn:
+                context.compacts = True
+            else:
+                context.compact(agent)
+
+    def reset(self, agent_id: str, conversation_id: str | None = None) -> None:
+        """Empty the context but for the system prompt. The history keeps all messages."""
+        with self._world.changed:
+            context = self._context(self._world.known_agent(agent_id), conversation_id)
+            context.messages = context.messages[:1]
+
+    def _context(self, agent: Agent, conversation_id: str | None) -> Context:
+        if conversation_id is None:
+            return agent.context
+        conversation = self._world.conversations.get(conversation_id)
+        if conversation is None or conversation.agent is not agent:
+            raise LookupError(f"agent {agent.id!r} has no conversation {conversation_id!r}")
+        return conversation.context
+
     # what shall go wrong
 
     def fail_next(
@@ -172,6 +199,7 @@ class InMemoryLetta:
         times: int | None = 1,
         method: str | None = None,
         path: str | None = None,
+        after_processing: bool = False,
     ) -> None:
         """Answer the next requests with this status instead of serving them.
 
@@ -183,8 +211,9 @@ class InMemoryLetta:
             times: how many requests, None for all until `recover`.
             method: only requests with this method (upper case).
             path: only requests whose path, without the query, contains a match of this regular expression.
+            after_processing: the request takes effect all the same, as behind a proxy that gave up waiting.
         """
-        self._add_fault(scripted_answer(status, body, headers), times, method, path)
+        self._add_fault(scripted_answer(status, body, headers), times, method, path, after_processing)
 
     def drop_next(
         self,
@@ -211,8 +240,12 @@ class InMemoryLetta:
             self._faults.scripted.append(fault)
 
     @contextlib.contextmanager
-    def hold(self, agent_id: str | None = None) -> Iterator[Callable[[], None]]:
+    def hold(self, agent_id: str | None = None, *, turns: int | None = None) -> Iterator[Callable[[], None]]:
         """Let turns wait inside the ``with`` block, those of one agent or of all; `HOLD_LIMIT` seconds at most.
+
+        Args:
+            agent_id: whose turns; None: everybody's.
+            turns: how many, the next that begin; None: all.
 
         Yields a function that releases them earlier. A held turn has begun: it is an active run, it has taken its
         snapshot of the context, and it counts in `turns` and `prompts`.
@@ -225,7 +258,7 @@ class InMemoryLetta:
                 self._world.changed.notify_all()
 
         with self._world.changed:
-            self._faults.holds[token] = agent_id
+            self._faults.holds[token] = Hold(agent_id, turns)
         try:
             yield release
         finally:
@@ -303,12 +336,7 @@ class InMemoryLetta:
         """
         with self._world.changed:
             agent = self._world.known_agent(agent_id)
-            if conversation_id is None:
-                return agent.prompt(agent.context.messages)
-            conversation = self._world.conversations.get(conversation_id)
-            if conversation is None or conversation.agent is not agent:
-                raise LookupError(f"agent {agent_id!r} has no conversation {conversation_id!r}")
-            return agent.prompt(conversation.context.messages)
+            return agent.prompt(self._context(agent, conversation_id).messages)
 
     def prompts(self, agent_id: str) -> list[list[str]]:
         """Return what each turn of the agent was shown, in the order in which turns began, shaped like `context`."""

@@ -159,6 +159,19 @@ class Context:
 
     conversation_id: str | None
     messages: list[Message]
+    compacts: bool = False
+    """Whether the next turn compacts it at its end."""
+
+    def compact(self, agent: Agent, run_id: str | None = None) -> None:
+        """Replace everything by a summary, as Letta 0.16.8 does in its mode "all"."""
+        summary = Message(
+            "user",
+            '{"type": "system_alert", "message": "Note: prior messages have been hidden from view"}',
+            run_id=run_id,
+            conversation_id=self.conversation_id,
+        )
+        agent.history.append(summary)
+        self.messages = [self.messages[0], summary]
 
 
 @dataclass(slots=True)
@@ -221,11 +234,12 @@ class Agent:
 class World:
     """Everything the server knows. ``changed`` guards all of it and announces each change."""
 
-    def __init__(self, password: str | None, turn_seconds: float) -> None:
+    def __init__(self, password: str | None, turn_seconds: float, run_delay: float = 0.0) -> None:
         # Re-entrant, so that the predicate of a wait may ask the server whatever a test may ask it.
         self.changed = threading.Condition()
         self.password = password
         self.turn_seconds = turn_seconds
+        self.run_delay = run_delay
         self.closed = False
         self.turns = 0
         self.requests: list[Request] = []

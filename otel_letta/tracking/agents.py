@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 
 from otel_letta.report import TaskStatus
 from otel_letta.tracking import wording
@@ -343,9 +344,9 @@ class AgentTracker:
                     self._endings.judge(trace, task)
             self._tidy(trace)
 
-    def end_all(self, reason: str | None = None) -> None:
-        """End everything: nothing more will come. ``reason``: why; None is as if all idle times had passed."""
-        for trace in list(self._tree.traces.values()):
+    def end_all(self, reason: str | None = None, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """End everything, while there is time. ``reason``: why; None is as if all idle times had passed."""
+        for trace in takewhile(lambda _: goes_on(), list(self._tree.traces.values())):
             self._runs.release(trace, None)
             self._endings.promote(trace, None)
             self._endings.give_up_all(trace, reason or wording.lost(self._idle / 1e9))

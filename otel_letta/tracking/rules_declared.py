@@ -7,6 +7,7 @@ it runs in. A live span knows what is above it. One that is seen only when it ha
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
@@ -160,12 +161,12 @@ class DeclaredRules:
             if task.owners == 0:
                 self._ledger.abandon(task, wording.NEVER_ENDED)
 
-    def shut_down(self) -> None:
-        """Fail all tasks that are open: the program ends."""
+    def shut_down(self, goes_on: Callable[[], bool]) -> None:
+        """Fail all tasks that are open, while there is time: the program ends."""
         for key, span in self._tree.open.items():
             if span.task is not None:
                 self._tree.end(key, Fate.DECLARED, span.task)
-        for task in list(self._ledger.tasks.values()):
+        for task in takewhile(lambda _: goes_on(), list(self._ledger.tasks.values())):
             self._ledger.abandon(task, wording.SHUT_DOWN)
 
     # -- an agent's work inside a declared task ----------------------------------------------------------------------

@@ -372,12 +372,15 @@ class Tracker:
         self._agents.judge_ended()
         self._declared.release_all(anonymous=anonymous)
 
-    def shutdown(self) -> None:
-        """End everything, because the program ends: what is open fails, what waits for a parent is reported."""
-        self._declared.shut_down()
+    def shutdown(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """End everything, because the program ends: what is open fails, what waits for a parent is reported.
+
+        ``goes_on`` returns False when the time is over; then the rest stays open, see `open_tasks`.
+        """
+        self._declared.shut_down(goes_on)
         self._turns.conclude_answered()
         self.release()  # first, since agents may be steps of what waits
-        self._agents.end_all(wording.SHUT_DOWN)
+        self._agents.end_all(wording.SHUT_DOWN, goes_on)
 
     def finish(self) -> None:
         """End everything, because no more will come: as if all times of waiting had passed."""

@@ -12,7 +12,7 @@ from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.ids import REST_CONVERSATION
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
@@ -91,12 +91,22 @@ class FakeTransport:
         conversation = chat_id if chat_id and REST_CONVERSATION.match(chat_id) else None
         return Lane(self.server, agent_id or self.agent_id, conversation)
 
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+    def send(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        *,
+        until: Deadline | None = None,
+        posting: Posting | None = None,
+    ) -> dict[str, Any]:
         with self.changed:
             self.calls.append("send")
             self.requests.append((lane, list(messages)))
             failure = self.failures.pop(0) if self.failures else self.always
             self.changed.notify_all()
+        posting = posting or Posting()
+        posting.begin()
+        posting.complete()
         self.on_send(lane, messages)
         if failure is not None:
             raise failure
@@ -119,7 +129,9 @@ class FakeTransport:
         self._note("active_runs")
         return list(self.runs)
 
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+    def landed(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, str]:
         self._note("landed")
         return {otid: self.stored[otid] for otid in otids if otid in self.stored}
 

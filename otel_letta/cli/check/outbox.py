@@ -11,12 +11,12 @@ _COUNTED = 10_000
 
 
 def examine_outbox(findings: Findings, settings: Settings) -> None:
-    """Open the outbox as a program would, which makes it if it is missing, and count what waits."""
+    """Open the outbox as a program would, which makes the file if it is missing, and count what waits."""
     if settings.outbox is None:
         return
     findings.section("Outbox")
     place = settings.outbox.shown
-    store = open_store(settings.outbox.reveal(), fsync=settings.outbox_fsync)
+    store = open_store(settings.outbox.reveal(), place, fsync=settings.outbox_fsync)
     try:
         store.open()
         ends = store.all_entries(limit=_COUNTED)

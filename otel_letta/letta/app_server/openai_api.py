@@ -32,7 +32,7 @@ from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
-from otel_letta.letta.transport import Lane, Message, Run
+from otel_letta.letta.transport import Lane, Message, Posting, Run
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
@@ -86,7 +86,14 @@ class AppServerHttpTransport(Configured):
     def close(self, *, until: Deadline | None = None) -> None:
         self._http.close()
 
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+    def send(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        *,
+        until: Deadline | None = None,
+        posting: Posting | None = None,
+    ) -> dict[str, Any]:
         """Post the messages as one text, and wait for the turn.
 
         Returns:
@@ -100,14 +107,16 @@ class AppServerHttpTransport(Configured):
             # As a whole, even if a part of it is not asked for any more: with another key it would be another turn.
             before = [(otids, text) for otids, text in self._unsettled.items() if not contents.keys().isdisjoint(otids)]
         for otids, text in before:
-            answer = self._post(lane.agent_id, otids, text, until)
+            answer = self._post(lane.agent_id, otids, text, until, posting)
             for otid in otids:
                 contents.pop(otid, None)
         if contents:
-            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()), until)
+            answer = self._post(lane.agent_id, tuple(contents), "\n\n".join(contents.values()), until, posting)
         return answer
 
-    def _post(self, agent_id: str, otids: _Otids, text: str, until: Deadline | None) -> dict[str, Any]:
+    def _post(
+        self, agent_id: str, otids: _Otids, text: str, until: Deadline | None, posting: Posting | None
+    ) -> dict[str, Any]:
         # The last user message is the only one that a request with a chat key delivers, so all reports share one.
         body = {"model": agent_id, "messages": [{"role": "user", "content": text}]}
         headers = {
@@ -115,7 +124,9 @@ class AppServerHttpTransport(Configured):
             "Idempotency-Key": str(uuid.uuid5(_NAMESPACE, "\n".join(otids))),
         }
         try:
-            response = self._http.request("POST", "/v1/chat/completions", body=body, headers=headers, until=until)
+            response = self._http.request(
+                "POST", "/v1/chat/completions", body=body, headers=headers, until=until, posting=posting
+            )
             if not response.is_success:
                 raise self._refusal(response, otids)
             answer = mapping(parsed(response))
@@ -123,7 +134,7 @@ class AppServerHttpTransport(Configured):
                 raise LettaServerError("The answer is not that of an App Server", may_have_landed=True)
         except LettaError as error:
             with self._lock:
-                if error.may_have_landed and error.status != 500:
+                if error.may_have_landed and not isinstance(error, LettaModelError):
                     self._unsettled[otids] = text
                 else:
                     self._unsettled.pop(otids, None)
@@ -140,9 +151,17 @@ class AppServerHttpTransport(Configured):
         return str(uuid.uuid5(_NAMESPACE, f"{title}\n{agent_id}" if title else f"\n{socket.gethostname()}\n{agent_id}"))
 
     def _refusal(self, response: httpx.Response, otids: _Otids) -> LettaError:
+        """Make the error for an answer that is not a success; ``otids`` is empty for a request that starts no turn."""
+        own = isinstance(mapping(parsed(response)).get("error"), dict) and bool(_words(response))
+        error = self._known_refusal(response, otids, own) or refusal(response, redactor(self._settings))
+        # What is not the server's own says nothing about the turn behind it.
+        error.foreign = not own
+        error.may_have_landed = bool(otids) and (error.may_have_landed or not own)
+        return error
+
+    def _known_refusal(self, response: httpx.Response, otids: _Otids, own: bool) -> LettaError | None:
         status = response.status_code
-        redact = redactor(self._settings)
-        words = clean_error(redact(_words(response)))
+        words = clean_error(redactor(self._settings)(_words(response)))
         if status in (401, 403):
             return wrong_token(status, words)
         if status == 404 and "does not exist" in words:
@@ -154,7 +173,7 @@ class AppServerHttpTransport(Configured):
                 hint="start the App Server with --openai-api, or set OTEL_LETTA_SERVER=app-server",
                 parks=True,
             )
-        if status == 500 and otids:
+        if status == 500 and otids and own:
             # Its LLM failed sixteen times by then, in half a minute, and the message stands in the conversation. A
             # failure is not remembered with its key, so another try would cost all of that again (measured).
             with self._lock:
@@ -166,14 +185,16 @@ class AppServerHttpTransport(Configured):
                 hint="check the LLM that the agent uses on the App Server; your own settings are fine",
                 may_have_landed=True,
             )
-        if status in (400, 413, 422):
+        if status in (400, 413, 422) and own:
             return LettaRequestError(status=status, detail=words)
-        return refusal(response, redact)
+        return None
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         return []
 
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+    def landed(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, str]:
         """Return only what this process knows: the server lists nothing here."""
         with self._lock:
             return {otid: otid for otid in otids if otid in self._taken}

@@ -17,7 +17,7 @@ from otel_letta.letta.app_server.memory import Memory
 from otel_letta.letta.app_server.socket import Session, Sessions
 from otel_letta.letta.app_server.turns import DEFAULT_CONVERSATION, Turn
 from otel_letta.letta.recent import Recent
-from otel_letta.letta.transport import Lane, Message
+from otel_letta.letta.transport import Lane, Message, Posting
 from otel_letta.runtime.deadline import Deadline
 
 _logger = logging.getLogger(__name__)
@@ -51,16 +51,22 @@ class Sender:
         """How many ids were used up for the same messages in the same conversation."""
 
     def send(
-        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: Deadline
+        self,
+        session: Session,
+        lane: Lane,
+        conversation: str,
+        messages: Sequence[Message],
+        deadline: Deadline,
+        posting: Posting,
     ) -> dict[str, Any]:
         """See `AppServerTransport.send`."""
         answer: dict[str, Any] = {}
         rest = list(messages)
         for earlier in self._unsettled_with(conversation, messages):
-            answer = self._settle(session, lane, conversation, earlier, deadline)
+            answer = self._settle(session, lane, conversation, earlier, deadline, posting)
             settled = {message.otid for message in earlier}
             rest = [message for message in rest if message.otid not in settled]
-        return self._settle(session, lane, conversation, rest, deadline) if rest else answer
+        return self._settle(session, lane, conversation, rest, deadline, posting) if rest else answer
 
     def _unsettled_with(self, conversation: str, messages: Sequence[Message]) -> list[list[Message]]:
         """Return the inputs that were sent before and held one of these messages, whatever else they held."""
@@ -72,11 +78,17 @@ class Sender:
         ]
 
     def _settle(
-        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: Deadline
+        self,
+        session: Session,
+        lane: Lane,
+        conversation: str,
+        messages: Sequence[Message],
+        deadline: Deadline,
+        posting: Posting,
     ) -> dict[str, Any]:
         key = _key(conversation, messages)
         try:
-            answer = self._deliver(session, lane, conversation, messages, deadline)
+            answer = self._deliver(session, lane, conversation, messages, deadline, posting)
         except LettaError as error:
             if error.may_have_landed and not isinstance(error, LettaModelError):
                 self._unsettled[key] = list(messages)
@@ -87,7 +99,13 @@ class Sender:
         return answer
 
     def _deliver(
-        self, session: Session, lane: Lane, conversation: str, messages: Sequence[Message], deadline: Deadline
+        self,
+        session: Session,
+        lane: Lane,
+        conversation: str,
+        messages: Sequence[Message],
+        deadline: Deadline,
+        posting: Posting,
     ) -> dict[str, Any]:
         """Send the messages until a turn has held them all, in another conversation if this one is blocked."""
         pending = list(messages)
@@ -95,7 +113,7 @@ class Sender:
         pause = 0.5
         detours = 0
         while True:
-            turn, pending = self._run(session, lane.agent_id, conversation, pending, deadline)
+            turn, pending = self._run(session, lane.agent_id, conversation, pending, deadline, posting)
             if not turn.over:
                 if not pending:
                     return _answer(session, turn, messages)
@@ -120,7 +138,13 @@ class Sender:
             detours += 1
 
     def _run(
-        self, session: Session, agent_id: str, conversation: str, messages: Sequence[Message], deadline: Deadline
+        self,
+        session: Session,
+        agent_id: str,
+        conversation: str,
+        messages: Sequence[Message],
+        deadline: Deadline,
+        posting: Posting,
     ) -> tuple[Turn, list[Message]]:
         """Send one input and follow it.
 
@@ -149,7 +173,9 @@ class Sender:
         }
         body = {"runtime": turn.runtime, "terminal_consumer_id": turn.consumer, "payload": payload}
         with self._memory.during_turn():
+            posting.begin()
             turn.request_id = session.send("input", body)
+            posting.complete()
             try:
                 missing = self._follower.follow(session, turn, messages, deadline)
             except LettaError:

@@ -34,7 +34,7 @@ from otel_letta.letta.app_server.socket import Session, Sessions
 from otel_letta.letta.app_server.turns import Turn
 from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import ServerInfo
-from otel_letta.letta.transport import Block, Lane, Message, Run
+from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
@@ -78,7 +78,14 @@ class AppServerTransport(Configured):
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
-    def send(self, lane: Lane, messages: Sequence[Message], *, until: Deadline | None = None) -> dict[str, Any]:
+    def send(
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        *,
+        until: Deadline | None = None,
+        posting: Posting | None = None,
+    ) -> dict[str, Any]:
         """Hand over the messages as one input, and wait until a turn that held them has finished.
 
         Returns:
@@ -90,7 +97,7 @@ class AppServerTransport(Configured):
         self._check_server(lane)
         deadline = Deadline.after(self._settings.read_timeout, within=until)
         with self._towards(lane, until) as (session, conversation):
-            return self._sender.send(session, lane, conversation, messages, deadline)
+            return self._sender.send(session, lane, conversation, messages, deadline, posting or Posting())
 
     def active_runs(self, lane: Lane, *, until: Deadline | None = None) -> list[Run]:
         with self._towards(lane, until) as (session, conversation):
@@ -99,7 +106,9 @@ class AppServerTransport(Configured):
             # What is queued does not count: after a restart it stays there until somebody's next input (measured).
             return [Run(conversation, None)] if turn.loop_idle is False else []
 
-    def landed(self, lane: Lane, otids: Sequence[str], *, until: Deadline | None = None) -> dict[str, str]:
+    def landed(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, str]:
         wanted = [Message("", otid) for otid in otids]
         with self._towards(lane, until) as (session, conversation):
             found = stored(session, lane.agent_id, conversation, wanted)

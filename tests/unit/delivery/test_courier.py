@@ -503,7 +503,7 @@ def test_what_only_a_person_can_mend_parks_the_lane_and_is_probed_once_a_minute(
 
 
 def test_a_parked_lane_holds_no_other(letta: FakeTransport, courier: Courier) -> None:
-    letta.failures = [UNAUTHORIZED]
+    letta.failures = [errors.LettaAgentNotFoundError(status=404)]
     courier.put(end("a", agent_id="parked"))
     letta.wait_for_requests(1)
     finished(courier)
@@ -971,8 +971,7 @@ def test_no_thread_is_left_without_work(
     courier.put(end("a"))
     letta.wait_for_delivered(1)
     with courier.lock:
-        (worker,) = courier._lanes.values()
-        assert courier.crew.settled.wait_for(lambda: worker._thread is None, 5)
+        assert courier.crew.settled.wait_for(lambda: not courier.crew.lanes.has_thread, 30)
     courier.put(end("b"))
     letta.wait_for_delivered(2)
 
@@ -1001,10 +1000,7 @@ def test_a_lane_survives_the_death_of_its_thread(
     )
     courier.put(end("a"))
     with courier.lock:
-        (worker,) = courier._lanes.values()
-    thread = worker._thread
-    assert thread is not None
-    thread.join(5)
+        assert courier.crew.settled.wait_for(lambda: not courier.crew.lanes.has_thread, 30)
     courier.put(end("b"))
     letta.wait_for_delivered(2)
 

@@ -166,7 +166,7 @@ def test_a_parked_lane_does_not_keep_the_board_from_being_written(letta: WithBlo
 
 def test_a_board_that_is_parked_does_not_keep_messages_back(letta: WithBlocks, make: Callable[..., Desk]) -> None:
     desk = make("auto")
-    letta.board_error = UNAUTHORIZED
+    letta.board_error = errors.LettaAuthenticationError(status=403)  # of a key that may not write memory
     desk.put(end("a"))
     assert desk.flush(Deadline.after(30.0)) is False
     assert len(sent(letta)) == 1

@@ -17,6 +17,7 @@ import pytest
 
 from otel_letta.delivery import gate
 from otel_letta.delivery.gate import exchange, hold, settle
+from otel_letta.delivery.visit import Attempt
 from otel_letta.errors import LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Lane, Message, Run
@@ -273,7 +274,7 @@ def test_the_wait_is_bounded_and_a_run_that_outlasted_it_is_not_waited_for_again
 
     letta.calls.clear()
     send(letta, lane, busy_patience=5.0)
-    assert letta.calls.count("active_runs") == 1
+    assert letta.calls.count("active_runs") == 2  # once more, since others were seen to send
 
 
 def test_a_run_older_than_a_turn_can_last_is_ignored(letta: FakeTransport, lane: Lane) -> None:
@@ -311,16 +312,40 @@ def test_a_message_that_stayed_in_the_context_is_sent_once(letta: FakeTransport,
     assert letta.calls == ["active_runs", "send", "active_runs", "landed", "in_context"]
 
 
-def test_a_message_that_was_erased_from_the_context_is_sent_again_once(
-    letta: FakeTransport, lane: Lane, caplog: pytest.LogCaptureFixture
-) -> None:
-    letta.forgotten = {"otid"}
-    turns: list[int] = []
-    exchange_end(letta, lane, Message("end", "otid"), on_turn_used=lambda: turns.append(1))
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otel_letta.delivery.visit._CHANCE", 0.001)
+    monkeypatch.setattr("otel_letta.delivery.visit._SETTLING", 0.001)
 
-    assert [m.content for _, sent in letta.requests for m in sent] == ["end", "end"]
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_message_that_was_erased_from_the_context_is_sent_again_until_it_stays(
+    lane: Lane, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Crowded(FakeTransport):
+        def send(self, lane: Lane, batch: Sequence[Message], **options: Any) -> dict[str, Any]:
+            answer = super().send(lane, batch, **options)
+            self.forgotten = {"otid"} if len(self.requests) < 3 else set()
+            return answer
+
+    letta = Crowded()
+    turns: list[int] = []
+    attempt = Attempt()
+    exchange_end(letta, lane, Message("end", "otid"), on_turn_used=lambda: turns.append(1), attempt=attempt)
+
+    assert [m.content for _, sent in letta.requests for m in sent] == ["end"] * 3
     assert "erased from the agent's context" in caplog.text
-    assert len(turns) == 2  # each costs the agent a turn
+    assert len(turns) == 3  # each costs the agent a turn
+    assert not attempt.missing
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_what_is_erased_again_and_again_is_named_and_not_chased_for_ever(letta: FakeTransport, lane: Lane) -> None:
+    letta.forgotten = {"otid"}
+    attempt = Attempt()
+    exchange_end(letta, lane, Message("end", "otid"), attempt=attempt)
+    assert 2 < len(letta.requests) < 10
+    assert attempt.missing == {"otid"}
 
 
 def test_the_context_is_judged_only_when_the_agent_is_quiet(letta: FakeTransport, lane: Lane) -> None:
@@ -341,7 +366,7 @@ def test_the_context_is_judged_only_when_the_agent_is_quiet(letta: FakeTransport
     slow = Slow()
     slow.forgotten = {"otid"}
     exchange_end(slow, lane, Message("end", "otid"))
-    assert len(slow.requests) == 1 and looks == 3
+    assert len(slow.requests) == 1 and looks == 4  # once more, since others were seen to send
 
 
 def test_progress_is_not_looked_after(letta: FakeTransport, lane: Lane) -> None:

@@ -67,7 +67,7 @@ TABLE: list[tuple[int, Any, type[LettaError], bool, list[str]]] = [
     ),
     (422, {"detail": "Messages must not be empty"}, Request, False, ["Messages must not be empty"]),
     (400, {"detail": "Message content is empty or invalid"}, Request, False, ["content is empty"]),
-    (413, "too large", Request, False, ["413"]),
+    (413, {"detail": "too large"}, Request, False, ["413"]),
     (500, llm("llm_error"), Model, False, ["LLM", "your own settings are fine"]),
     (429, llm("llm_rate_limit"), Model, False, ["LLM", "llm_rate_limit"]),
     (401, llm("llm_authentication"), Model, True, ["LLM key", "your own settings are fine"]),
@@ -95,7 +95,7 @@ TABLE: list[tuple[int, Any, type[LettaError], bool, list[str]]] = [
     ),
     (429, {"detail": "slow down"}, RateLimit, False, ["rate", "slow down"]),
     (408, {"detail": "timed out"}, Timeout, False, ["408"]),
-    (307, "", Server, True, ["redirects elsewhere", "LETTA_BASE_URL"]),
+    (405, {"detail": "Method Not Allowed"}, Server, False, ["405"]),
 ]
 
 
@@ -168,10 +168,61 @@ def test_a_read_timeout_names_the_setting_that_allows_more() -> None:
     assert "did not answer within 600 s" in str(error) and "OTEL_LETTA_READ_TIMEOUT" in str(error)
 
 
-@pytest.mark.parametrize(("status", "landed"), [(502, True), (504, True), (503, False), (500, False)])
-def test_a_gateway_that_gave_up_leaves_open_whether_the_message_landed(status: int, landed: bool) -> None:
-    page = httpx.Response(status, html="<html><h1>Bad Gateway</h1></html>")
-    assert failure_of(page).may_have_landed is landed
+NOT_LETTAS: list[tuple[httpx.Response, type[LettaError], bool]] = [
+    *(
+        (httpx.Response(status, html="<html><h1>Some page</h1></html>"), kind, parks)
+        for status, kind, parks in [
+            (302, Server, True),
+            (307, Server, True),
+            (400, Server, False),
+            (401, Authentication, True),
+            (402, Server, True),
+            (403, Authentication, True),
+            (404, Server, True),
+            (408, Timeout, False),
+            (409, Conflict, False),
+            (413, Server, False),
+            (418, Server, False),
+            (422, Server, False),
+            (429, RateLimit, False),
+            (500, Server, False),
+            (502, Server, False),
+            (503, Server, False),
+            (504, Server, False),
+            (520, Server, False),
+            (524, Server, False),
+        ]
+    ),
+    (httpx.Response(422, json={"error": "invalid"}), Server, False),
+    (httpx.Response(400, json={"error": {"message": "blocked by the firewall"}}), Server, False),
+    (httpx.Response(403, json={"message": "Forbidden"}), Authentication, True),
+    (httpx.Response(429, json={"title": "Rate limited", "status": 429, "detail": "slow down"}), RateLimit, False),
+    (httpx.Response(500, json=[]), Server, False),
+    (httpx.Response(200, html="<html>log in</html>"), Server, True),
+    (httpx.Response(200, json={"ok": True}), Server, True),
+    (httpx.Response(200, json={"messages": "none"}), Server, True),
+    (httpx.Response(202, json={"queued": 1}), Server, True),
+    (httpx.Response(204), Server, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "parks"), NOT_LETTAS, ids=lambda value: str(getattr(value, "status_code", ""))
+)
+def test_what_is_not_letta_s_own_json_says_nothing_about_the_turn(
+    answer: httpx.Response, kind: type[LettaError], parks: bool
+) -> None:
+    error = failure_of(answer)
+    assert (type(error), error.parks) == (kind, parks)
+    assert (error.foreign, error.may_have_landed) == (True, True)
+
+
+def test_a_proxy_s_page_for_a_check_leaves_nothing_behind(http: respx.MockRouter) -> None:
+    letta = transport()
+    http.get(f"{BASE}/v1/runs/").respond(524, html="<html>")
+    with pytest.raises(LettaError) as raised:
+        letta.active_runs(letta.lane(None, None))
+    assert (raised.value.foreign, raised.value.may_have_landed) == (True, False)
 
 
 def test_letta_s_own_errors_leave_nothing_behind_even_with_a_gateway_s_status() -> None:

@@ -41,7 +41,7 @@ from tests.unit.letta.rest_support import (
 )
 def test_requests_go_below_the_configured_address(http: respx.MockRouter, base_url: str, url: str) -> None:
     letta = transport(base_url)
-    route = http.post(url.format(AGENT)).respond(200, json={})
+    route = http.post(url.format(AGENT)).respond(200, json={"messages": []})
     letta.send(letta.lane(None, None), HELLO)
 
     assert route.called
@@ -56,7 +56,7 @@ def test_an_agent_id_of_any_form_stays_one_segment_of_the_path(agent: str) -> No
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request.url.raw_path)
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json={"messages": []})
 
     letta = transport(agent_id=agent)
     with respx.mock() as router:
@@ -78,7 +78,7 @@ def test_ipv6_works_on_a_real_socket() -> None:
 
 
 class Recorder:
-    """A server on loopback that answers 200 ``{}`` to everything and writes down the request lines."""
+    """A server on loopback that answers 200 and no messages to everything and writes down the request lines."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         lines = self.lines = []  # type: list[str]
@@ -90,7 +90,7 @@ class Recorder:
                 lines.append(self.requestline)
                 headers.append(dict(self.headers))
                 bodies.append(self.read())
-                self.send(200, {})
+                self.send(200, {"messages": []})
 
             do_POST = do_GET  # noqa: N815
 
@@ -159,7 +159,7 @@ def test_the_password_is_sent_as_a_bearer_token(
     http: respx.MockRouter, password: str | None, header: bytes | None
 ) -> None:
     letta = transport(password=password)
-    route = http.post(MESSAGES).respond(200, json={})
+    route = http.post(MESSAGES).respond(200, json={"messages": []})
     letta.send(letta.lane(None, None), HELLO)
     headers = {name.lower(): value for name, value in route.calls.last.request.headers.raw}
     assert headers.get(b"authorization") == header

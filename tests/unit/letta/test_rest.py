@@ -121,7 +121,7 @@ def test_several_messages_are_one_request_in_order(letta: RestTransport, http: r
 
 def test_max_steps_is_sent_when_it_is_set(http: respx.MockRouter) -> None:
     letta = transport(max_steps=1)
-    route = http.post(MESSAGES).respond(200, json={})
+    route = http.post(MESSAGES).respond(200, json={"messages": []})
     letta.send(letta.lane(None, None), HELLO)
     assert json.loads(route.calls.last.request.content)["max_steps"] == 1
 
@@ -129,7 +129,7 @@ def test_max_steps_is_sent_when_it_is_set(http: respx.MockRouter) -> None:
 def test_a_conversation_s_message_goes_to_the_conversation_and_does_not_stream(
     letta: RestTransport, http: respx.MockRouter
 ) -> None:
-    route = http.post(f"{BASE}/v1/conversations/{CONVERSATION}/messages").respond(200, json={})
+    route = http.post(f"{BASE}/v1/conversations/{CONVERSATION}/messages").respond(200, json={"messages": []})
     letta.send(letta.lane(None, CONVERSATION), HELLO)
     assert json.loads(route.calls.last.request.content)["streaming"] is False
 
@@ -164,7 +164,9 @@ def test_a_server_that_does_not_show_the_context_is_believed(letta: RestTranspor
 
 
 def test_only_what_is_in_the_context_counts(letta: RestTransport, http: respx.MockRouter) -> None:
-    http.get(f"{BASE}/v1/agents/{AGENT}").respond(200, json={"message_ids": ["message-1"]})
+    http.get(f"{BASE}/v1/agents/{AGENT}").respond(200, json={"message_ids": ["system", "message-1"]})
+    rows = [{"id": identifier} for identifier in ("system", "message-1", "message-2")]
+    http.get(MESSAGES).respond(200, json=rows)
     assert letta.in_context(letta.lane(None, None), ["message-1", "message-2"]) == {"message-1"}
 
 

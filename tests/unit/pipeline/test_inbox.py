@@ -179,3 +179,42 @@ def test_stop_ends_the_thread(world: World) -> None:
     world.inbox.stop()
     thread.join(5)
     assert not thread.is_alive()
+
+
+# -- bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_that_helps_leaves_what_may_take_long_to_others(
+    world: World, no_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BACKLOG", 3)
+    for number in range(8):
+        world.put(number)
+    assert world.made  # it helped
+    assert not world.tended.acquire(blocking=False)
+
+
+def test_more_than_so_many_calls_are_only_counted(
+    world: World, no_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BACKLOG", 3)
+    monkeypatch.setattr(module, "_MOST", 5)
+    with world.inbox.lock:  # somebody makes a call that takes long
+        other = threading.Thread(target=lambda: [world.put(number) for number in range(9)])
+        other.run()
+    assert (len(world.inbox), world.inbox.overflowed) == (5, 4)
+    assert world.inbox.run(30.0)
+    assert world.made == [0, 1, 2, 3, 4]
+
+
+def test_run_ends_when_its_time_is_over_and_says_so(world: World, no_threads: None) -> None:
+    passed = threading.Event()
+    for number in range(3):
+        world.put(number)
+    world.inbox.put(time.sleep, 0.02)
+    world.put("too late")
+    assert world.inbox.run(0.01, passed.set) is False
+    assert passed.is_set()  # what has to be done in any case
+    assert len(world.inbox) <= 4
+    assert world.inbox.run(30.0) is True
+    assert world.made[-1] == "too late"

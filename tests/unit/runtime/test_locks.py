@@ -78,6 +78,47 @@ def test_a_killed_process_releases_its_lock() -> None:
     lock.release()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux shows in a file that a process is stopped")
+def test_a_process_that_was_stopped_while_it_holds_a_lock_does_not_block_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "_STOPPED", 0.2)
+    name = str(uuid.uuid4())
+    code = """
+import sys
+from otel_letta.runtime.locks import HostLock
+lock = HostLock(sys.argv[1])
+print(lock.try_acquire(), flush=True)
+sys.stdin.readline()
+lock.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+    process = python(code, name)
+    try:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "True\n"
+        first, second = HostLock(name), HostLock(name)
+        assert not first.acquire(Deadline.after(1.0))  # it works: it is waited for
+        os.kill(process.pid, signal.SIGSTOP)
+        assert first.acquire(Deadline.after(60.0))
+        assert f"process {process.pid} holds a lock and is stopped" in caplog.text
+        assert not second.acquire(Deadline.after(1.5))  # they are kept apart all the same
+        first.release()
+        assert second.acquire(Deadline.after(60.0))
+        second.release()
+        os.kill(process.pid, signal.SIGCONT)
+        assert not first.acquire(Deadline.after(1.0))  # it holds it again
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "released\n"
+        assert first.acquire(Deadline.after(60.0))
+        first.release()
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_the_folder_of_the_locks_is_ours_alone(temporary: Path) -> None:
     lock = HostLock("name")
     assert lock.try_acquire()

@@ -7,28 +7,17 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from otel_letta.store.choose import open_spool, open_store
-from otel_letta.store.model import Changes, NewEntry, Standing, Store, StoreError, StoreFullError, StoreNewerError
+from otel_letta.store.model import Changes, Spool, Store, StoreError, StoreFullError, StoreNewerError
+from tests.unit.store.contract import Another, EntriesContract, HeirsContract, SpoolContract, an_end, bodies, lose
 
-LANE = "lane"
 ROOT = Path(__file__).parents[3]
-
-
-def an_end(body: str, *, lane: str = LANE, ends: str = "", claims: bool = False, created: float = 100.0) -> NewEntry:
-    return NewEntry("server", lane, body, created, ends, claims=claims)
-
-
-def bodies(store: Store, lane: str = LANE) -> list[str]:
-    return [entry.body for entry in store.waiting(lane, 0, 100)]
-
-
-def lose(standing: Standing) -> str:
-    return f"lost {standing.body}"
 
 
 @pytest.fixture
@@ -44,113 +33,25 @@ def store(path: Path) -> Iterator[Store]:
     made.close()
 
 
-class TestEntries:
-    def test_come_back_in_the_order_in_which_they_were_written(self, store: Store) -> None:
-        store.apply(Changes(entries=[an_end("a"), an_end("b"), an_end("other", lane="elsewhere")]))
-        store.apply(Changes(entries=[an_end("c")]))
-        assert bodies(store) == ["a", "b", "c"]
-        assert store.lanes() == {LANE: 3, "elsewhere": 1}
+@pytest.fixture
+def another(path: Path) -> Iterator[Another]:
+    opened: list[Store] = []
 
-    def test_come_back_from_a_place_on_and_no_more_than_wanted(self, store: Store) -> None:
-        ids = store.apply(Changes(entries=[an_end(each) for each in "abcd"])).ids
-        assert [entry.body for entry in store.waiting(LANE, ids[0] or 0, 2)] == ["b", "c"]
+    def open_once_more() -> Store:
+        opened.append(open_store(str(path)))
+        opened[-1].open()
+        return opened[-1]
 
-    def test_go_when_they_are_settled(self, store: Store) -> None:
-        first, _ = store.apply(Changes(entries=[an_end("a"), an_end("b")])).ids
-        store.apply(Changes(settled=[first or 0]))
-        assert bodies(store) == ["b"]
-
-    def test_say_that_a_request_went_out_and_whether_that_failed_for_certain(self, store: Store) -> None:
-        first, second = store.apply(Changes(entries=[an_end("a"), an_end("b")])).ids
-        assert first is not None
-        assert second is not None
-        assert store.apply(Changes(posted=[first, second])).ours == {first, second}
-        store.apply(Changes(notes={first: ("refused", False), second: ("silence", True)}))
-        found = {entry.body: entry for entry in store.waiting(LANE, 0, 9)}
-        assert (found["a"].posted, found["a"].note) == (None, "refused")
-        assert found["b"].posted is not None
-        assert found["b"].note == "silence"
-
-    def test_are_not_posted_by_one_who_has_lost_them(self, store: Store, path: Path) -> None:
-        (row,) = store.apply(Changes(entries=[an_end("a")])).ids
-        store.close()
-        store.open()  # under another name: the first one is dead
-        assert row is not None
-        assert store.apply(Changes(posted=[row])).ours == set()
-        assert store.known([row]) == set()
-
-    def test_are_written_together_with_the_end_of_their_task_or_not_at_all(self, store: Store, path: Path) -> None:
-        store.apply(Changes(standings={"task": Standing("task", "server", LANE, "half")}))
-        store.apply(Changes(entries=[an_end("done", ends="task")]))
-        assert store.all_standings() == []
-        assert bodies(store) == ["done"]
-
-    def test_that_are_too_old_go_and_are_named(self, store: Store) -> None:
-        store.apply(Changes(entries=[an_end("old", created=1.0), an_end("new", created=10.0)]))
-        assert [entry.body for entry in store.expire(5.0)] == ["old"]
-        assert bodies(store) == ["new"]
-
-    def test_are_dropped_by_a_person_unless_their_process_lives(self, store: Store, path: Path) -> None:
-        (row,) = store.apply(Changes(entries=[an_end("a")])).ids
-        assert row is not None
-        other = open_store(str(path))
-        other.open()
-        assert [alive for _, alive in other.all_entries()] == [True]
-        assert other.remove([row]) == 0
-        store.close()
-        assert [alive for _, alive in other.all_entries()] == [False]
-        assert other.remove([row]) == 1
-        other.close()
+    yield open_once_more
+    for each in opened:
+        each.close()
 
 
-class TestHeirs:
-    def test_get_the_ends_of_the_dead_behind_their_own_and_in_order(self, store: Store, path: Path) -> None:
-        store.apply(Changes(entries=[an_end("a"), an_end("b")]))
-        heir = open_store(str(path))
-        heir.open()
-        heir.apply(Changes(entries=[an_end("own")]))
-        assert heir.adopt(["server"], lose) == (0, 0)  # the other is alive
-        store.close()
-        assert heir.adopt(["server"], lose) == (2, 0)
-        assert bodies(heir) == ["own", "a", "b"]
-        heir.close()
+class TestEntries(EntriesContract):
+    pass
 
-    def test_take_nothing_that_is_for_another_server(self, store: Store, path: Path) -> None:
-        store.apply(Changes(entries=[an_end("a")], standings={"t": Standing("t", "server", LANE, "x")}))
-        store.close()
-        heir = open_store(str(path))
-        heir.open()
-        assert heir.adopt(["another"], lose) == (0, 0)
-        assert heir.adopt([], lose) == (1, 1)
-        heir.close()
 
-    def test_say_that_tasks_under_way_are_lost_and_leave_those_that_wait_to_everybody(
-        self, store: Store, path: Path
-    ) -> None:
-        running = Standing("run", "server", LANE, "half")
-        waiting = Standing("wait", "server", LANE, "asks", waiting=True, owed=True)
-        store.apply(Changes(standings={"run": running, "wait": waiting}))
-        store.close()
-        heir = open_store(str(path))
-        heir.open()
-        assert heir.adopt(["server"], lose) == (0, 1)
-        assert bodies(heir) == ["lost half"]
-        assert [(each.key, each.owner) for each in heir.standings(["server"])] == [("wait", None)]
-        assert (heir.take_notice("wait"), heir.take_notice("wait")) == (True, False)
-        heir.close()
-
-    def test_end_a_task_that_waited_once_whoever_is_first(self, store: Store, path: Path) -> None:
-        store.apply(Changes(standings={"w": Standing("w", "server", LANE, "asks", waiting=True)}))
-        store.close()
-        heirs = [open_store(str(path)), open_store(str(path))]
-        for heir in heirs:
-            heir.open()
-            heir.adopt(["server"], lose)
-        ids = [heir.apply(Changes(entries=[an_end("over", ends="w", claims=True)])).ids[0] for heir in heirs]
-        assert [each is None for each in ids] == [False, True]
-        for heir in heirs:
-            heir.close()
-
+class TestHeirs(HeirsContract):
     def test_find_a_process_dead_that_was_killed_whatever_its_children_do(self, path: Path) -> None:
         # The child goes on after the parent's death, and has all that a fork inherits.
         program = (
@@ -274,6 +175,11 @@ class TestTheFile:
             open_store(str(tmp_path / "outbox.db")).open()
         tmp_path.chmod(0o700)
 
+    def test_in_a_folder_that_does_not_exist_is_an_error_and_makes_none(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match="folder does not exist"):
+            open_store(str(tmp_path / "missing" / "outbox.db")).open()
+        assert list(tmp_path.iterdir()) == []
+
     def test_below_something_that_is_no_folder_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(StoreError, match=r"outbox\.db"):
@@ -297,30 +203,21 @@ class TestTheFile:
         assert bodies(store) == ["parent's", "child's"]
 
 
-class TestSpool:
-    def test_gives_bodies_in_order_until_they_are_settled_also_after_a_restart(self, path: Path) -> None:
-        spool = open_spool(str(path))
-        spool.open()
-        first = spool.append("traces", b"\x00one")
-        spool.append("logs", b"two")
-        spool.close()
-        spool.open()
-        assert [(item.kind, item.body) for item in spool.unsettled()] == [("traces", b"\x00one"), ("logs", b"two")]
-        spool.settle([first])
-        assert [item.body for item in spool.unsettled()] == [b"two"]
-        assert spool.size() == (1, 3)
-        spool.close()
+@pytest.fixture
+def new_spool(path: Path) -> Iterator[Callable[..., Spool]]:
+    opened: list[Spool] = []
 
-    def test_is_bounded_by_size_and_age(self, path: Path) -> None:
-        spool = open_spool(str(path), most_bytes=10)
-        spool.open()
-        spool.append("traces", b"12345678")
-        with pytest.raises(StoreFullError):
-            spool.append("traces", b"90a")
-        assert spool.expire(2**40) == 1
-        spool.append("traces", b"90a")
-        spool.close()
+    def made(**options: Any) -> Spool:
+        opened.append(open_spool(str(path), **options))
+        opened[-1].open()
+        return opened[-1]
 
+    yield made
+    for each in opened:
+        each.close()
+
+
+class TestSpool(SpoolContract):
     def test_lives_in_the_file_of_an_outbox(self, store: Store, path: Path) -> None:
         spool = open_spool(str(path))
         spool.open()

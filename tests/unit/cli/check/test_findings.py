@@ -52,7 +52,7 @@ def test_programs_read_every_subject_also_where_nothing_was_found_out() -> None:
     found = json.loads(as_json(Findings()))
     assert found == {
         "ok": True,
-        **dict.fromkeys(("settings", "server", "agent", "board", "delivery", "test_report")),
+        **dict.fromkeys(("settings", "outbox", "server", "agent", "board", "delivery", "test_report")),
         "problems": [],
         "warnings": [],
         "notes": [],

@@ -231,13 +231,16 @@ CHAT_TABLE: list[tuple[httpx.Response, type[LettaError], bool, bool, list[str]]]
         False,
         ["agent not found", "LETTA_AGENT_ID"],
     ),
-    (httpx.Response(404), errors.LettaServerError, True, False, ["--openai-api", "OTEL_LETTA_SERVER=app-server"]),
+    (httpx.Response(404), errors.LettaServerError, True, True, ["--openai-api", "OTEL_LETTA_SERVER=app-server"]),
     (error("missing model", 400), errors.LettaRequestError, False, False, ["refused", "missing model"]),
-    (httpx.Response(413, text="too large"), errors.LettaRequestError, False, False, ["413"]),
-    (httpx.Response(307, headers={"Location": "https://e.test/"}), errors.LettaServerError, True, False, ["redirects"]),
+    (error("too large", 413), errors.LettaRequestError, False, False, ["413"]),
+    (httpx.Response(413, text="too large"), errors.LettaServerError, False, True, ["413"]),
+    (httpx.Response(307, headers={"Location": "https://e.test/"}), errors.LettaServerError, True, True, ["redirects"]),
+    (httpx.Response(500, text="<html>"), errors.LettaServerError, False, True, ["500"]),
     (httpx.Response(502, text="<html>"), errors.LettaServerError, False, True, ["502"]),
-    (httpx.Response(503, json={"error": "starting"}), errors.LettaServerError, False, False, ["503"]),
-    (httpx.Response(429), errors.LettaRateLimitError, False, False, ["rate"]),
+    (httpx.Response(503, json={"error": "starting"}), errors.LettaServerError, False, True, ["503"]),
+    (httpx.Response(503, text="<html>"), errors.LettaServerError, False, True, ["503"]),
+    (httpx.Response(429), errors.LettaRateLimitError, False, True, ["rate"]),
 ]
 
 
@@ -260,7 +263,7 @@ def test_each_answer_becomes_the_error_that_says_what_is_wrong(
 
 @pytest.mark.parametrize("body", ['{"error": 7}', "[]", "null", '{"error": {"message": {}}}', "[" * 90_000])
 def test_odd_error_bodies_are_errors_all_the_same(letta: AppServerHttpTransport, chat: respx.Route, body: str) -> None:
-    for status, kind in ((401, errors.LettaAuthenticationError), (400, errors.LettaRequestError)):
+    for status, kind in ((401, errors.LettaAuthenticationError), (400, errors.LettaServerError)):
         chat.side_effect = [httpx.Response(status, text=body)]
         assert type(failure(letta)) is kind
 

@@ -1,0 +1,238 @@
+"""The requests of one sender while it holds a lane: check that nobody is at it, post, and check what stayed."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from otel_letta.delivery.runs import contention, is_worth_waiting_for, outages, waited_out
+from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
+from otel_letta.letta.transport import Lane, Message, Posting, Run, Transport
+from otel_letta.runtime.deadline import Deadline
+
+_logger = logging.getLogger(__name__)
+
+_RESENDS = 4
+"""Times that a message is sent again, one after another, that a turn at the same time has erased."""
+_CHANCE, _LONGEST_CHANCE = 0.25, 8.0
+"""Seconds of which a random part is waited where others wait for the same moment; twice as many after a collision."""
+_SETTLING = 1.0
+"""Seconds after a turn until every turn is seen that began before its end. Letta reads the agent's context first, and
+then makes the run that others can see."""
+_CLOCKS = 1.5
+"""Seconds by which a run's age may be wrong: the server's ``Date`` has no fractions."""
+
+
+class Attempt:
+    """How far one exchange has come, for who cannot wait for its end. Written by the sender alone."""
+
+    def __init__(self) -> None:
+        self.posting = Posting()
+        self.waits_for = "no time was left to begin"
+        """What it waits for before it can send, or why it does not, for people."""
+        self.missing: frozenset[str] = frozenset()
+        """Otids of messages that were answered, but that the agent did not have when its context was last seen."""
+        self.otids: frozenset[str] = frozenset()
+        """What it is to send."""
+        self.unanswered = False
+        """True while a request is on its way."""
+        self.counted = False
+        """True if that request is counted as a turn already, since nobody waits for its answer any more."""
+        self.unsure = False
+        """True while a turn at the same time may still erase what was answered."""
+
+
+class Visit:
+    """Made for one exchange, by who holds the lane.
+
+    Args:
+        transport: the server.
+        lane: the destination.
+        until: when to give up.
+        busy_patience: seconds to wait for a turn that somebody else started.
+        on_turn_used: called after each request that may have cost the agent a turn.
+        attempt: is kept up to date.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        lane: Lane,
+        until: Deadline,
+        busy_patience: float,
+        on_turn_used: Callable[[], None] = lambda: None,
+        attempt: Attempt | None = None,
+    ) -> None:
+        self._transport = transport
+        self._lane = lane
+        self._until = until
+        # Without the caller's cancellation: a request that went out is waited for, since a turn that is cut off can
+        # block a conversation.
+        self._limit = Deadline(until.at)
+        self._busy_patience = busy_patience
+        self._on_turn_used = on_turn_used
+        self._attempt = attempt or Attempt()
+
+    def post(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """Send the messages as one request."""
+        attempt = self._attempt
+        attempt.waits_for = "there was no connection to the server yet"
+        attempt.unanswered = True
+        try:
+            answer = self._transport.send(self._lane, messages, until=self._limit, posting=attempt.posting)
+        except LettaError as error:
+            attempt.unanswered = False
+            # Other refusals come before the turn begins (measured).
+            if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
+                self._on_turn_used()
+            raise
+        attempt.unanswered = False
+        self._on_turn_used()
+        return answer
+
+    def arrived(self, messages: Sequence[Message], age: float) -> set[str]:
+        """Return the otids of those that the agent has, as soon as no turn may hold some back.
+
+        ``age``: seconds since the first of them may have been sent.
+        """
+        if not self.wait_until_idle(insist=True):
+            raise LettaTimeoutError(
+                f"The turn that may hold the report to {self._lane} still runs", may_have_landed=True
+            )
+        try:
+            stored = self._transport.landed(self._lane, [m.otid for m in messages], age=age, until=self._limit)
+        except LettaRequestError as error:
+            # This server refuses the check. The messages were not refused, and must not be taken for bad ones.
+            raise LettaServerError(
+                "Letta does not list its messages", status=error.status, detail=error.detail, may_have_landed=True
+            ) from error
+        present = self._transport.in_context(self._lane, list(stored.values()), until=self._limit) if stored else set()
+        return {otid for otid, stored_as in stored.items() if stored_as in present}
+
+    # -- nobody else's turn ------------------------------------------------------------------------------------------
+
+    def wait_for_gap(self, collisions: int = 0) -> None:
+        """Wait until no turn runs. Where others do the same, leave it to chance who begins first.
+
+        All of them see the end of the same turn at about the same moment. ``collisions``: how often that went wrong.
+        """
+        if not self.wait_until_idle() or self._transport.queues_messages:
+            return  # what the server is, is known only now
+        chance = min(_CHANCE * 2**collisions, _LONGEST_CHANCE)
+        while contention.is_likely(self._lane):
+            pause = random.uniform(0.0, chance)  # noqa: S311 - spreads clients, hides nothing
+            if self._until.wait(pause):
+                raise LettaTimeoutError(f"{self._lane} is busy with other turns")
+            if not self._running() or not self.wait_until_idle():
+                return
+
+    def wait_until_idle(self, *, insist: bool = False, since: float | None = None) -> bool:
+        """Wait until no turn runs. Return False if one outlasted the patience.
+
+        ``insist``: also where the server queues messages, and without getting used to a run that does not end.
+        ``since`` (of `time.monotonic`): turns that began after it do not matter.
+        """
+        lane = self._lane
+        patience = Deadline.after(self._busy_patience)
+        pause = 0.1
+        while True:
+            runs = self._running(since)
+            if self._transport.queues_messages and not insist:
+                return True  # known only now: the server was asked what it is
+            if not runs:
+                return True
+            self._attempt.waits_for = "the agent was in a turn that somebody else started"
+            self._attempt.unsure = since is not None
+            if patience.passed:
+                if insist:
+                    return False
+                _logger.warning(
+                    "%s: %d run(s) still active after %.0f s (%s): sending anyway",
+                    lane,
+                    len(runs),
+                    self._busy_patience,
+                    runs[0].id,
+                )
+                waited_out.update(run.id for run in runs)
+                return False
+            _logger.debug("%s: held, the agent is busy (%s)", lane, runs[0].id)
+            if self._until.wait(patience.left(pause)):
+                raise LettaTimeoutError(f"{lane} is busy with another turn")
+            pause = min(pause * 1.5, 2.0)
+
+    def _running(self, since: float | None = None) -> list[Run]:
+        """Return the turns to wait for."""
+        runs = [run for run in self._active_runs() if is_worth_waiting_for(self._lane, run)]
+        if since is not None:
+            youngest = time.monotonic() - since - _CLOCKS
+            runs = [run for run in runs if run.age is None or run.age >= youngest]
+        if runs:
+            contention.note(self._lane)
+        return runs
+
+    def _active_runs(self) -> list[Run]:
+        try:
+            active = self._transport.active_runs(self._lane, until=self._limit)
+        except LettaRequestError as error:
+            # This check is a courtesy; a server that refuses it has not refused the message.
+            _logger.debug("%s: cannot see whether the agent is busy: %s", self._lane, error)
+            return []
+        except LettaError as error:
+            outages.note(self._lane.server, error)
+            raise
+        outages.note(self._lane.server, None)
+        return active
+
+    # -- what stayed -------------------------------------------------------------------------------------------------
+
+    def confirm(self, wanted: Sequence[Message]) -> None:
+        """See to it that the agent keeps what was answered; send again what a turn at the same time has erased.
+
+        A turn that began before ours ended does not know our message, and when it ends its context replaces the one
+        that does (measured). So the verdict needs an agent that is idle, or busy with later turns only. Where others
+        send to it too, it is asked once more after a moment, since the newest turns are not seen at once.
+
+        What the agent does not have is in ``attempt.missing`` at any time, also when this raises.
+        """
+        attempt = self._attempt
+        answered = time.monotonic()
+        resends = 0
+        while wanted:
+            self.wait_until_idle(insist=True, since=answered)
+            erased = self._erased(wanted)
+            attempt.missing = frozenset(message.otid for message in erased)
+            if erased:
+                contention.note(self._lane)
+                self._log_erased(erased, resends < _RESENDS)
+                if resends == _RESENDS:
+                    return
+                resends += 1
+                self.wait_for_gap(resends)
+                self.post(erased)
+                attempt.missing = frozenset()
+                answered = time.monotonic()
+                continue
+            settling = answered + _SETTLING - time.monotonic()
+            attempt.unsure = contention.is_likely(self._lane) and settling > 0
+            if not attempt.unsure:
+                return
+            if self._until.wait(settling):
+                raise LettaTimeoutError(f"No time to see what stays in the context of {self._lane}")
+
+    def _log_erased(self, erased: Sequence[Message], again: bool) -> None:
+        _logger.warning(
+            "%s: %d report(s) were erased from the agent's context by a turn at the same time%s",
+            self._lane,
+            len(erased),
+            ": sending again" if again else "",
+        )
+
+    def _erased(self, messages: Sequence[Message]) -> list[Message]:
+        """Return those of the messages that are stored, but that the agent will not see."""
+        stored = self._transport.landed(self._lane, [m.otid for m in messages], until=self._limit)
+        present = self._transport.in_context(self._lane, list(stored.values()), until=self._limit)
+        # A message that is not even among the newest stored ones was answered in a very long turn: no verdict.
+        return [m for m in messages if m.otid in stored and stored[m.otid] not in present]

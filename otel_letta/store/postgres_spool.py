@@ -1,0 +1,88 @@
+"""The spool in PostgreSQL: see `Spool`. In the schema that the outbox has there, whether one is used or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from otel_letta.store import statements as sql
+from otel_letta.store.model import SpoolItem, StoreError, StoreFullError
+from otel_letta.store.postgres import prepare
+from otel_letta.store.sessions import Session, first
+
+if TYPE_CHECKING:
+    import psycopg
+
+_T = TypeVar("_T")
+
+
+class PostgresSpool:
+    """Bodies in one table of a database.
+
+    Args:
+        url: ``postgresql://…``, as libpq reads it.
+        place: the same without a password.
+        fsync: whether the disk confirms each body.
+        most_bytes: bound of the bodies together.
+    """
+
+    def __init__(self, url: str, place: str, *, fsync: bool = True, most_bytes: int | None = None) -> None:
+        self.place = place
+        self._session = Session(url, place, "otel_letta spool")
+        self._fsync = fsync
+        self._most_bytes = most_bytes
+        self._held: tuple[int, int] | None = None
+
+    def open(self) -> None:
+        with self._session.lock:
+            if not self._session.is_open:
+                connection = self._session.open()
+                with self._session.errors():
+                    prepare(connection, self.place)
+
+    def close(self) -> None:
+        with self._session.lock:
+            self._session.close()
+            self._held = None
+
+    def append(self, kind: str, body: bytes) -> int:
+        with self._session.lock:
+            number, held = self.size()
+            if self._most_bytes is not None and held + len(body) > self._most_bytes:
+                raise StoreFullError(f"{self.place} holds {held / 1e6:.0f} MB of bodies, which is as much as it may")
+            values = (kind, body, time.time())
+            new = int(self._do(lambda c: first(c.execute(sql.SPOOL_ADD, values)), durable=True))
+            self._held = number + 1, held + len(body)
+            return new
+
+    def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
+        rows = self._do(lambda c: c.execute(sql.SPOOL_REST, (after, limit)).fetchall())
+        return [SpoolItem(number, kind, bytes(body), created) for number, kind, body, created in rows]
+
+    def settle(self, ids: Sequence[int]) -> None:
+        with self._session.lock:
+            self._do(lambda c: c.execute(sql.SPOOL_SETTLE, (list(ids),)))
+            self._held = None
+
+    def expire(self, before: float) -> int:
+        with self._session.lock:
+            self._held = None
+            return int(self._do(lambda c: c.execute(sql.SPOOL_EXPIRE, (before,)).rowcount))
+
+    def size(self) -> tuple[int, int]:
+        with self._session.lock:
+            if self._held is None:
+                number, held = self._do(lambda c: c.execute(sql.SPOOL_SIZE).fetchall())[0]
+                self._held = int(number), int(held)
+            return self._held
+
+    def _do(self, work: Callable[[psycopg.Connection[Any]], _T], *, durable: bool = False) -> _T:
+        with self._session.lock, self._session.errors():
+            connection = self._session.connection
+            if connection is None or connection.closed:
+                raise StoreError(f"{self.place} is not connected")
+            with connection.transaction():
+                if not (durable and self._fsync):
+                    connection.execute(sql.ASYNCHRONOUS)
+                return work(connection)
