@@ -119,8 +119,7 @@ def read_request(body: bytes, of_resources: str) -> Batch:
     try:
         document = _fast_loads(body)
     except ValueError:
-        # Its parser is stricter than many writers: it refuses halves of surrogate pairs and the bare word NaN.
-        try:
+        try:  # The fast parser refuses what many write: halves of surrogate pairs, and the bare word NaN.
             document = _parsed(body)
         except _BrokenError as error:
             raise UndecodableError(str(error)) from None

@@ -20,6 +20,8 @@ from otel_letta.tracking.reading import SpanKey, key_of
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
 
+_SOON = 50_000_000
+"""Nanoseconds until the next try, where a batch is going in."""
 _SWEEP = 10**9
 """Nanoseconds between two looks at what has settled."""
 
@@ -52,8 +54,9 @@ class Feed:
         self._pipeline = pipeline
         self._settled = settled
         self._now = now
-        self._lock = threading.Lock()
-        """Held while a batch goes in: an end must not overtake what came before it."""
+        self._lock = threading.RLock()
+        """Held while a batch goes in: an end must not overtake what came before it. Reentrant, since a full inbox makes
+        calls, and `tick`, on the thread that puts one in."""
         silence = int(pipeline.settings.idle_timeout * 8e9)
         self.live = LiveSpans(pipeline.watcher, now, silence)
         self._bodies: dict[int, _Body] = {}
@@ -69,8 +72,12 @@ class Feed:
         """Do nothing: reports are made of spans, by the tracker."""
 
     def tick(self, now_ns: int) -> int | None:
-        with self._lock:
-            due = self.live.tick()
+        due: int | None = now_ns + _SOON
+        if self._lock.acquire(blocking=False):
+            try:
+                due = self.live.tick()
+            finally:
+                self._lock.release()
         if self._bodies and now_ns >= self._next_sweep:
             self._sweep()
             self._next_sweep = now_ns + _SWEEP

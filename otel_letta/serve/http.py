@@ -30,8 +30,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SLASHES = re.compile(r"/{2,}")
-_AT_ONCE = 262_144
-"""Bytes of a body from which on it is decoded beside the loop, so that others need not wait for it."""
+_AT_ONCE = 2 * 2**20
+"""Bytes of a body from which on it is decoded beside the loop, so that others need not wait for it. Below that it takes
+milliseconds, and a change of threads as long."""
 _THREADS = 4
 
 

@@ -256,8 +256,9 @@ class LiveSpans:
 
     def _give_up(self, key: SpanKey) -> None:
         # The registry holds it weakly once it was read, and reports as lost what is gone.
-        held = self._held.pop(key)
-        self.remember(held.span)
+        held = self._held.pop(key, None)
+        if held is not None:
+            self.remember(held.span)
 
 
 class _Ended(ReadableSpan):

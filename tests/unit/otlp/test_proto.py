@@ -190,8 +190,8 @@ def test_json_of_careless_writers_is_read() -> None:
         b'"parentSpanId": null, "kind": null, "events": null, "status": null, "attributes": [null, {"key": "a", '
         b'"value": null}, {"key": "b", "value": {"arrayValue": {}}}, {"key": "c", "value": {"doubleValue": NaN}}]}'
     )
-    body = b'\xef\xbb\xbf{"resourceSpans": [null, {"resource": null, "scopeSpans": [{"scope": null, "spans": [null, '
-    body += span + b"]}]}]}"
+    body = b'{"resourceSpans": [null, {"resource": null, "scopeSpans": [{"scope": null, "spans": [null, %s]}]}]}'
+    body = b"\xef\xbb\xbf" + body % span
     batch = read_request(body, "resourceSpans")
     assert batch.broken == []
     assert [list(span.attributes or ()) for span in batch.spans] == [["b", "c"]]
@@ -241,8 +241,8 @@ def test_a_recording_that_was_damaged_anywhere_is_read_or_refused(data: st.DataO
 
 
 FIELDS = (  # noqa: SIM905 - one name a line would be a page
-    "resourceSpans scopeSpans spans resource scope attributes key value traceId spanId name events links status "
-    "code message kind flags startTimeUnixNano endTimeUnixNano timeUnixNano resourceLogs scopeLogs logRecords body "
+    "resourceSpans scopeSpans spans resource scope attributes key value traceId spanId name events links status code "
+    "message kind flags startTimeUnixNano endTimeUnixNano timeUnixNano resourceLogs scopeLogs logRecords body "
     "eventName stringValue intValue doubleValue boolValue bytesValue arrayValue kvlistValue values"
 ).split()
 JSON = st.recursive(

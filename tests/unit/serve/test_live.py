@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.otlp.batch import LogRecord
 from otel_letta.otlp.json import read_request
+from otel_letta.pipeline import inbox
 from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.report import ProgressReport
 from otel_letta.serve.feed import Feed
@@ -329,6 +331,18 @@ def test_the_turn_of_a_coding_agent_keeps_the_records_that_tell_of_it(receiver: 
     receiver.pipeline._tracker.finish()
     receiver.pass_seconds(2)
     assert receiver.settled == [body]
+
+
+def test_a_full_inbox_holds_nobody_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever puts something into it then makes calls himself, in the middle of a batch."""
+    monkeypatch.setattr(inbox, "_BACKLOG", 0)
+    receiver.logs(heartbeat(open_span()))
+    spans = [ended(f"task {number}", number, traceId=f"{number:032x}") for number in range(1, 200)]
+    thread = threading.Thread(target=receiver.spans, args=spans, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert len({name for name, status, _ in receiver.told if status == "completed"}) == 199
 
 
 def test_a_held_span_is_a_span_like_any_other() -> None:
