@@ -5,7 +5,8 @@
             rewrite(file)
         t.result("all tests pass")
 
-Without a TracerProvider nothing is recorded and nothing is sent: the calls return at once.
+Without a TracerProvider nothing is recorded and nothing is sent: the calls return at once, and the first one says so
+in the log.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from otel_letta import semconv
+from otel_letta.otel import unreported
 from otel_letta.otel.loops import Track
 from otel_letta.otel.work import Work, end_with, task_around
 from otel_letta.runtime import wake
@@ -127,6 +129,8 @@ class TaskContext(AbstractContextManager["TaskSpan"]):
         tracer = self._tracer or trace.get_tracer("otel_letta")
         # The name as an attribute makes it a task even if nothing else is set on it.
         running = TaskSpan(tracer.start_span(name, attributes={semconv.TASK_NAME: name, **self._attributes}))
+        if unreported.unchecked:
+            unreported.check(name, running.span, by_own_tracer=self._tracer is not None)
         return running, Work(running)
 
     def __enter__(self) -> TaskSpan:
@@ -348,7 +352,10 @@ def track(
 
 
 def _loop_span(name: str) -> Span:
-    return trace.get_tracer("otel_letta").start_span(name, attributes={semconv.TASK_NAME: name})
+    span = trace.get_tracer("otel_letta").start_span(name, attributes={semconv.TASK_NAME: name})
+    if unreported.unchecked:
+        unreported.check(name, span, by_own_tracer=False)
+    return span
 
 
 def _track(items: Iterable[_T], name: str, total: int | None) -> Iterator[_T]:

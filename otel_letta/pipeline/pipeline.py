@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -24,6 +24,7 @@ from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.ended_spans import EndedSpans
+from otel_letta.pipeline.first_report import FirstReport
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
@@ -103,6 +104,7 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self._metrics = metrics
+        transport = cast("Transport", FirstReport(transport, settings))
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._sources: dict[type[Source], Source] = {}
         opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None

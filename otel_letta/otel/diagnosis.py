@@ -1,0 +1,148 @@
+"""Mistakes that would be silent: spans that mean to be tasks and are none, and a component that nobody shuts down.
+
+Each is one line in the log, once in a process. The first spans of a program are looked at on its own threads, for a
+name that is not ours; from then on a hook is as fast as it was, and only open spans are looked at, by the pipeline's
+own thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+
+from otel_letta import semconv
+from otel_letta.pipeline.hooks import is_no_record
+from otel_letta.text import clean_line
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.pipeline import Pipeline
+
+_logger = logging.getLogger(__name__)
+
+FIRST = 500
+"""Ended spans that are looked at."""
+_PREFIX = "letta."
+_KNOWN = frozenset(value for name, value in vars(semconv).items() if name.isupper() and str(value).startswith(_PREFIX))
+_OURS = ("letta.task.", "letta.chat", "letta.message", "letta.agent")
+_MOST_NAMES = 20
+
+_REMEDY = (
+    "a task is a span inside 'with otel_letta.task(...)', or one with an attribute such as letta.chat.id; "
+    "OTEL_LETTA_TASKS=name:PATTERN makes tasks of others"
+)
+
+
+class Diagnosis:
+    """The first spans of one component, looked at for mistakes.
+
+    Args:
+        pipeline: the component's; its thread writes the log lines.
+        over: called once, when enough spans were looked at.
+    """
+
+    def __init__(self, pipeline: Pipeline, over: Callable[[], None] = lambda: None) -> None:
+        self._pipeline = pipeline
+        self._over = over
+        self._pid = os.getpid()
+        self.ended = 0
+        """Spans that were looked at; no more than `FIRST` count."""
+        pipeline.watcher.spelling = check_names
+
+    def hook(self, on_end: Callable[[ReadableSpan], None]) -> Callable[[ReadableSpan], None]:
+        """Return an ``on_end`` that looks at the first spans as well."""
+
+        def on_end_and_look(span: ReadableSpan) -> None:
+            on_end(span)
+            self.look(span)
+
+        return on_end_and_look
+
+    def exported(self, spans: Sequence[ReadableSpan]) -> None:
+        """Look at what an exporter brings: all of it at first, later at one span of each batch."""
+        for span in spans if self.ended < FIRST else spans[:1]:
+            self.look(span)
+
+    def look(self, span: ReadableSpan) -> None:
+        """Look at an ended span. Never raises."""
+        if is_no_record(span):
+            return
+        try:
+            if not self.ended:
+                self._pipeline.call(check_names, span.resource.attributes)
+            if any(name.startswith(_PREFIX) and name not in _KNOWN for name in span.attributes or ()):
+                self._pipeline.call(check_names, dict(span.attributes or {}))
+            if self.ended < FIRST:
+                self.ended += 1  # two threads may count one span less: it is about the first hundreds
+                if self.ended == FIRST:
+                    self._pipeline.call(self._sum_up, logging.INFO, f"the first {FIRST}")
+                    self._over()
+        except Exception as error:  # noqa: BLE001
+            self._pipeline.complain("looking at spans", error)
+
+    def conclude(self) -> None:
+        """Sum up at the end: spans of which none was a task are a mistake more often than not."""
+        if self.ended and self._pid == os.getpid():
+            self._sum_up(logging.WARNING, f"{self.ended}" if self.ended < FIRST else f"{FIRST} or more")
+
+    def _sum_up(self, level: int, number: str) -> None:
+        stats = self._pipeline.stats()
+        if not stats["reports"] and not stats["open_tasks"]:
+            spans = "span" if number == "1" else "spans"
+            _once(level, "no task", f"{number} {spans} ended and none was a task, so nothing was reported: {_REMEDY}")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def check_names(attributes: Mapping[str, Any]) -> None:
+    """Warn, once for each, of attributes that mean to be ours and are spelt wrongly."""
+    for name in attributes:
+        if name.startswith(_PREFIX) and name not in _KNOWN and name not in _said:
+            _check_name(name)
+
+
+def _check_name(name: str) -> None:
+    if len(_said) > _MOST_NAMES:
+        return
+    import difflib
+
+    # The same in one spelling of separators, or nearly so.
+    plain = {_plain(known): known for known in _KNOWN}
+    close = difflib.get_close_matches(_plain(name[:100]), plain, n=1, cutoff=0.8)
+    if close:
+        hint = f"did you mean {plain[close[0]]}?"
+    elif name.startswith(_OURS):
+        hint = f"those that are read: {', '.join(sorted(_KNOWN))}"
+    else:
+        _said.setdefault(name, None)  # somebody else's, such as the Letta server's
+        return
+    _once(logging.WARNING, name, f"the span attribute {clean_line(name, 100)} is none that is read: {hint}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(".", "").replace("-", "")
+
+
+# -- a component that nobody shuts down --------------------------------------------------------------------------------
+
+
+def will_be_shut_down() -> bool:
+    """Return whether a tracer provider is about to shut down at the end of the program, and its processors with it."""
+    return any(
+        issubclass(type(thing), TracerProvider) and getattr(thing, "_atexit_handler", None) is not None
+        for thing in gc.get_objects()
+    )
+
+
+_said: dict[str, object] = {}
+
+
+def _once(level: int, about: str, text: str) -> None:
+    mine = object()
+    if _said.setdefault(about, mine) is mine:  # atomic
+        _logger.log(level, "%s", text)
