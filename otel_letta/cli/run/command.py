@@ -1,0 +1,40 @@
+"""The command `otel-letta run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+_SITE = str(Path(__file__).parent / "site")
+
+
+@click.command(
+    "run",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="",
+    short_help="Run a Python program and report its tasks.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
+def run(command: tuple[str, ...]) -> None:
+    """Run a Python program and report its tasks: otel-letta run -- python app.py
+
+    Needs no change of the program and no Collector. Spans with letta.* attributes are tasks, and those of agent
+    frameworks that trace. Instrumentations that are installed are turned on, as by opentelemetry-instrument; spans go
+    nowhere else unless OTEL_TRACES_EXPORTER or the program says so.
+    """
+    executable = shutil.which(command[0])
+    if executable is None:
+        click.echo(f"otel-letta run: {command[0]} is not found", err=True)
+        sys.exit(127)
+    before = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_SITE, *([before] if before else [])])}
+    if os.name == "nt":  # there exec returns to the shell at once
+        sys.exit(subprocess.run([executable, *command[1:]], env=environment, check=False).returncode)  # noqa: S603
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(executable, command, environment)  # noqa: S606
