@@ -50,7 +50,8 @@ class _Rest:
         self._settings = settings
 
     def models(self) -> list[str]:
-        return _handles(self._call("GET", "/v1/models/"))
+        # Every server lists its free model first, also one that cannot reach the service behind it (measured).
+        return sorted(_handles(self._call("GET", "/v1/models/")), key=lambda handle: handle.startswith("letta/"))
 
     def create(self, name: str, model: str) -> str:
         body: dict[str, Any] = {
@@ -83,12 +84,12 @@ class _AppServer:
         self._settings = settings
 
     def models(self) -> list[str]:
-        # The entries are a catalogue; only the handles are those that this server can reach (measured).
-        answer = self._request("list_models", {})
+        # The handles are those that this server can reach, and are empty in its first answers after a start, where the
+        # entries have them already (measured).
+        answer = self._request("list_models", {"force": True})
         handles = answer.get("available_handles")
-        if not isinstance(handles, list):
-            return _handles(answer.get("entries"))
-        return [handle for handle in handles if isinstance(handle, str)]
+        reachable = [handle for handle in handles if isinstance(handle, str)] if isinstance(handles, list) else []
+        return reachable or _handles(answer.get("entries"))
 
     def create(self, name: str, model: str) -> str:
         body = {"name": name, "model": model, "memory_blocks": [{"label": "persona", "value": _PERSONA}]}

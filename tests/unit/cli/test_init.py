@@ -18,7 +18,7 @@ from otel_letta.testing.api import Api, Call, Route
 from otel_letta.testing.bodies import Answer, json_answer
 from tests.support.checking import PASSWORD
 
-MODELS = ["openai/gpt-5", "anthropic/claude"]
+MODELS = ["letta/letta-free", "openai/gpt-5", "anthropic/claude"]
 
 
 class _WithAgents(Api):
@@ -178,7 +178,7 @@ def test_asked_for_a_person_makes_a_new_agent(
     letta: InMemoryLetta, asked: Callable[..., Result], tmp_path: Path
 ) -> None:
     letta.create_agent("one")
-    result = asked("--base-url", letta.base_url, answers=[PASSWORD, "n", "mine", MODELS[1], "n"])
+    result = asked("--base-url", letta.base_url, answers=[PASSWORD, "n", "mine", MODELS[2], "n"])
     assert result.exit_code == 0, result.output
     assert 'agent "mine" made, model anthropic/claude' in result.output
     assert letta.turns == 0
