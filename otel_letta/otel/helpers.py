@@ -53,6 +53,16 @@ class TaskSpan:
     def __init__(self, span: Span) -> None:
         self.span = span
 
+    def __repr__(self) -> str:
+        from otel_letta.otel.shown import text_of
+
+        return text_of(self.span)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        from otel_letta.otel.shown import bundle_of
+
+        return bundle_of(self.span)
+
     def progress(self, progress: float, content: str | None = None) -> None:
         """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards.
 

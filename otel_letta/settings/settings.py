@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 from urllib.parse import urlsplit
 
 from otel_letta.errors import LettaConfigurationError
@@ -291,9 +291,9 @@ class SettingsOptions(TypedDict, total=False):
     agent_id: str | None
     password: str | Secret | None
     api_key: str | Secret | None
-    server: ServerKind | str | None
+    server: ServerKind | Literal["auto", "rest", "app-server", "app-server-http"] | None
     conversation: str | None
-    delivery: Delivery | str | None
+    delivery: Delivery | Literal["auto", "messages", "board"] | None
     board_label: str | None
     board_interval: float | None
     message_interval: float | None
@@ -313,9 +313,9 @@ class SettingsOptions(TypedDict, total=False):
     idle_timeout: float | None
     answer_timeout: float | None
     wake_after: float | None
-    wake_on_wait: bool | str | None
+    wake_on_wait: bool | Literal["true", "false"] | None
     wait_timeout: float | None
     content: Iterable[str] | str | None
     chat_id_attributes: Iterable[str] | str | None
     tasks: Iterable[str] | str | None
-    baggage: bool | str | None
+    baggage: bool | Literal["true", "false"] | None

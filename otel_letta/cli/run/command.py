@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-_SITE = str(Path(__file__).parent / "site")
+_FIRST = str(Path(__file__).parent / "first_on_path")
 
 
 @click.command(
@@ -32,7 +32,7 @@ def run(command: tuple[str, ...]) -> None:
         click.echo(f"otel-letta run: {command[0]} is not found", err=True)
         sys.exit(127)
     before = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_SITE, *([before] if before else [])])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_FIRST, *([before] if before else [])])}
     if os.name == "nt":  # there exec returns to the shell at once
         sys.exit(subprocess.run([executable, *command[1:]], env=environment, check=False).returncode)  # noqa: S603
     sys.stdout.flush()
