@@ -215,8 +215,8 @@ def _at_exit() -> None:
             component._close(None)
             if not flushed:
                 _logger.warning(
-                    "%s was neither flushed nor shut down at the end of the program, so what its tracer provider still "
-                    "held is lost: call provider.shutdown() at the end",
+                    "%s was neither flushed nor shut down at the end of the program, so what its provider still held "
+                    "is lost: call provider.shutdown() at the end",
                     component._kind,
                 )
     except Exception:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta import semconv
 from otel_letta.pipeline.hooks import is_no_record
@@ -132,11 +132,24 @@ def _plain(name: str) -> str:
 
 
 def will_be_shut_down() -> bool:
-    """Return whether a tracer provider is about to shut down at the end of the program, and its processors with it."""
-    return any(
-        issubclass(type(thing), TracerProvider) and getattr(thing, "_atexit_handler", None) is not None
-        for thing in gc.get_objects()
-    )
+    """Return whether a provider of the SDK is about to shut down at the end of the program, and its processors too.
+
+    A component does not know its provider, so all objects are looked through: once, and only where one is left over.
+    """
+    return any(_is_about_to(thing) for thing in gc.get_objects())
+
+
+def _is_about_to(thing: object) -> bool:
+    kind = type(thing)
+    if not any(base.__name__ in _PROVIDERS and base.__module__.startswith(_SDK) for base in kind.__mro__):
+        return False
+    return any(getattr(thing, name, None) is not None for name in _AT_EXIT)
+
+
+_SDK = "opentelemetry.sdk"
+_PROVIDERS = ("TracerProvider", "LoggerProvider")
+_AT_EXIT = ("_atexit_handler", "_at_exit_handler")
+"""Fields of the SDK's providers that are set until they have shut down (opentelemetry-sdk 1.x)."""
 
 
 _said: dict[str, object] = {}

@@ -14,9 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
-import sys
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
@@ -32,8 +29,8 @@ from otel_letta import semconv
 from otel_letta.otel import unreported
 from otel_letta.otel.loops import Track
 from otel_letta.otel.work import Work, end_with, task_around
+from otel_letta.otel.written import emit_event, plain_number
 from otel_letta.runtime import wake
-from otel_letta.text import clean_line
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class TaskSpan:
         span = self.span
         if span.is_recording():
             attributes: dict[str, AttributeValue] = {}
-            share = progress if type(progress) is float else _plain_number(progress)
+            share = progress if type(progress) is float else plain_number(progress)
             if share is not None:
                 attributes[semconv.TASK_PROGRESS] = share
             if content is not None:
@@ -82,14 +79,14 @@ class TaskSpan:
                 return
             span.set_attributes(attributes)
             wake.changed(span)
-            _emit_event(span, attributes)
+            emit_event(span, attributes)
 
     def content(self, content: str) -> None:
         """Set one line about where the task stands."""
         if self.span.is_recording():
             self.span.set_attribute(semconv.TASK_CONTENT, content)
             wake.changed(self.span)
-            _emit_event(self.span, {semconv.TASK_CONTENT: content})
+            emit_event(self.span, {semconv.TASK_CONTENT: content})
 
     def result(self, result: str) -> None:
         """Set what the task produced; it is reported with the end."""
@@ -250,7 +247,14 @@ def task(
 
     An exception fails the task and goes on, as with any span. So do cancellation, Ctrl-C and ``sys.exit(1)``, which
     OpenTelemetry alone would leave looking like success. A decorated call lasts until what it returned is done, be it
-    a coroutine, a future or a generator.
+    a coroutine, a future or a generator::
+
+        with task("Refactor module", chat_id="chat-123") as t:
+            t.progress(0.5, "halfway")
+            t.result("10 files rewritten")
+
+        @task
+        async def fetch(url: str) -> bytes: ...
 
     Args:
         name: the span's name, and what people call the task. A decorator may leave it out, with or without
@@ -274,53 +278,14 @@ def task(
     return TaskContext(name, {**(attributes or {}), **given}, tracer)
 
 
-_refused: set[str] = set()
-"""The types of what was said to be a progress and is none, each warned of once."""
-
-
-def _plain_number(value: Any) -> Any:
-    """Return a progress as OpenTelemetry takes it, None for what is no number."""
-    if isinstance(value, (int, float)):
-        return value  # bools too: the reader says what is wrong with them
-    # Importing these takes its time; where nobody did, there is none of their numbers.
-    numbers, decimals = sys.modules.get("numbers"), sys.modules.get("decimal")
-    kinds = tuple(kind for kind in (getattr(numbers, "Real", None), getattr(decimals, "Decimal", None)) if kind)
-    if isinstance(value, kinds):
-        try:
-            return float(value)
-        except (ArithmeticError, TypeError, ValueError):
-            pass
-    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    if kind not in _refused and len(_refused) < 100:
-        _refused.add(kind)
-        _logger.warning("a progress of type %s is ignored: it is no real number", clean_line(kind, 100))
-    return None
-
-
-def _emit_event(span: Span, attributes: dict[str, AttributeValue]) -> None:
-    """Emit the same as an OpenTelemetry log event, if OTEL_LETTA_LOG_EVENTS is true."""
-    if os.environ.get("OTEL_LETTA_LOG_EVENTS", "").strip().lower() != "true":
-        return
-    from opentelemetry import _logs
-
-    try:
-        record = _logs.LogRecord(
-            timestamp=time.time_ns(),
-            context=trace.set_span_in_context(span),
-            severity_number=_logs.SeverityNumber.INFO,
-            body=attributes.get(semconv.TASK_CONTENT),
-            attributes=attributes,
-            event_name=semconv.TASK_PROGRESS,
-        )
-    except TypeError:  # an API before 1.35, whose log records have no event name
-        return
-    _logs.get_logger("otel_letta").emit(record)
-
-
 def report_progress(progress: float, content: str | None = None) -> None:
     """State the progress of the task that the current span belongs to: the innermost `task`, else that span itself.
 
-    Does nothing where there is neither.
+    Does nothing where there is neither::
+
+        @task
+        def import_sales() -> None:
+            report_progress(0.5, "800 rows of 1600")
     """
     _task_here().progress(progress, content)
 

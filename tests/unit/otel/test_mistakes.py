@@ -394,3 +394,18 @@ def test_every_variable_that_the_code_names_is_known_so_that_none_is_called_a_mi
         for name in re.findall(r"[\"'](OTEL_LETTA_[A-Z_]*[A-Z])[\"']", path.read_text(encoding="utf-8"))
     }
     assert named - {"OTEL_LETTA_URL"} <= sources.KNOWN_VARIABLES
+
+
+def test_a_program_with_logs_alone_is_shut_down_by_its_logger_provider(
+    agent: str, letta: InMemoryLetta, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"LETTA_BASE_URL={letta.base_url}\nLETTA_AGENT_ID={agent}\n")
+    program = """
+from opentelemetry.sdk._logs import LoggerProvider
+from otel_letta import LettaLogRecordProcessor
+provider = LoggerProvider()
+provider.add_log_record_processor(LettaLogRecordProcessor())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
