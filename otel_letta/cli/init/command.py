@@ -29,7 +29,7 @@ _TRIES = 3
 _SECONDS = 30.0
 _CAP = 200
 
-_SIX_LINES = """\
+_PROGRAM = """\
 import otel_letta
 
 otel_letta.configure()
@@ -247,7 +247,7 @@ class Setup:
             send_test_report(findings, dataclasses.replace(settings, agent_id=agent_id, read_timeout=600.0))
             code = 1 if findings.problems else 0
         if not code:
-            click.echo(f"\nNow, in a program:\n\n{_SIX_LINES}\n\nor around one: otel-letta run -- python app.py")
+            click.echo(f"\nNow, in a program:\n\n{_PROGRAM}\n\nor around one: otel-letta run -- python app.py")
         return code
 
     def _ask(self, what: str, default: str | None) -> str:

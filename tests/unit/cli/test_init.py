@@ -88,8 +88,8 @@ def test_by_flags_it_writes_what_a_program_needs_and_proves_it(letta: InMemoryLe
 
 
 def test_the_lines_that_it_prints_are_a_program(letta: InMemoryLetta) -> None:
-    compile(command._SIX_LINES, "six lines", "exec")
-    assert len([line for line in command._SIX_LINES.splitlines() if line]) == 5
+    compile(command._PROGRAM, "six lines", "exec")
+    assert len([line for line in command._PROGRAM.splitlines() if line]) == 5
 
 
 def test_the_only_agent_is_the_obvious_one(letta: InMemoryLetta, tmp_path: Path) -> None:
