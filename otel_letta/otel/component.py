@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.letta.transport import Transport
-from otel_letta.otel.diagnosis import Diagnosis, will_be_shut_down
 from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.pipeline.sharing import Handle, join
 from otel_letta.settings import Settings
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from typing_extensions import Unpack
 
+    from otel_letta.otel.diagnosis import Diagnosis
     from otel_letta.otel.selfmetrics import SelfMetrics
     from otel_letta.settings import SettingsOptions
 
@@ -87,6 +87,8 @@ class Component:
             self._metrics = _self_metrics(kind, settings, meter_provider)
             self._handle = join(settings, transport, live=self._live, metrics=self._metrics, task_filter=task_filter)
             self._life = Life.ACTIVE
+            from otel_letta.otel.diagnosis import Diagnosis
+
             self._diagnosis = Diagnosis(self._handle.pipeline, self._examined)
             self._activated(self._handle.pipeline)
             _components.add(self)
@@ -208,7 +210,11 @@ def _at_exit() -> None:
     """Deliver what nobody would: a provider does this for its own, unless it was told not to."""
     try:
         left = [each for each in list(_components) if each.active]
-        if not left or will_be_shut_down():
+        if not left:
+            return
+        from otel_letta.otel.diagnosis import will_be_shut_down
+
+        if will_be_shut_down():
             return
         for component in left:
             flushed = component.flushed

@@ -53,6 +53,11 @@ class Diagnosis:
         """Spans that were looked at; no more than `FIRST` count."""
         pipeline.watcher.spelling = check_names
 
+    @property
+    def over(self) -> bool:
+        """True when enough spans were looked at."""
+        return self.ended >= FIRST
+
     def hook(self, on_end: Callable[[ReadableSpan], None]) -> Callable[[ReadableSpan], None]:
         """Return an ``on_end`` that looks at the first spans as well."""
 
@@ -64,7 +69,7 @@ class Diagnosis:
 
     def exported(self, spans: Sequence[ReadableSpan]) -> None:
         """Look at what an exporter brings: all of it at first, later at one span of each batch."""
-        for span in spans if self.ended < FIRST else spans[:1]:
+        for span in spans[:1] if self.over else spans:
             self.look(span)
 
     def look(self, span: ReadableSpan) -> None:

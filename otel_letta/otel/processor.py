@@ -6,7 +6,6 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta.otel.component import Component, Life
-from otel_letta.otel.diagnosis import FIRST
 from otel_letta.pipeline.pipeline import Pipeline
 
 
@@ -65,7 +64,7 @@ class LettaSpanProcessor(Component, SpanProcessor):
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.watcher.on_end(span)
-            if self._diagnosis is not None and self._diagnosis.ended < FIRST:
+            if self._diagnosis is not None and not self._diagnosis.over:
                 self._diagnosis.look(span)
         elif self._handle is not None:
             self._handle.pipeline.watcher.on_end_after_leaving(span)

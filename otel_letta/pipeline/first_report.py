@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_letta.errors import LettaError
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.text import clean_line
 
 if TYPE_CHECKING:
-    from otel_letta.letta.transport import Block, Lane
+    from otel_letta.letta.transport import Block, Lane, Transport
     from otel_letta.settings import Settings
 
 _logger = logging.getLogger("otel_letta")
 
 _PATIENCE = 2.0
 """Seconds that the agent's name may take, which is asked for only where somebody reads the line."""
+
+
+def announced(transport: Transport, settings: Settings) -> Transport:
+    """Return the transport, which logs its first success."""
+    return cast("Transport", FirstReport(transport, settings))
 
 
 class FirstReport:

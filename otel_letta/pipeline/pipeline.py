@@ -16,15 +16,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.letta.transport import Transport
+from otel_letta.pipeline import first_report
 from otel_letta.pipeline.ended_spans import EndedSpans
-from otel_letta.pipeline.first_report import FirstReport
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.source import Source
 from otel_letta.pipeline.watcher import Watcher
@@ -104,8 +104,8 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self._metrics = metrics
-        transport = cast("Transport", FirstReport(transport, settings))
         self._transport = transport if metrics is None else metrics.timed(transport)
+        self._transport = first_report.announced(self._transport, settings)
         self._sources: dict[type[Source], Source] = {}
         opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)

@@ -11,7 +11,7 @@ from otel_letta.cli.check.probe import probe
 from otel_letta.cli.check.show import Lines, as_json
 
 
-@click.command(short_help="Say whether a report would get through, or what is wrong.")
+@click.command(short_help="Say whether a report would get through.")
 @click.option("--send", is_flag=True, help="Send a test report. It wakes the agent and costs one turn of its LLM.")
 @click.option("--env-file", type=click.Path(), metavar="PATH", help="Read this .env file instead of the nearest one.")
 @click.option("--all", "show_all", is_flag=True, help="Show the settings that have their defaults too.")
