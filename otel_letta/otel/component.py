@@ -29,6 +29,9 @@ _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_MOMENT = 0.5
+"""Seconds."""
+
 
 class Life(Enum):
     """The states of a component."""
@@ -107,7 +110,7 @@ class Component:
         """Do what an active component needs more."""
 
     def _examined(self) -> None:
-        """Do what is due when enough spans were looked at for mistakes."""
+        """Do what is due when enough spans were examined for mistakes."""
 
     def __repr__(self) -> str:
         kind, settings = self._kind, self.settings
@@ -123,9 +126,18 @@ class Component:
         """The settings that it reports by; None if they are missing or bad."""
         return self._handle.pipeline.settings if self._handle is not None else None
 
+    def catch_up(self) -> None:
+        """Have the numbers of `stats` hold what the program has done until now, in a moment at most."""
+        pipeline = self._pipeline
+        try:
+            if pipeline is not None:
+                pipeline.catch_up(_MOMENT)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("catching up", error)
+
     @property
     def examined(self) -> int:
-        """Ended spans that were looked at for mistakes."""
+        """Ended spans that were examined for mistakes."""
         return self._diagnosis.ended if self._diagnosis is not None else 0
 
     @property

@@ -133,7 +133,7 @@ class Reporting:
         return self._processor is not None and self._processor.active
 
     def status(self) -> Status:
-        """Return whether reports get through, to which agent, how many, and what is wrong; asks nobody."""
+        """Return whether reports get through, to which agent, how many, and what is wrong; asks no server."""
         return Status(problems=(self._problem,)) if self._processor is None else status_of(self._processor)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

@@ -1,7 +1,7 @@
 """Mistakes that would be silent: spans that mean to be tasks and are none, and a component that nobody shuts down.
 
-Each is one line in the log, once in a process. The first spans of a program are looked at on its own threads, for a
-name that is not ours; from then on a hook is as fast as it was, and only open spans are looked at, by the pipeline's
+Each is one line in the log, once in a process. The first spans of a program are examined on its own threads, for a
+name that is not ours; from then on a hook is as fast as it was, and only open spans are examined, by the pipeline's
 own thread.
 """
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 FIRST = 500
-"""Ended spans that are looked at."""
+"""Ended spans that are examined."""
 _PREFIX = "letta."
-_KNOWN = frozenset(value for name, value in vars(semconv).items() if name.isupper() and str(value).startswith(_PREFIX))
+_KNOWN = frozenset(name for name in semconv.INTERESTING if name.startswith(_PREFIX))
 _OURS = ("letta.task.", "letta.chat", "letta.message", "letta.agent")
 _MOST_NAMES = 20
 
@@ -38,11 +38,11 @@ _REMEDY = (
 
 
 class Diagnosis:
-    """The first spans of one component, looked at for mistakes.
+    """The first spans of one component, examined for mistakes.
 
     Args:
         pipeline: the component's; its thread writes the log lines.
-        over: called once, when enough spans were looked at.
+        over: called once, when enough spans were examined.
     """
 
     def __init__(self, pipeline: Pipeline, over: Callable[[], None] = lambda: None) -> None:
@@ -50,44 +50,43 @@ class Diagnosis:
         self._over = over
         self._pid = os.getpid()
         self.ended = 0
-        """Spans that were looked at; no more than `FIRST` count."""
+        """Spans that were examined; no more than `FIRST` count."""
         pipeline.watcher.spelling = check_names
 
     @property
     def over(self) -> bool:
-        """True when enough spans were looked at."""
+        """True when enough spans were examined."""
         return self.ended >= FIRST
 
     def hook(self, on_end: Callable[[ReadableSpan], None]) -> Callable[[ReadableSpan], None]:
-        """Return an ``on_end`` that looks at the first spans as well."""
+        """Return an ``on_end`` that examines the first spans as well."""
 
-        def on_end_and_look(span: ReadableSpan) -> None:
+        def on_end_and_examine(span: ReadableSpan) -> None:
             on_end(span)
-            self.look(span)
+            self.examine(span)
 
-        return on_end_and_look
+        return on_end_and_examine
 
     def exported(self, spans: Sequence[ReadableSpan]) -> None:
-        """Look at what an exporter brings: all of it at first, later at one span of each batch."""
+        """Examine what an exporter brings: all of it at first, later at one span of each batch."""
         for span in spans[:1] if self.over else spans:
-            self.look(span)
+            self.examine(span)
 
-    def look(self, span: ReadableSpan) -> None:
-        """Look at an ended span. Never raises."""
+    def examine(self, span: ReadableSpan) -> None:
+        """Examine an ended span. Never raises."""
         if is_no_record(span):
             return
         try:
-            if not self.ended:
-                self._pipeline.call(check_names, span.resource.attributes)
-            if any(name.startswith(_PREFIX) and name not in _KNOWN for name in span.attributes or ()):
-                self._pipeline.call(check_names, dict(span.attributes or {}))
+            for attributes in (span.attributes or {}, {} if self.ended else span.resource.attributes):
+                if any(name.startswith(_PREFIX) and name not in _KNOWN for name in attributes):
+                    self._pipeline.call(check_names, dict(attributes))
             if self.ended < FIRST:
                 self.ended += 1  # two threads may count one span less: it is about the first hundreds
                 if self.ended == FIRST:
                     self._pipeline.call(self._sum_up, logging.INFO, f"the first {FIRST}")
                     self._over()
         except Exception as error:  # noqa: BLE001
-            self._pipeline.complain("looking at spans", error)
+            self._pipeline.complain("examining spans", error)
 
     def conclude(self) -> None:
         """Sum up at the end: spans of which none was a task are a mistake more often than not."""
@@ -107,12 +106,12 @@ class Diagnosis:
 def check_names(attributes: Mapping[str, Any]) -> None:
     """Warn, once for each, of attributes that mean to be ours and are spelt wrongly."""
     for name in attributes:
-        if name.startswith(_PREFIX) and name not in _KNOWN and name not in _said:
+        if name.startswith(_PREFIX) and name not in _KNOWN and name not in _logged:
             _check_name(name)
 
 
 def _check_name(name: str) -> None:
-    if len(_said) > _MOST_NAMES:
+    if len(_logged) > _MOST_NAMES:
         return
     import difflib
 
@@ -124,7 +123,7 @@ def _check_name(name: str) -> None:
     elif name.startswith(_OURS):
         hint = f"those that are read: {', '.join(sorted(_KNOWN))}"
     else:
-        _said.setdefault(name, None)  # somebody else's, such as the Letta server's
+        _logged.setdefault(name, None)  # somebody else's, such as the Letta server's
         return
     _once(logging.WARNING, name, f"the span attribute {clean_line(name, 100)} is none that is read: {hint}")
 
@@ -157,10 +156,10 @@ _AT_EXIT = ("_atexit_handler", "_at_exit_handler")
 """Fields of the SDK's providers that are set until they have shut down (opentelemetry-sdk 1.x)."""
 
 
-_said: dict[str, object] = {}
+_logged: dict[str, object] = {}
 
 
 def _once(level: int, about: str, text: str) -> None:
     mine = object()
-    if _said.setdefault(about, mine) is mine:  # atomic
+    if _logged.setdefault(about, mine) is mine:  # atomic
         _logger.log(level, "%s", text)

@@ -65,7 +65,7 @@ class LettaSpanProcessor(Component, SpanProcessor):
         if pipeline is not None:
             pipeline.watcher.on_end(span)
             if self._diagnosis is not None and not self._diagnosis.over:
-                self._diagnosis.look(span)
+                self._diagnosis.examine(span)
         elif self._handle is not None:
             self._handle.pipeline.watcher.on_end_after_leaving(span)
         if self._metrics is not None:

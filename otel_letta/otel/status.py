@@ -24,7 +24,7 @@ class Status:
     delivery: str = ""
     """``auto``, ``messages`` or ``board``."""
     spans: int = 0
-    """Ended spans that were looked at for mistakes: the first 500 of them."""
+    """Ended spans that were examined for mistakes: the first 500 of them."""
     open_tasks: int = 0
     reports: int = 0
     """Reports that tasks made, whatever became of them."""
@@ -74,6 +74,7 @@ def status_of(component: Component) -> Status:
     settings = component.settings
     if settings is None:
         return Status(problems=(component.problem,) if component.problem else ())
+    component.catch_up()
     stats = component.stats()
     lanes, boards = stats["lanes"].values(), stats["boards"].values()
     troubles = [each.get("parked") or each.get("last_error") for each in (*lanes, *boards)]

@@ -172,6 +172,10 @@ class Pipeline:
         # of its own is more likely a step of what is still open.
         return self._inbox.run(timeout, self.watcher.poll, partial(self._tracker.release, anonymous=False))
 
+    def catch_up(self, timeout: float) -> bool:
+        """Take in what has happened so far, and decide nothing earlier than it is due; False if that took too long."""
+        return self._inbox.run(timeout, self.watcher.poll)
+
     def complain(self, where: str, error: Exception) -> None:
         """Log a bug of ours, at most once a minute for each kind; its text could hold anything: for DEBUG only."""
         kind = type(error).__name__

@@ -56,7 +56,7 @@ class Watcher:
         self.watching = False
         """False while no span is open, or none has been noticed."""
         self.spelling: Callable[[Mapping[str, Any]], None] | None = None
-        """Looks at the attributes of open spans for names that are spelt wrongly."""
+        """Examines the attributes of open spans for names that are spelt wrongly."""
         self.asks_all = settings.baggage or opt_in is not None
         """Spans are asked for more than their attributes when they start."""
         self._reads_baggage = settings.baggage

@@ -10,7 +10,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 from otel_letta.cli.check.asking import cleaned
-from otel_letta.cli.check.report import last_words
+from otel_letta.cli.check.report import assistant_text
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block, Lane, Message, Transport
 from otel_letta.settings import Settings
@@ -114,21 +114,21 @@ class RealAgent(Receiver):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.title = f"{clean_line(settings.agent_id, 200)} at {settings.base_url}"
-        self._overheard = Overheard(settings)
-        self.transport = cast("Transport", self._overheard)
+        self._watched = WatchedTransport(settings)
+        self.transport = cast("Transport", self._watched)
 
     def received(self, stats: dict[str, Any]) -> Received:
         turns, writes = int(stats.get("requests", 0)), int(stats.get("board_writes", 0))
         dropped = stats.get("dropped") or {}
         lost = [Entry("failed", f"dropped: {number}", clean_line(str(why), 80)) for why, number in dropped.items()]
-        entries = [*self._overheard.entries, *lost, *_deliveries(stats)]
-        return Received(self._overheard.board, tuple(entries), turns, writes)
+        entries = [*self._watched.entries, *lost, *_deliveries(stats)]
+        return Received(self._watched.board, tuple(entries), turns, writes)
 
     def example(self) -> str | None:
-        return self._overheard.last
+        return self._watched.last
 
 
-class Overheard:
+class WatchedTransport:
     """The transport of the user's own server, which remembers what went over it. Asks for nothing more."""
 
     def __init__(self, settings: Settings) -> None:
@@ -146,7 +146,7 @@ class Overheard:
         for message in messages:
             self.last = message.content
             self.entries.extend(_entries_in(message.content))
-        text = cleaned(self._settings, last_words(answer), _ANSWER_CAP)
+        text = cleaned(self._settings, assistant_text(answer), _ANSWER_CAP)
         if text:
             self.entries.append(Entry("answer", "the agent answers", text))
         return answer

@@ -79,7 +79,7 @@ def init(
 ) -> None:
     """Set up reporting: find a Letta server, choose an agent, write .env.
 
-    Asks for what it cannot find out. The file gets mode 0600, and git is told to ignore it. Exit code: 0 if a report
+    Asks for what it cannot find out. The file gets mode 0600, and git ignores it. Exit code: 0 if a report
     would get through, else 1.
     """
     if agent and new_agent:

@@ -279,6 +279,7 @@ def test_its_status_says_where_reports_go_and_how_many(
     work("Import")
     assert reporting.force_flush()
     status = reporting.status()
+    assert status.open_tasks == 0
     assert (status.agent_id, status.base_url, status.delivery) == (agent, letta.base_url, "messages")
     # The start may have been replaced by the end before it was sent.
     assert (status.reports, status.waiting, status.messages) == (2, 0, letta.turns)
@@ -288,6 +289,15 @@ def test_its_status_says_where_reports_go_and_how_many(
     assert reporting._repr_mimebundle_() == {"text/plain": str(reporting.status())}
     reporting.shutdown()
     assert "was shut down" in str(reporting.status())
+
+
+def test_its_status_knows_what_has_just_ended(options: dict[str, Any]) -> None:
+    reporting = configure(**{**options, "poll_interval": 60})
+    span = trace.get_tracer("app").start_span("Import", attributes=TASK)
+    assert reporting.status().open_tasks == 1
+    span.end()
+    status = reporting.status()
+    assert (status.open_tasks, status.reports) == (0, 2)
 
 
 def test_its_status_says_what_keeps_reports_from_getting_through(letta: InMemoryLetta, options: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a program that has just started."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
-    monkeypatch.setattr(diagnosis, "_said", {})
+    monkeypatch.setattr(diagnosis, "_logged", {})
     monkeypatch.setattr(sources, "_logged", {})
     monkeypatch.setattr(unreported, "unchecked", True)
     monkeypatch.setattr(Component, "made_any", False)
@@ -216,7 +216,7 @@ def test_an_open_span_long_after_the_first_ones(
     traced = Traced(LettaSpanProcessor, options)
     for _ in range(3):
         traced.span(**{"letta.chat.id": "chat-1"})
-    assert "and_look" not in repr(traced.component.on_end)
+    assert "and_examine" not in repr(traced.component.on_end)
     with traced.tracer.start_as_current_span("work") as span:
         span.set_attribute("letta.task.contents", "half")
         assert until(lambda: len(lines()) == 1)
