@@ -1,4 +1,4 @@
-"""Makes the pictures of the README and of the pages: `python docs/pictures/make.py` (with the extra `cli`).
+"""Makes the pictures of the README and of the pages: `python docs/pictures/make.py [FOLDER]` (with the extra `cli`).
 
 The demo runs as it is, against the stand-in for Letta; nothing in the pictures is drawn by hand. `demo-*.svg` is a
 recording: rich renders the frames, and CSS shows one after another. `board-*.svg` is what the agent's memory block
@@ -195,13 +195,13 @@ def way(theme: str) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def main() -> None:
+def main(folder: Path = HERE) -> None:
     moments, receiver = record()
     picked = list(chosen(moments))
     times = [after.seconds - moment.seconds for moment, after in itertools.pairwise(picked)] + [LAST_SHOWN]
     middle = next(moment for moment in moments if moment.seconds > SECONDS * 0.8)
     for name, theme in THEMES.items():
-        (HERE / f"way-{name}.svg").write_text(way(name) + "\n", encoding="utf-8")
+        (folder / f"way-{name}.svg").write_text(way(name) + "\n", encoding="utf-8")
         frames = []
         for number, moment in enumerate(picked):
             console = new_console(WIDTH)
@@ -210,12 +210,12 @@ def main() -> None:
         svg = assembled(
             frames, times, theme, "otel-letta demo: three traced tasks, and what a Letta agent gets to know"
         )
-        (HERE / f"demo-{name}.svg").write_text(tidied(svg), encoding="utf-8")
+        (folder / f"demo-{name}.svg").write_text(tidied(svg), encoding="utf-8")
         console = new_console(96)
         console.print(Panel(Text(middle.received.board or ""), title="memory block task_progress", title_align="left"))
         svg = assembled([parts(console, theme, "b")], [1.0], theme, "The board, as it stands in the agent's memory")
-        (HERE / f"board-{name}.svg").write_text(tidied(svg), encoding="utf-8")
-    print(*(f"{path.name}: {path.stat().st_size:,} bytes" for path in sorted(HERE.glob("*.svg"))), sep="\n")
+        (folder / f"board-{name}.svg").write_text(tidied(svg), encoding="utf-8")
+    print(*(f"{path.name}: {path.stat().st_size:,} bytes" for path in sorted(folder.glob("*.svg"))), sep="\n")
 
 
 def tidied(svg: str) -> str:
@@ -223,4 +223,4 @@ def tidied(svg: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*map(Path, sys.argv[1:2]))

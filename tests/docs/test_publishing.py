@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
+from otel_letta.cli.check.findings import Findings
+from otel_letta.cli.check.show import SCHEMA, as_json
 from otel_letta.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +65,23 @@ def test_the_help_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch)
     assert len(lines) > 5 and max(map(len, lines)) <= 80
     if not command:
         assert "..." not in output.partition("Commands:")[2], "each command is described by a whole sentence"
+
+
+def test_the_page_names_everything_in_the_json_of_check() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8").partition("### The JSON")[2].partition("\n## ")[0]
+    named = {
+        name for cell in re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert named == set(json.loads(as_json(Findings())))
+    assert f"`schema` is {SCHEMA}." in page
+
+
+@pytest.mark.examples
+def test_the_script_makes_the_pictures(tmp_path: Path) -> None:
+    """Takes as long as the demo that it records."""
+    script = ROOT / "docs" / "pictures" / "make.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300, capture_output=True)
+    made = {path.name: ElementTree.parse(path) for path in tmp_path.iterdir()}
+    assert set(made) == {path.name for path in script.parent.glob("*.svg")}
+    text = "".join(made["demo-light.svg"].getroot().itertext())
+    assert "ValueError:" in text and "agent turns" in text
