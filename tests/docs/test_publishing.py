@@ -83,5 +83,5 @@ def test_the_script_makes_the_pictures(tmp_path: Path) -> None:
     subprocess.run([sys.executable, script, tmp_path], check=True, timeout=300, capture_output=True)
     made = {path.name: ElementTree.parse(path) for path in tmp_path.iterdir()}
     assert set(made) == {path.name for path in script.parent.glob("*.svg")}
-    text = "".join(made["demo-light.svg"].getroot().itertext())
+    text = "".join(made["demo-light.svg"].getroot().itertext()).replace("\xa0", " ")
     assert "ValueError:" in text and "agent turns" in text
