@@ -46,7 +46,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings(Table):
-    """All settings, read and checked at one moment. Made by `Settings.resolve`.
+    """All settings, read and checked at one moment. Made by `Settings.resolve`::
+
+        settings = Settings.resolve(agent_id="agent-…", delivery="board")
+        processor, reporter = LettaSpanProcessor(settings=settings), LettaReporter(settings=settings)
 
     Two settings are equal when all their values are equal, wherever these came from. They cannot be pickled: another
     process resolves its own.

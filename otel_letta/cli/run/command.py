@@ -31,6 +31,9 @@ def run(command: tuple[str, ...]) -> None:
     if executable is None:
         click.echo(f"otel-letta run: {command[0]} is not found", err=True)
         sys.exit(127)
+    flag = _hiding_flag(command)
+    if flag:
+        click.echo(f"otel-letta run: nothing is reported, python {flag} takes nothing from the environment", err=True)
     before = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_FIRST, *([before] if before else [])])}
     if os.name == "nt":  # there exec returns to the shell at once
@@ -38,3 +41,18 @@ def run(command: tuple[str, ...]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(executable, command, environment)  # noqa: S606
+
+
+def _hiding_flag(command: tuple[str, ...]) -> str | None:
+    """Return the flag that has a Python ignore PYTHONPATH, or not import `sitecustomize`; None for none."""
+    if not Path(command[0]).name.startswith(("python", "pypy")):
+        return None
+    flags = iter(command[1:])
+    for flag in flags:
+        if not flag.startswith("-") or flag.startswith("--") or flag[1:2] in ("c", "m", ""):
+            break
+        if flag in ("-W", "-X"):
+            next(flags, None)
+        elif flag[1] not in "WX" and not {"I", "E", "S"}.isdisjoint(flag.partition("c")[0].partition("m")[0]):
+            return flag
+    return None

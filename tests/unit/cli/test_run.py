@@ -135,3 +135,21 @@ def test_a_python_without_otel_letta_runs_the_program_and_says_so(
     done = run(letta, agent, tmp_path, str(tmp_path / "other" / "bin" / "python"), "-c", "print('working')")
     assert (done.returncode, done.stdout) == (0, "working\n")
     assert "nothing is reported, otel_letta is not installed" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-E"], ["-S"], ["-X", "utf8", "-uI"]])
+def test_a_python_that_ignores_the_environment_is_named(
+    flags: list[str], letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    done = run(letta, agent, tmp_path, sys.executable, *flags, "-c", "print('working')")
+    assert (done.returncode, done.stdout) == (0, "working\n")
+    assert done.stderr == (
+        f"otel-letta run: nothing is reported, python {flags[-1]} takes nothing from the environment\n"
+    )
+
+
+def test_flags_of_the_program_are_its_own(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    done = run(letta, agent, tmp_path, sys.executable, "-u", "app.py", "-I", "-S")
+    assert (done.stdout, done.stderr) == ("working\n", "")
+    assert ends(letta, agent) == [("Import", "completed")]
