@@ -232,6 +232,10 @@ class Setup:
             before = os.environ.get(name, "").strip()
             if before and before != value:
                 click.echo(f"! {name} is also set in the environment, which beats the file: unset it", err=True)
+        # As a program will read it: a secret that stays in the environment, say, and an address in the file.
+        found = Settings.resolve(require_agent=False, dotenv_path=None if path.name == ".env" else path)
+        for warning in found.security_warnings():
+            click.echo(f"! {warning}", err=True)
 
     def _prove(self, settings: Settings, agent_id: str) -> int:
         send = self._wishes.send

@@ -192,6 +192,8 @@ def test_a_secret_of_the_environment_stays_there(
     result = init("--base-url", letta.base_url, "--yes")
     assert result.exit_code == 0, result.output
     assert "LETTA_PASSWORD" not in dotenv_values(tmp_path / ".env")
+    # The program will be warned of that mixture, so the person who sets it up is as well.
+    assert "! LETTA_PASSWORD (from the environment) goes to 127.0.0.1" in result.output
 
 
 def test_what_the_environment_beats_is_named(letta: InMemoryLetta, monkeypatch: pytest.MonkeyPatch) -> None:
