@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 
@@ -29,13 +30,9 @@ def _instrument() -> None:
 
     Where somebody asks for exporters, the SDK is set up as they say.
     """
-    try:
-        from opentelemetry.instrumentation.auto_instrumentation import initialize
-    except ImportError:  # no instrumentation is installed
-        return
     asked = any(os.environ.get(name) for name in ("OTEL_TRACES_EXPORTER", "OTEL_CONFIG_FILE"))
     if asked:
-        initialize()
+        _initialize()
         return
     before = {name: os.environ.get(name) for name in (CONFIGURATOR, DISTRO)}
     loader = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
@@ -43,12 +40,32 @@ def _instrument() -> None:
     try:
         for name in before:  # none of that name is found, and no other is taken
             os.environ.setdefault(name, _NONE)
-        initialize()
+        _initialize()
     finally:
         loader.removeFilter(_is_not_about_ours)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+
+
+def _initialize() -> None:
+    """Do what ``opentelemetry-instrument`` does in the program; nothing where no instrumentation is installed."""
+    try:
+        from opentelemetry.instrumentation import auto_instrumentation
+    except ImportError:
+        return
+    initialize = getattr(auto_instrumentation, "initialize", None)
+    if initialize is not None:
+        initialize()
+        return
+    # In older releases (0.51b0, for one) a module does it when it is imported, and takes itself out of PYTHONPATH.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = before or ""
+    try:
+        importlib.import_module("opentelemetry.instrumentation.auto_instrumentation.sitecustomize")
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
 
 
 def _is_not_about_ours(record: logging.LogRecord) -> bool:
