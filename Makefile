@@ -15,6 +15,8 @@ check: .venv  ## lint, format and types, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --warn-unused-ignores tests/types/user_program.py
+	$(BIN)/pyright -p tests/types --pythonpath $(BIN)/python
 
 format: .venv  ## mend what can be mended by itself
 	$(BIN)/ruff check --fix .

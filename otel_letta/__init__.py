@@ -28,12 +28,14 @@ if TYPE_CHECKING:
         LettaTimeoutError,
         LettaUnsupportedError,
     )
+    from otel_letta.otel.configure import Reporting, configure
     from otel_letta.otel.exporter import LettaSpanExporter
     from otel_letta.otel.heartbeats import LettaHeartbeatProcessor
     from otel_letta.otel.helpers import report_progress, task, track
     from otel_letta.otel.logs import LettaLogRecordProcessor
     from otel_letta.otel.processor import LettaSpanProcessor
     from otel_letta.otel.sampler import LettaSampler
+    from otel_letta.otel.status import Status
     from otel_letta.report import ProgressReport, TaskStatus
     from otel_letta.reporter import LettaReporter
     from otel_letta.settings import Settings
@@ -61,8 +63,11 @@ __all__ = [
     "LettaTimeoutError",
     "LettaUnsupportedError",
     "ProgressReport",
+    "Reporting",
     "Settings",
+    "Status",
     "TaskStatus",
+    "configure",
     "report_progress",
     "task",
     "track",
@@ -86,6 +91,10 @@ _HOMES = {
         "LettaTimeoutError",
         "LettaUnsupportedError",
     ),
+    "otel.configure": (
+        "Reporting",
+        "configure",
+    ),
     "otel.exporter": ("LettaSpanExporter",),
     "otel.heartbeats": ("LettaHeartbeatProcessor",),
     "otel.helpers": (
@@ -101,6 +110,7 @@ _HOMES = {
     ),
     "reporter": ("LettaReporter",),
     "otel.sampler": ("LettaSampler",),
+    "otel.status": ("Status",),
     "settings": ("Settings",),
 }
 

@@ -35,7 +35,9 @@ class ProgressReport:
     """One statement about one task at one moment.
 
     The first five fields are those of the original integration and keep their names everywhere: span
-    attributes, JSON, command line. Two reports of one task are ordered by ``sequence``.
+    attributes, JSON, command line. Two reports of one task are ordered by ``sequence``::
+
+        ProgressReport(chat_id="chat-123", content="halfway", progress=0.5, status=TaskStatus.IN_PROGRESS).to_json()
     """
 
     chat_id: str | None = None

@@ -9,7 +9,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from otel_letta.errors import (
     LettaConfigurationError,
@@ -35,6 +35,7 @@ __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
 
+StatusName = Literal["in_progress", "completed", "failed"]
 _MOST_FOREIGN = 1_000
 """Conversations of other agents that one reporter remembers."""
 
@@ -105,7 +106,7 @@ class LettaReporter:
         message_id: str,
         content: str,
         progress: float = 0.0,
-        status: str = "in_progress",
+        status: TaskStatus | StatusName = "in_progress",
     ) -> dict[str, Any]:
         """Tell the agent, and wait for its turn to end.
 
@@ -121,7 +122,7 @@ class LettaReporter:
             ``message_type``, ``content``, ``run_id``…; ``stop_reason``; ``usage`` with token counts.
 
         Raises:
-            ValueError: an unknown status, or a progress outside 0..1.
+            ValueError: an unknown status, no content, or a progress outside 0..1.
             LettaSessionClosedError: the reporter was closed.
             LettaConnectionError: the server cannot be reached, or did not answer in time (`LettaTimeoutError`).
             LettaAuthenticationError: the server does not know the password.
@@ -165,7 +166,7 @@ class LettaReporter:
         message_id: str,
         content: str,
         progress: float = 0.0,
-        status: str = "in_progress",
+        status: TaskStatus | StatusName = "in_progress",
     ) -> dict[str, Any]:
         """`send_progress_report` for code without an event loop, or inside a running one (a notebook); blocks."""
         report = _report(chat_id, message_id, content, progress, status)
@@ -301,6 +302,8 @@ def _report(chat_id: str, message_id: str, content: str, progress: float, status
     except ValueError:
         allowed = ", ".join(TaskStatus)
         raise ValueError(f"status is {status!r}, not one of {allowed}") from None
+    if content is None:
+        raise ValueError("content is None: give a line that says how the task stands")
     if isinstance(progress, bool) or not isinstance(progress, numbers.Real) or not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress is {progress!r}, not a number from 0.0 to 1.0")
     return ProgressReport(

@@ -1,8 +1,9 @@
 """The command `otel-letta`.
 
-``check`` finds out whether a report would get through, ``demo`` shows how reports look, ``replay`` turns recorded
-spans into reports, ``serve`` receives OTLP, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes
-coding programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
+``init`` sets reporting up, ``check`` finds out whether a report would get through, ``run`` reports the tasks of a
+program as it is, ``demo`` shows how reports look, ``replay`` turns recorded spans into reports, ``serve`` receives
+OTLP, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes coding programs report; ``hook`` and
+``openhands-webhooks`` take events from OpenHands.
 
 Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
 ``hook``, which OpenHands waits for at every step, does without them.
@@ -10,6 +11,7 @@ Its libraries, click and rich above all, are the extra ``cli`` and are imported 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,30 +19,38 @@ if TYPE_CHECKING:
     import click
 
 
+_COMMANDS = {
+    "init": "otel_letta.cli.init.command:init",
+    "check": "otel_letta.cli.check.command:check",
+    "run": "otel_letta.cli.run.command:run",
+    "demo": "otel_letta.cli.demo.command:demo",
+    "replay": "otel_letta.cli.replay:replay",
+    "serve": "otel_letta.cli.serve:serve",
+    "outbox": "otel_letta.cli.outbox:outbox",
+    "setup": "otel_letta.cli.setup.command:setup",
+    "hook": "otel_letta.cli.hook:hook",
+    "openhands-webhooks": "otel_letta.cli.openhands_webhooks:openhands_webhooks",
+}
+"""The subcommands, in the order of the help. Each is imported when it is used."""
+
+
 def app() -> click.Group:
     """The command with its subcommands. ImportError without the extra ``cli``."""
     import click
-
-    from otel_letta.cli.check.command import check
-    from otel_letta.cli.demo.command import demo
-    from otel_letta.cli.openhands_webhooks import openhands_webhooks
-    from otel_letta.cli.outbox import outbox
-    from otel_letta.cli.replay import replay
-    from otel_letta.cli.serve import serve
-    from otel_letta.cli.setup.command import setup
-    from otel_letta.integrations.openhands.hook import main as run_hook
-
-    @click.command(
-        "hook",
-        short_help="Report a session of OpenHands' CLI: OpenHands runs it as its hook.",
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True},
-    )
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def hook(arguments: tuple[str, ...]) -> None:
-        run_hook(arguments)
+    import rich  # noqa: F401 - most subcommands need it, and it comes with the same extra
 
     class Group(click.Group):
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return list(_COMMANDS)
+
+        def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+            where = _COMMANDS.get(name)
+            if where is None:
+                return None
+            module, _, attribute = where.partition(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+
         def invoke(self, ctx: click.Context) -> object:
             # By itself click exits with 1, as if the command had found something wrong.
             try:
@@ -52,8 +62,8 @@ def app() -> click.Group:
     group = Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo, replay, serve, outbox, setup, hook, openhands_webhooks],
-        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Begin with 'otel-letta demo', then 'otel-letta init'.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
 

@@ -14,7 +14,7 @@ _PATIENCE_WITH_REQUESTS = 2
 """Seconds. Without it one slow client would keep a receiver that is stopped from ever reporting open runs."""
 
 
-@click.command("openhands-webhooks")
+@click.command("openhands-webhooks", short_help="Receive the webhooks of OpenHands' agent-server.")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but loopback needs a token."
 )

@@ -46,13 +46,15 @@ _FIELDS = (
     "timestamp",
     "trace_id",
 )
+_DOUBTS = 2
+"""Lines of a file that may be wrong at its beginning before the file is taken for something else than OTLP."""
 _HEAD_START = 2_000_000_000
 """Nanoseconds. Programs send logs and spans of one moment side by side, and spans can join what logs have told of."""
 _LONGEST_PAUSE = 60.0
 """Seconds of real time. With ``--speed`` a night without spans is not waited for."""
 
 
-@click.command
+@click.command(short_help="Turn recorded spans and logs into reports.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--dry-run", is_flag=True, help="Send nothing; needs no settings.")
 @click.option(
@@ -114,6 +116,8 @@ class Replay:
         self._outputs = outputs
         self._speed = speed
         self._now = 0
+        self._doubts: dict[str, list[str] | None] = {}
+        """Complaints about a file in which nothing has been OTLP so far; None for one in which something was."""
         self._opt_in = OptIn(settings.tasks, None)
         self._tracker = tracker_for(settings, self._emit, lambda: self._now)
 
@@ -138,8 +142,11 @@ class Replay:
                 self._play(name, batch)
 
     def _play(self, name: str, batch: Batch) -> None:
+        doubts = self._doubts.setdefault(name, [])
         for why in batch.broken:
-            self._complain(f"{name}, line {batch.line}: {why}")
+            self._doubt(name, f"{name}, line {batch.line}: {why}")
+        if (batch.spans or batch.records) and doubts is not None:
+            self._settle(name)
         self._pass_time(batch.newest)
         self.spans += len(batch.spans)
         self.records += len(batch.records)
@@ -171,8 +178,32 @@ class Replay:
             where = f"after line {number}" if number else "at its beginning"
             self._complain(f"{name}, {where}: {type(error).__name__}, the rest cannot be read")
 
+    def _doubt(self, name: str, what: str) -> None:
+        """Complain of a line; or wait with it, as long as nothing has shown that the file is OTLP at all."""
+        doubts = self._doubts[name]
+        if doubts is None:
+            self._complain(what)
+        else:
+            self.broken += 1
+            doubts.append(what)
+            del doubts[_DOUBTS + 1 :]
+
+    def _settle(self, name: str) -> None:
+        """Say what was wrong so far: one line, if there is a reason for all of it."""
+        doubts, self._doubts[name] = self._doubts[name], None
+        if not doubts:
+            return
+        if len(doubts) > _DOUBTS:
+            what = doubts[0].removeprefix(f"{name}, ")
+            _warn(f"{name} does not begin as OTLP-JSON ({what}): it takes what a Collector's file exporter writes")
+            return
+        for doubt in doubts:
+            _warn(doubt)
+
     def finish(self) -> None:
         """The input is over: all waiting counts as done."""
+        for name in self._doubts:
+            self._settle(name)
         self._tracker.finish()
 
     def _emit(self, report: ProgressReport) -> None:
@@ -197,7 +228,11 @@ class Replay:
 
     def _complain(self, what: str) -> None:
         self.broken += 1
-        click.echo(clean_line(what, 300), err=True)
+        _warn(what)
+
+
+def _warn(what: str) -> None:
+    click.echo(clean_line(what, 300), err=True)
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from otel_letta.letta.transport import Transport
+    from otel_letta.otel.diagnosis import Diagnosis
     from otel_letta.otel.selfmetrics import SelfMetrics
     from otel_letta.pipeline.pipeline import Pipeline
     from otel_letta.pipeline.sharing import Handle
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_MOMENT = 0.5
+"""Seconds."""
 
 
 class Life(Enum):
@@ -49,6 +55,8 @@ class Component:
 
     _kind: ClassVar[str]
     """The name that the log and the metrics use."""
+    made_any: ClassVar[bool] = False
+    """Whether this process has, or had, a component: then it is not for want of one that a task goes unreported."""
     _live: ClassVar[bool] = False
     """True for one that sees spans start."""
 
@@ -63,6 +71,12 @@ class Component:
         kind = self._kind
         self._life = Life.IDLE
         self._handle: Handle | None = None
+        self._diagnosis: Diagnosis | None = None
+        self.flushed = False
+        """Whether anybody has asked it to deliver since its last spans came."""
+        self.problem = ""
+        """Why there is nothing that this could do; empty if there is."""
+        Component.made_any = True
         self._metrics: SelfMetrics | None = None
         try:
             # Whoever only imports the class pays for nothing; a hook shall find everything imported.
@@ -73,23 +87,61 @@ class Component:
             for error in complaints:  # a slip in a YAML file must not switch reporting off
                 _logger.warning("%s ignores an option: %s", kind, error)
             if settings.disabled:
-                _logger.debug("%s does nothing: OTEL_SDK_DISABLED is set", kind)
+                self.problem = "OTEL_SDK_DISABLED is set"
+                _logger.debug("%s does nothing: %s", kind, self.problem)
                 return
             self._metrics = _self_metrics(kind, settings, meter_provider)
             self._handle = join(settings, transport, live=self._live, metrics=self._metrics, task_filter=task_filter)
             self._life = Life.ACTIVE
+            from otel_letta.otel.diagnosis import Diagnosis
+
+            self._diagnosis = Diagnosis(self._handle.pipeline, self._examined)
             self._activated(self._handle.pipeline)
+            _components.add(self)
         except LettaConfigurationError as error:
             # Auto-instrumentation builds exporters from the environment; one that raises here takes the program's
             # other exporters and instrumentations with it (measured).
+            self.problem = str(error)
             _logger.error("%s does nothing: %s", kind, error)
             self._metrics = _self_metrics(kind, None, meter_provider)
         except Exception as error:
+            self.problem = f"unexpected {type(error).__name__}"
             _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
             _logger.debug("unexpected error", exc_info=True)
 
     def _activated(self, pipeline: Pipeline) -> None:
         """Do what an active component needs more."""
+
+    def _examined(self) -> None:
+        """Do what is due when enough spans were examined for mistakes."""
+
+    def __repr__(self) -> str:
+        kind, settings = self._kind, self.settings
+        if settings is None:
+            return f"<{kind}, does nothing{f': {self.problem}' if self.problem else ''}>"
+        where = f"{settings.agent_id} at {settings.base_url}"
+        if not self.active:
+            return f"<{kind} {where}, shut down>"
+        return f"<{kind} {where}, {settings.delivery}, {self.stats()['open_tasks']} open>"
+
+    @property
+    def settings(self) -> Settings | None:
+        """The settings that it reports by; None if they are missing or bad."""
+        return self._handle.pipeline.settings if self._handle is not None else None
+
+    def catch_up(self) -> None:
+        """Have the numbers of `stats` hold what the program has done until now, in a moment at most."""
+        pipeline = self._pipeline
+        try:
+            if pipeline is not None:
+                pipeline.catch_up(_MOMENT)
+        except Exception as error:  # noqa: BLE001
+            self._swallow("catching up", error)
+
+    @property
+    def examined(self) -> int:
+        """Ended spans that were examined for mistakes."""
+        return self._diagnosis.ended if self._diagnosis is not None else 0
 
     @property
     def active(self) -> bool:
@@ -115,6 +167,7 @@ class Component:
         return self._handle.pipeline.stats() if self._handle is not None else {}
 
     def _flush(self, timeout_millis: float | None) -> bool:
+        self.flushed = True
         pipeline = self._pipeline
         if pipeline is None:
             return True
@@ -131,6 +184,8 @@ class Component:
         most = pipeline.settings.shutdown_timeout
         try:
             self._handle.close(most if timeout_millis is None else min(timeout_millis / 1e3, most))
+            if self._diagnosis is not None:
+                self._diagnosis.conclude()
         except Exception as error:  # noqa: BLE001
             self._swallow("shutdown", error)
 
@@ -161,3 +216,32 @@ def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterPro
     except Exception:
         _logger.warning("%s has no metrics: the meter provider failed", kind, exc_info=True)
         return None
+
+
+_components: weakref.WeakSet[Component] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """Deliver what nobody would: a provider does this for its own, unless it was told not to."""
+    try:
+        left = [each for each in list(_components) if each.active]
+        if not left:
+            return
+        from otel_letta.otel.diagnosis import will_be_shut_down
+
+        if will_be_shut_down():
+            return
+        for component in left:
+            flushed = component.flushed
+            component._close(None)
+            if not flushed:
+                _logger.warning(
+                    "%s was neither flushed nor shut down at the end of the program, so what its provider still held "
+                    "is lost: call provider.shutdown() at the end",
+                    component._kind,
+                )
+    except Exception:
+        _logger.debug("unexpected error at exit", exc_info=True)
+
+
+atexit.register(_at_exit)

@@ -45,7 +45,10 @@ class LettaSpanExporter(Component, SpanExporter):
         """Return the type of an error, None if all went well."""
         try:
             if self._pipeline is not None:
+                self.flushed = False
                 self._pipeline.export(spans)
+                if self._diagnosis is not None:
+                    self._diagnosis.exported(spans)
         except Exception as error:  # noqa: BLE001
             self._swallow("export", error)
             return type(error).__name__

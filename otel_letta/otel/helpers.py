@@ -5,7 +5,8 @@
             rewrite(file)
         t.result("all tests pass")
 
-Without a TracerProvider nothing is recorded and nothing is sent: the calls return at once.
+Without a TracerProvider nothing is recorded and nothing is sent: the calls return at once, and the first one says so
+in the log.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
-import sys
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
@@ -28,10 +26,11 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from otel_letta import semconv
+from otel_letta.otel import unreported
 from otel_letta.otel.loops import Track
 from otel_letta.otel.work import Work, end_with, task_around
+from otel_letta.otel.written import emit_event, plain_number
 from otel_letta.runtime import wake
-from otel_letta.text import clean_line
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +50,16 @@ class TaskSpan:
     def __init__(self, span: Span) -> None:
         self.span = span
 
+    def __repr__(self) -> str:
+        from otel_letta.otel.shown import text_of
+
+        return text_of(self.span)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        from otel_letta.otel.shown import bundle_of
+
+        return bundle_of(self.span)
+
     def progress(self, progress: float, content: str | None = None) -> None:
         """State the share that is done, 0.0 to 1.0, and perhaps one line about it. It never goes backwards.
 
@@ -61,7 +70,7 @@ class TaskSpan:
         span = self.span
         if span.is_recording():
             attributes: dict[str, AttributeValue] = {}
-            share = progress if type(progress) is float else _plain_number(progress)
+            share = progress if type(progress) is float else plain_number(progress)
             if share is not None:
                 attributes[semconv.TASK_PROGRESS] = share
             if content is not None:
@@ -70,14 +79,14 @@ class TaskSpan:
                 return
             span.set_attributes(attributes)
             wake.changed(span)
-            _emit_event(span, attributes)
+            emit_event(span, attributes)
 
     def content(self, content: str) -> None:
         """Set one line about where the task stands."""
         if self.span.is_recording():
             self.span.set_attribute(semconv.TASK_CONTENT, content)
             wake.changed(self.span)
-            _emit_event(self.span, {semconv.TASK_CONTENT: content})
+            emit_event(self.span, {semconv.TASK_CONTENT: content})
 
     def result(self, result: str) -> None:
         """Set what the task produced; it is reported with the end."""
@@ -127,6 +136,8 @@ class TaskContext(AbstractContextManager["TaskSpan"]):
         tracer = self._tracer or trace.get_tracer("otel_letta")
         # The name as an attribute makes it a task even if nothing else is set on it.
         running = TaskSpan(tracer.start_span(name, attributes={semconv.TASK_NAME: name, **self._attributes}))
+        if unreported.unchecked:
+            unreported.check(name, running.span, by_own_tracer=self._tracer is not None)
         return running, Work(running)
 
     def __enter__(self) -> TaskSpan:
@@ -236,7 +247,14 @@ def task(
 
     An exception fails the task and goes on, as with any span. So do cancellation, Ctrl-C and ``sys.exit(1)``, which
     OpenTelemetry alone would leave looking like success. A decorated call lasts until what it returned is done, be it
-    a coroutine, a future or a generator.
+    a coroutine, a future or a generator::
+
+        with task("Refactor module", chat_id="chat-123") as t:
+            t.progress(0.5, "halfway")
+            t.result("10 files rewritten")
+
+        @task
+        async def fetch(url: str) -> bytes: ...
 
     Args:
         name: the span's name, and what people call the task. A decorator may leave it out, with or without
@@ -260,53 +278,14 @@ def task(
     return TaskContext(name, {**(attributes or {}), **given}, tracer)
 
 
-_refused: set[str] = set()
-"""The types of what was said to be a progress and is none, each warned of once."""
-
-
-def _plain_number(value: Any) -> Any:
-    """Return a progress as OpenTelemetry takes it, None for what is no number."""
-    if isinstance(value, (int, float)):
-        return value  # bools too: the reader says what is wrong with them
-    # Importing these takes its time; where nobody did, there is none of their numbers.
-    numbers, decimals = sys.modules.get("numbers"), sys.modules.get("decimal")
-    kinds = tuple(kind for kind in (getattr(numbers, "Real", None), getattr(decimals, "Decimal", None)) if kind)
-    if isinstance(value, kinds):
-        try:
-            return float(value)
-        except (ArithmeticError, TypeError, ValueError):
-            pass
-    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    if kind not in _refused and len(_refused) < 100:
-        _refused.add(kind)
-        _logger.warning("a progress of type %s is ignored: it is no real number", clean_line(kind, 100))
-    return None
-
-
-def _emit_event(span: Span, attributes: dict[str, AttributeValue]) -> None:
-    """Emit the same as an OpenTelemetry log event, if OTEL_LETTA_LOG_EVENTS is true."""
-    if os.environ.get("OTEL_LETTA_LOG_EVENTS", "").strip().lower() != "true":
-        return
-    from opentelemetry import _logs
-
-    try:
-        record = _logs.LogRecord(
-            timestamp=time.time_ns(),
-            context=trace.set_span_in_context(span),
-            severity_number=_logs.SeverityNumber.INFO,
-            body=attributes.get(semconv.TASK_CONTENT),
-            attributes=attributes,
-            event_name=semconv.TASK_PROGRESS,
-        )
-    except TypeError:  # an API before 1.35, whose log records have no event name
-        return
-    _logs.get_logger("otel_letta").emit(record)
-
-
 def report_progress(progress: float, content: str | None = None) -> None:
     """State the progress of the task that the current span belongs to: the innermost `task`, else that span itself.
 
-    Does nothing where there is neither.
+    Does nothing where there is neither::
+
+        @task
+        def import_sales() -> None:
+            report_progress(0.5, "800 rows of 1600")
     """
     _task_here().progress(progress, content)
 
@@ -348,7 +327,10 @@ def track(
 
 
 def _loop_span(name: str) -> Span:
-    return trace.get_tracer("otel_letta").start_span(name, attributes={semconv.TASK_NAME: name})
+    span = trace.get_tracer("otel_letta").start_span(name, attributes={semconv.TASK_NAME: name})
+    if unreported.unchecked:
+        unreported.check(name, span, by_own_tracer=False)
+    return span
 
 
 def _track(items: Iterable[_T], name: str, total: int | None) -> Iterator[_T]:

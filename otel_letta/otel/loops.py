@@ -26,6 +26,12 @@ class Track(Generic[_T]):
         self._done = 0
         self._reported_at = 0.0
 
+    def __repr__(self) -> str:
+        return f"<Track {self._done}/{'?' if self._total is None else self._total} of {self._task!r}>"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return self._task._repr_mimebundle_()
+
     def __len__(self) -> int:
         if self._total is None:
             raise TypeError("the number of items is not known")

@@ -51,7 +51,14 @@ class LettaSpanProcessor(Component, SpanProcessor):
         kind = type(self)
         if self._metrics is None and kind.on_start is _ON_START and kind.on_end is _ON_END:
             # Every recorded span of the program passes here: a method that only calls another one costs too much.
-            self.on_start, self.on_end = pipeline.watcher.on_start, pipeline.watcher.on_end  # type: ignore[method-assign,assignment]
+            on_end = pipeline.watcher.on_end
+            self.on_start = pipeline.watcher.on_start  # type: ignore[method-assign]
+            self.on_end = on_end if self._diagnosis is None else self._diagnosis.hook(on_end)  # type: ignore[method-assign,assignment]
+
+    def _examined(self) -> None:
+        pipeline = self._pipeline
+        if pipeline is not None and "on_end" in self.__dict__:
+            self.on_end = pipeline.watcher.on_end  # type: ignore[method-assign,assignment]
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Take note of a recorded span that starts. Called by the SDK on the starting thread."""
@@ -64,6 +71,8 @@ class LettaSpanProcessor(Component, SpanProcessor):
         pipeline = self._pipeline
         if pipeline is not None:
             pipeline.watcher.on_end(span)
+            if self._diagnosis is not None and not self._diagnosis.over:
+                self._diagnosis.examine(span)
         elif self._handle is not None:
             self._handle.pipeline.watcher.on_end_after_leaving(span)
         if self._metrics is not None:

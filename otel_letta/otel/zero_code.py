@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _LIVE = "OTEL_LETTA_LIVE"
-_MARK = "_otel_letta_live"
-"""Attribute of a tracer provider: the live processor that it was given here."""
-
 _lock = threading.RLock()
 
 
@@ -73,24 +70,28 @@ def _go_live(options: dict[str, Any], provider: object = None) -> LettaSpanProce
             type(provider).__name__,
         )
         return None
-    with _lock:
-        known: LettaSpanProcessor | None = getattr(provider, _MARK, None)
+    from otel_letta.otel.configure import MARK, lock
+
+    with lock:
+        known: LettaSpanProcessor | None = getattr(provider, MARK, None)
         if known is not None and (known.active or not options):
             _logger.debug("the tracer provider has its live processor already")
             return known
         from otel_letta.otel.processor import LettaSpanProcessor
 
         processor = LettaSpanProcessor(**options)
-        setattr(provider, _MARK, processor)  # an inert one too: its error was logged, and once is enough
+        setattr(provider, MARK, processor)  # an inert one too: its error was logged, and once is enough
         if processor.active:
             add(processor)
         return processor
 
 
 def _end_live(processor: LettaSpanProcessor, provider: object) -> None:
-    with _lock:
-        if getattr(provider, _MARK, None) is processor:
-            delattr(provider, _MARK)
+    from otel_letta.otel.configure import MARK, lock
+
+    with lock:
+        if getattr(provider, MARK, None) is processor:
+            delattr(provider, MARK)
     # A provider has no way to give a processor back. After its shutdown it does nothing.
     processor.shutdown()
 

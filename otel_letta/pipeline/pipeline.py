@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
+from otel_letta.pipeline import first_report
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.watcher import Watcher
@@ -114,6 +115,7 @@ class Pipeline:
         self.settings = settings
         self._metrics = metrics
         self._transport = transport if metrics is None else metrics.timed(transport)
+        self._transport = first_report.announced(self._transport, settings)
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
@@ -206,6 +208,10 @@ class Pipeline:
         # Somebody flushes, and may not be here when the parents that spans wait for have ended. A span without a chat
         # of its own is more likely a step of what is still open.
         return self._inbox.run(timeout, self.watcher.poll, partial(self._tracker.release, anonymous=False))
+
+    def catch_up(self, timeout: float) -> bool:
+        """Take in what has happened so far, and decide nothing earlier than it is due; False if that took too long."""
+        return self._inbox.run(timeout, self.watcher.poll)
 
     def complain(self, where: str, error: Exception) -> None:
         """Log a bug of ours, at most once a minute for each kind; its text could hold anything: for DEBUG only."""

@@ -57,6 +57,8 @@ class Watcher:
         self.open = OpenSpans()
         self.watching = False
         """False while no span is open, or none has been noticed."""
+        self.spelling: Callable[[Mapping[str, Any]], None] | None = None
+        """Examines the attributes of open spans for names that are spelt wrongly."""
         self.asks_all = settings.baggage or opt_in is not None
         """Spans are asked for more than their attributes when they start."""
         self._reads_baggage = settings.baggage
@@ -331,7 +333,10 @@ class Watcher:
         if entry is None or span is None or span.end_time is not None or entry.ignored:
             return
         if not entry.followed:
-            if not declares_nothing(attributes_in(span)) and _differs(attributes_of(span), entry.seen):
+            declares = not declares_nothing(attributes_in(span))
+            if not declares and self.spelling is not None:
+                self.spelling(attributes_of(span))
+            if declares and _differs(attributes_of(span), entry.seen):
                 self._read_ancestors(record)
                 self._hand_over(record, entry, span, self._tracker.changed)
             return
@@ -363,6 +368,8 @@ class Watcher:
     def _hand_over(self, record: Record, entry: OpenSpan, span: ReadableSpan, take: Callable[..., bool]) -> None:
         # Remembered as it was before it is read: what is set in between shall be new at the next poll.
         seen, event_time = attributes_of(span), _newest_event(span)
+        if self.spelling is not None:
+            self.spelling(seen)
         above, outside = self.open.above(record)
         entry.followed = take(Reading.of(span, entry.opted), above, outside, entry.inbound)
         entry.seen, entry.event_time = seen, event_time

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 from urllib.parse import urlsplit
 
 from otel_letta.errors import LettaConfigurationError
@@ -47,7 +47,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings(Table):
-    """All settings, read and checked at one moment. Made by `Settings.resolve`.
+    """All settings, read and checked at one moment. Made by `Settings.resolve`::
+
+        settings = Settings.resolve(agent_id="agent-…", delivery="board")
+        processor, reporter = LettaSpanProcessor(settings=settings), LettaReporter(settings=settings)
 
     Two settings are equal when all their values are equal, wherever these came from. They cannot be pickled: another
     process resolves its own.
@@ -328,13 +331,13 @@ class SettingsOptions(TypedDict, total=False):
     agent_id: str | None
     password: str | Secret | None
     api_key: str | Secret | None
-    trust_dotenv: bool | str | None
+    trust_dotenv: bool | Literal["true", "false"] | None
     certificate: str | None
     client_certificate: str | None
     client_key: str | None
-    server: ServerKind | str | None
+    server: ServerKind | Literal["auto", "rest", "app-server", "app-server-http"] | None
     conversation: str | None
-    delivery: Delivery | str | None
+    delivery: Delivery | Literal["auto", "messages", "board"] | None
     board_label: str | None
     board_interval: float | None
     message_interval: float | None
@@ -359,10 +362,10 @@ class SettingsOptions(TypedDict, total=False):
     idle_timeout: float | None
     answer_timeout: float | None
     wake_after: float | None
-    wake_on_wait: bool | str | None
+    wake_on_wait: bool | Literal["true", "false"] | None
     wait_timeout: float | None
     content: Iterable[str] | str | None
     chat_id_attributes: Iterable[str] | str | None
     tasks: Iterable[str] | str | None
     control_flow: Iterable[str] | str | None
-    baggage: bool | str | None
+    baggage: bool | Literal["true", "false"] | None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.settings.kinds import Refused, ServerKind
 from otel_letta.settings.secret import Secret
-from otel_letta.settings.table import BY_NAME, VARIABLES, Variable
+from otel_letta.settings.table import BY_NAME, OTHER_VARIABLES, VARIABLES, Variable
 from otel_letta.settings.urls import CLOUD_BASE_URL
 
 _logger = logging.getLogger(__name__)
@@ -135,7 +135,48 @@ def keyword_layer(keywords: Mapping[str, object]) -> Layer:
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
     """Return the layer of variables; an empty or blank one counts as not set."""
+    _warn_of_misspelt(environ, "in the environment")
     return Layer("environment", _ours(environ))
+
+
+def _warn_of_misspelt(raw: Mapping[str, Any], where: str) -> None:
+    """Warn once of each variable that means to be one of ours and is none. Its value is not read."""
+    for name in raw:
+        upper = name.upper() if isinstance(name, str) else ""
+        if upper.startswith(_PREFIXES) and name not in KNOWN_VARIABLES:
+            hint = _meant(upper, raw)
+            if hint:
+                log_once(_logger, logging.WARNING, f"{escaped(name[:100])} {where} is none that is read: {hint}")
+
+
+def _meant(name: str, raw: Mapping[str, Any]) -> str:
+    """Return what a variable may have been meant to be; empty if it may well be somebody else's."""
+    import difflib
+
+    # The Letta server and its tools have LETTA_ variables of their own (LETTA_SERVER_PASSWORD, LETTA_PG_URI).
+    ours = name.startswith(OUR_PREFIX)
+    known = sorted(KNOWN_VARIABLES if ours else set(_SHARED) - set(raw))
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.8 if ours else 0.87)
+    alias = _ALIASES.get(name)
+    if alias is not None and alias not in raw:
+        close = [alias]
+    if close:
+        return f"did you mean {close[0]}?"
+    return "'otel-letta check --all' lists those that are" if ours else ""
+
+
+OUR_PREFIX = "OTEL_LETTA_"
+_PREFIXES = (OUR_PREFIX, "LETTA_")
+_SHARED = tuple(variable.env for variable in VARIABLES if not variable.env.startswith(OUR_PREFIX))
+_ALIASES = {
+    "LETTA_URL": "LETTA_BASE_URL",
+    "LETTA_SERVER_URL": "LETTA_BASE_URL",
+    "LETTA_AGENT": "LETTA_AGENT_ID",
+    "LETTA_TOKEN": "LETTA_API_KEY",
+    **{f"OTEL_{name}": name for name in _SHARED},
+    **{f"OTEL_LETTA_{name.removeprefix('LETTA_')}": name for name in _SHARED},
+}
+KNOWN_VARIABLES = frozenset(variable.env for variable in VARIABLES) | OTHER_VARIABLES
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
@@ -225,7 +266,9 @@ def _read_dotenv(path: str, *, trusted: bool) -> dict[str, object] | _Unreadable
             return {}
         from dotenv import dotenv_values  # only programs with a .env pay for it
 
-        found = _ours(dotenv_values(stream=io.StringIO(text)))
+        values = dotenv_values(stream=io.StringIO(text))
+        _warn_of_misspelt(values, f"in {escaped(path)}")
+        found = _ours(values)
         if not trusted and "$" in text:
             foreign = _with_environment(dotenv_values(stream=io.StringIO(text), interpolate=False))
             found.update({name: _Environments() for name in found if BY_NAME[name].env in foreign})

@@ -581,3 +581,12 @@ def test_debug_logging_shows_each_request_and_each_report(
     assert any("-> 200 in" in line and "ms" in line and "bytes sent" in line for line in requests)
     assert any("chat-7" in line and "sent: its caller asked for it" in line for line in lines)
     assert any("chat-8" in line and "not sent" in line and "LLM" in line for line in lines)
+
+
+def test_a_report_without_content_is_refused_by_its_name(letta: InMemoryLetta, agent: str) -> None:
+    with (
+        LettaReporter(base_url=letta.base_url, agent_id=agent) as reporter,
+        pytest.raises(ValueError, match="content is None: give a line"),
+    ):
+        reporter.send_progress_report_sync("chat-1", "msg-1", None)  # type: ignore[arg-type]
+    assert letta.turns == 0

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from otel_letta import LettaSpanExporter, LettaSpanProcessor
 from otel_letta.otel import zero_code
+from otel_letta.otel.configure import MARK
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sink import OtlpSink
 
@@ -441,7 +442,7 @@ def test_an_instrumentor_without_options_and_switch_is_inert(
     instrumentor.instrument()
     instrumentor.instrument(skip_dep_check=True)
     assert not instrumentor.is_instrumented_by_opentelemetry
-    assert not hasattr(provider, zero_code._MARK)
+    assert not hasattr(provider, MARK)
     assert not caplog.messages
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks` runs and prints its table. What the figures say depends on the machine: see the README."""
+"""`python -m benchmarks` runs and prints its table. What the figures say depends on the machine: see docs/limits.md."""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ class Runner:
             (folder / "test_block.py").write_text(block.code)
             quick = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
             return [sys.executable, "-m", "pytest", "-q", *quick, "test_block.py"]
-        return [sys.executable, "-c", block.code if "TracerProvider" in block.code else PROVIDER + block.code]
+        whole = "TracerProvider" in block.code or "configure(" in block.code
+        return [sys.executable, "-c", block.code if whole else PROVIDER + block.code]
 
 
 @pytest.fixture(scope="module")

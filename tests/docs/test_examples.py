@@ -144,6 +144,24 @@ def test_two_backends(agent: Agent) -> None:
     assert {trace_id for _, trace_id in backend.spans} == {end["trace_id"]}
 
 
+@with_packages
+def test_notebook_in_a_real_kernel(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbclient
+    import nbformat
+
+    for name, value in agent.environment.items():
+        monkeypatch.setenv(name, os.environ["PATH"] if name == "PATH" else value)
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3").execute()
+    shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    bars = [outputs[-1]["data"]["text/html"] for outputs in shown[1:3]]
+    assert all('<progress max=1 value="1.000"></progress> 100% completed' in bar for bar in bars), bars
+    assert "10 files cleaned, 3 rows dropped" in bars[0]
+    assert f"reports to {agent.id}" in shown[0][-1]["data"]["text/plain"]
+    assert shown[-1][0]["text"] == "Delivered: True\n"
+    assert [end["task"] for end in agent.ends().values()] == ["Clean the sales data", "Train the model"]
+
+
 def test_notebook(agent: Agent) -> None:
     done = agent.run("notebook.py")
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""The README's code runs, and its table of settings is the one that the code follows."""
+"""The README's code runs, and what it links to is there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import pytest
 
 from otel_letta.settings import VARIABLES
 from otel_letta.testing import InMemoryLetta
-from tests.support.settings import documented
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- python: (\w+) -->\n```python\n(.*?)```", README, flags=re.DOTALL))
-
-
-def test_the_table_of_settings_is_the_one_that_the_code_follows() -> None:
-    table = README.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert table == f"| variable | default | meaning |\n| --- | --- | --- |\n{documented(VARIABLES, 'help')}"
 
 
 def test_every_keyword_is_its_variable_in_lower_case() -> None:
@@ -27,26 +22,32 @@ def test_every_keyword_is_its_variable_in_lower_case() -> None:
         assert variable.env.lower().removeprefix("otel_").removeprefix("letta_") == variable.name
 
 
-@pytest.mark.parametrize("name", ["instrument", "reporter", "testing"])
+@pytest.mark.parametrize("name", ["configure", "instrument", "reporter"])
 def test_a_snippet_runs_by_itself(name: str, tmp_path: Path) -> None:
     run_snippet(BLOCKS[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["live", "exporter", "beside"])
-def test_a_provider_of_the_readme_reports_the_instrumented_task(name: str, tmp_path: Path) -> None:
-    code = BLOCKS[name] + "\n" + BLOCKS["instrument"] + "\nprovider.shutdown()\n"
-    reports = run_snippet(code, tmp_path)
-    assert [(r["status"], r["chat_id"], r["message_id"], r["result"]) for r in reports] == [
-        ("completed", "chat-123", "msg-456", "10 files rewritten")
-    ]
+def test_the_first_program_is_whole(tmp_path: Path) -> None:
+    (report,) = run_snippet(BLOCKS["configure"], tmp_path)
+    assert (report["task"], report["status"], report["chat_id"]) == ("Refactor module", "completed", "chat-123")
 
 
-def test_the_helpers_of_the_readme_report_two_tasks(tmp_path: Path) -> None:
-    reports = run_snippet(BLOCKS["live"] + "\n" + BLOCKS["helpers"] + "\nprovider.shutdown()\n", tmp_path)
-    assert sorted((r["task"], r["status"], r["chat_id"]) for r in reports) == [
-        ("Import sales", "completed", "chat-124"),
-        ("Refactor module", "completed", "chat-123"),
-    ]
+def test_one_call_before_it_reports_the_instrumented_task(tmp_path: Path) -> None:
+    (report,) = run_snippet(f"import otel_letta; otel_letta.configure()\n{BLOCKS['instrument']}", tmp_path)
+    assert (report["status"], report["message_id"], report["result"]) == ("completed", "msg-456", "10 files rewritten")
+
+
+def test_every_block_is_known_to_a_test() -> None:
+    assert set(BLOCKS) == {"configure", "instrument", "reporter"}
+
+
+def test_it_is_short_enough_to_be_read() -> None:
+    assert len(README.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"""(?:\]\(|src="|srcset=")([^)"#]+)""", README))))
+def test_what_it_links_to_is_there(target: str) -> None:
+    assert target.startswith("https://docs.letta.com") or (ROOT / target).is_file()
 
 
 def run_snippet(code: str, folder: Path) -> list[dict[str, object]]:

@@ -38,9 +38,9 @@ class Asking:
         """Return the server's row about an agent."""
         return self._within(lambda: self._transport.describe(agent_id))
 
-    def agents(self) -> list[dict[str, Any]]:
+    def agents(self, limit: int = _AGENTS) -> list[dict[str, Any]]:
         """Return the rows of some agents."""
-        return self._within(lambda: self._transport.agents(_AGENTS))
+        return self._within(lambda: self._transport.agents(limit))
 
     def blocks(self, agent_id: str) -> list[Block]:
         """Return the memory of an agent."""

@@ -11,11 +11,12 @@ from otel_letta.cli.check.probe import probe
 from otel_letta.cli.check.show import Lines, as_json
 
 
-@click.command
+@click.command(short_help="Say whether a report would get through.")
 @click.option("--send", is_flag=True, help="Send a test report. It wakes the agent and costs one turn of its LLM.")
 @click.option("--env-file", type=click.Path(), metavar="PATH", help="Read this .env file instead of the nearest one.")
-@click.option("--json", "in_json", is_flag=True, help="Print JSON, for programs.")
-def check(send: bool, env_file: str | None, in_json: bool) -> None:
+@click.option("--all", "show_all", is_flag=True, help="Show the settings that have their defaults too.")
+@click.option("--json", "in_json", is_flag=True, help="Print JSON, for programs: docs/cli.md describes it.")
+def check(send: bool, env_file: str | None, show_all: bool, in_json: bool) -> None:
     """Say whether a report would reach your Letta agent, and what is wrong if not.
 
     Reads the settings as your program would from the present directory, asks the server, and sends nothing to the
@@ -26,7 +27,7 @@ def check(send: bool, env_file: str | None, in_json: bool) -> None:
         probe(findings, env_file, send=send)
         click.echo(as_json(findings))
     else:
-        lines = Lines()
+        lines = Lines(show_all=show_all)
         findings = Findings(lines.show)
         probe(findings, env_file, send=send)
         lines.close(findings)

@@ -37,7 +37,7 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     steps, tokens = (_number(usage.get(name)) for name in ("step_count", "total_tokens"))
-    text = cleaned(settings, _assistant(answer), _ANSWER_CAP)
+    text = cleaned(settings, assistant_text(answer), _ANSWER_CAP)
     findings.facts["test_report"] = {
         "delivered": True,
         "seconds": round(seconds, 3),
@@ -53,7 +53,7 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
     findings.plain(f"The agent answers: {text}" if text else "The agent answers nothing.")
 
 
-def _assistant(answer: dict[str, Any]) -> str:
+def assistant_text(answer: dict[str, Any]) -> str:
     """Return the last text of the agent, in Letta's form or in OpenAI's."""
     for choice in rows(answer.get("choices")):
         message = choice.get("message")

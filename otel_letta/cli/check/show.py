@@ -12,10 +12,14 @@ from rich.text import Text
 from otel_letta.cli.check.findings import Finding, Findings, Line, Mark, Section, SettingsRead, place
 from otel_letta.settings import VARIABLES
 
+SCHEMA = 1
+"""The number of the JSON's form. It goes up when a name goes away or means something else, not when one is added."""
+
 
 def as_json(findings: Findings) -> str:
     """Return everything that was found as a JSON object."""
     found = {
+        "schema": SCHEMA,
         "ok": not findings.problems,
         **findings.facts,
         "problems": [{"problem": line.text, "fix": line.fix} for line in findings.problems],
@@ -37,9 +41,14 @@ _LONGEST = max(len(variable.env) for variable in VARIABLES)
 
 
 class Lines:
-    """Prints findings as they come."""
+    """Prints findings as they come.
 
-    def __init__(self) -> None:
+    Args:
+        show_all: show the settings that have their defaults too.
+    """
+
+    def __init__(self, *, show_all: bool = False) -> None:
+        self._show_all = show_all
         # No width where no terminal is: then a line is a line, for grep.
         self._console = Console(highlight=False, markup=False, emoji=False)
         if not self._console.is_terminal:
@@ -82,6 +91,13 @@ class Lines:
         sources = dict.fromkeys(row.source for row in found.rows)
         for source in sorted(sources, key=lambda source: (source == "default", source != "environment")):
             is_default = source == "default"
+            if is_default and not self._show_all:
+                number = sum(row.source == source for row in found.rows)
+                others = "" if number == len(found.rows) else "other "
+                self._console.print(
+                    Text(f"  the {number} {others}settings have their defaults (--all shows them)", "dim")
+                )
+                continue
             self._console.print(Text(f"  from {place(source)}"), style="dim" if is_default else "cyan")
             for row in found.rows:
                 if row.source == source:

@@ -25,7 +25,7 @@ from otel_letta.text import clean_line
 _TURN_SECONDS = 0.4
 
 
-@click.command
+@click.command(short_help="Watch three tasks, and what an agent gets to know.")
 @click.option(
     "--real", is_flag=True, help="Talk to the server of your settings: up to three turns of your agent's LLM."
 )

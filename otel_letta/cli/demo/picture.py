@@ -118,6 +118,8 @@ class PlainLines(Picture):
         if example:
             self._print(f"\nA message, as the agent reads it:\n  {clean_line(example, 4_000)}")
         self._print("\n" + _verdict(moment, delivered=delivered, interrupted=interrupted))
+        if delivered and not interrupted:
+            self._print(self._receiver.next_step)
 
     def _print(self, text: str) -> None:
         click.echo(text)
@@ -156,6 +158,8 @@ class LivePicture(Picture):
         if example:  # else it would push the picture out of sight
             self._console.print(Text("\nThe last message, as the agent reads it:"))
             self._console.print(Padding(Text(clean_line(example, 4_000), "dim"), (0, 2)))
+        if delivered and not interrupted:
+            self._console.print(Text(("\n" if example else "") + self._receiver.next_step))
 
     def _whole(self, moment: Moment) -> RenderableType:
         width = self._console.width
@@ -220,11 +224,20 @@ def _board(text: str | None, width: int, rows: int) -> RenderableType:
 
 
 def _messages(entries: tuple[Entry, ...], width: int, rows: int) -> RenderableType:
-    lines: list[Text] = []
-    for one in entries:
-        text = f"{_SIGNS[one.state]} {one.head}{': ' if one.text else ''}{one.text}"
-        lines += _wrapped(clean_line(text, 400), width, "  ", _STYLES[one.state])
-    return Group(*lines[-rows:]) if lines else Text("none yet", "dim")
+    shown = [(one.state, _entry(one, width)) for one in entries]
+    # What an agent answers goes before what went well, and that before the reason of a failure.
+    for unimportant in (("answer",), ("answer", "in_progress", "completed"), tuple(_SIGNS)):
+        while sum(len(lines) for _, lines in shown) > rows:
+            number = next((number for number, (state, _) in enumerate(shown) if state in unimportant), None)
+            if number is None or len(shown) == 1:
+                break
+            del shown[number]
+    return Group(*[line for _, lines in shown for line in lines][:rows]) if shown else Text("none yet", "dim")
+
+
+def _entry(one: Entry, width: int) -> list[Text]:
+    text = f"{_SIGNS[one.state]} {one.head}{': ' if one.text else ''}{one.text}"
+    return _wrapped(clean_line(text, 400), width, "  ", _STYLES[one.state])
 
 
 def _wrapped(text: str, width: int, indent: str, style: str) -> list[Text]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+from xml.etree import ElementTree
 
+from otel_letta.cli.check.asking import cleaned
+from otel_letta.cli.check.report import assistant_text
+from otel_letta.letta.select import SelectingTransport
+from otel_letta.letta.transport import Block, Lane, Message, Transport
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from otel_letta.text import clean_line
+
+_ANSWER_CAP = 300
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class Receiver(ABC):
     board_title: str
     messages_title: str
     settings: Settings
+    transport: Transport | None = None
+    """Instead of the one that the settings name."""
+    next_step: str
+    """What to do after the demo."""
     patience: float
     """Seconds after which deliveries that are still on their way are not waited for any more."""
 
@@ -53,6 +65,7 @@ class StandIn(Receiver):
     board_title = "Memory block: costs no LLM call"
     messages_title = "Messages: one LLM turn each"
     patience = 0.0
+    next_step = "Next: 'otel-letta init' sets this up with an agent of your own; 'otel-letta demo --real' shows that."
 
     def __init__(self, letta: InMemoryLetta) -> None:
         self._letta = letta
@@ -93,24 +106,68 @@ def _entry_of(report: dict[str, Any]) -> Entry:
 
 class RealAgent(Receiver):
     title = "your Letta agent"
-    board_title = "Sent"
-    messages_title = "State"
+    board_title = "Board: costs no LLM call"
+    messages_title = "Messages: one LLM turn each"
     patience = 180.0
+    next_step = "Next: otel_letta.configure() at the start of your program, or 'otel-letta run -- python app.py'."
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.title = f"{clean_line(settings.agent_id, 200)} at {settings.base_url}"
+        self._watched = WatchedTransport(settings)
+        self.transport = cast("Transport", self._watched)
 
     def received(self, stats: dict[str, Any]) -> Received:
-        lines = [
-            f"to {clean_line(self.settings.agent_id, 200)}",
-            f"at {self.settings.base_url}",
-            f"messages sent: {stats.get('sent', 0)} (agent turns: {stats.get('requests', 0)})",
-            f"board writes: {stats.get('board_writes', 0)} (no LLM call)",
-        ]
-        dropped = stats.get("dropped") or {}
-        lines += [f"dropped: {number} ({clean_line(str(reason), 80)})" for reason, number in dropped.items()]
         turns, writes = int(stats.get("requests", 0)), int(stats.get("board_writes", 0))
-        return Received("\n".join(lines), tuple(_deliveries(stats)), turns, writes)
+        dropped = stats.get("dropped") or {}
+        lost = [Entry("failed", f"dropped: {number}", clean_line(str(why), 80)) for why, number in dropped.items()]
+        entries = [*self._watched.entries, *lost, *_deliveries(stats)]
+        return Received(self._watched.board, tuple(entries), turns, writes)
+
+    def example(self) -> str | None:
+        return self._watched.last
+
+
+class WatchedTransport:
+    """The transport of the user's own server, which remembers what went over it. Asks for nothing more."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._transport = SelectingTransport(settings)
+        self._settings = settings
+        self.board: str | None = None
+        self.entries: list[Entry] = []
+        self.last: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def send(self, lane: Lane, messages: Sequence[Message], **keywords: Any) -> dict[str, Any]:
+        answer = self._transport.send(lane, messages, **keywords)
+        for message in messages:
+            self.last = message.content
+            self.entries.extend(_entries_in(message.content))
+        text = cleaned(self._settings, assistant_text(answer), _ANSWER_CAP)
+        if text:
+            self.entries.append(Entry("answer", "the agent answers", text))
+        return answer
+
+    def create_block(self, agent_id: str, label: str, value: str, *arguments: Any, **keywords: Any) -> Block:
+        block = self._transport.create_block(agent_id, label, value, *arguments, **keywords)
+        self.board = value
+        return block
+
+    def write_block(self, block: Block, value: str, *arguments: Any, **keywords: Any) -> None:
+        self._transport.write_block(block, value, *arguments, **keywords)
+        self.board = value
+
+
+def _entries_in(content: str) -> list[Entry]:
+    """Read the reports in a message of ours."""
+    entries = []
+    for block in ElementTree.fromstring(f"<all>{content}</all>"):  # noqa: S314 - we wrote it, every text escaped
+        report: dict[str, Any] = {**block.attrib, "content": block.text or "", "result": block.findtext("result")}
+        entries.append(_entry_of(report))
+    return entries
 
 
 def _deliveries(stats: dict[str, Any]) -> list[Entry]:
@@ -120,8 +177,6 @@ def _deliveries(stats: dict[str, Any]) -> list[Entry]:
     for board in (stats.get("boards") or {}).values():
         if board.get("parked"):
             troubles.setdefault(clean_line(str(board["parked"]), 300), []).append("board")
-        elif board.get("label"):
-            entries.append(Entry("completed", f"board: memory block {board['label']}", ""))
     for lane in (stats.get("lanes") or {}).values():
         trouble = lane.get("parked") or lane.get("last_error")
         if trouble:

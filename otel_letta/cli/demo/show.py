@@ -36,7 +36,7 @@ class Show:
         self._provider = TracerProvider(
             sampler=ALWAYS_ON, resource=Resource({"service.name": "otel-letta demo"}), shutdown_on_exit=False
         )
-        self._processor = LettaSpanProcessor(settings=receiver.settings)
+        self._processor = LettaSpanProcessor(settings=receiver.settings, transport=receiver.transport)
         self._provider.add_span_processor(self._spans)
         self._provider.add_span_processor(self._processor)
         self._work = Work(self._provider.get_tracer("otel-letta demo"), seconds)

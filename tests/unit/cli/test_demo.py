@@ -164,8 +164,13 @@ def test_real_talks_to_the_configured_agent(monkeypatch: pytest.MonkeyPatch) -> 
         result = demo("--real")
         assert result.exit_code == 0, result.output
         assert sorted(report["status"] for report in letta.reports(agent_id)) == ["completed", "completed", "failed"]
-        assert f"agent turns: {letta.turns}" in result.output
-        assert f"to {agent_id}" in result.output
+        assert f"{letta.turns} agent turn" in result.output
+        assert f"to {agent_id} at {letta.base_url}" in result.output
+        assert "the agent answers: ack 1" in result.output
+        assert "Board: costs no LLM call:\n  Updated " in result.output
+        assert "failed 62% Import sales" in result.output
+        assert "A message, as the agent reads it:\n  <task-progress " in result.output
+        assert result.output.splitlines()[-1].startswith("Next: otel_letta.configure()")
 
 
 def test_real_waits_for_a_turn_that_takes_longer_than_a_flush(
@@ -286,7 +291,7 @@ def test_ctrl_c_at_any_line_of_the_show_ends_it_with_130(
                 signal.raise_signal(signal.SIGINT)
 
         assert (shown(press), pressed) == (130, [chosen])
-        assert re.search(r"\n(Stopped|Everything was delivered): .*\n$", capsys.readouterr().out)
+        assert re.search(r"\n(Stopped|Everything was delivered): .*\n(Next: .*\n)?$", capsys.readouterr().out)
     assert len(others) > 10
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -361,3 +366,16 @@ def test_every_frame_has_the_same_size_so_that_nothing_jumps(width: int) -> None
 
 def test_a_frame_that_overflows_says_so() -> None:
     assert any(" …" in line for line in frame(80, board=BOARD + "\nfailed again" * 9, messages=MESSAGES))
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_reason_of_a_failure_stays_in_sight_however_much_comes_after_it(width: int) -> None:
+    later = tuple(Entry("completed", f"completed 100% Task {n}", "all is well") for n in range(9))
+    answers = (Entry("answer", "the agent answers", "ack"),) * 9
+    text = " ".join(" ".join(frame(width, board=None, messages=(MESSAGES[0], *answers, *later))).split())
+    assert text.count("ValueError") == 2, "once in the program, once at the agent"
+    assert "Task 8" in text
+
+
+def test_it_ends_with_what_to_do_next(piped: str) -> None:
+    assert piped.splitlines()[-1].startswith("Next: 'otel-letta init'")

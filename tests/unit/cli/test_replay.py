@@ -319,7 +319,7 @@ def test_opt_ins_of_the_settings_count() -> None:
     assert "bad row 1043: price is not a number" in told[0]["content"]
 
 
-# -- the reader ------------------------------------------------------------------------------------------------------
+# -- the reader --------------------------------------------------------------------------------------------------------
 
 SPAN: dict[str, Any] = {
     "traceId": "0AF7651916CD43DD8448EB211C80319C",
@@ -568,3 +568,22 @@ def test_a_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path.write_text('{"resourceSpans": []}\n' * 1_000)
     with path.open("rb") as file, pytest.raises(lines.InputTooLongError):
         list(lines.bounded_lines(file, most=10_000))
+
+
+# -- a file that is something else -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name,value\n" * 50, "2026-11-29 INFO started\n" * 50, "\x89PNG\n\x00\x01\n" * 50],
+    ids=["csv", "log", "binary"],
+)
+def test_a_file_that_is_no_otlp_says_so_once(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text(text, encoding="latin-1")
+    result = CliRunner().invoke(app(), ["replay", "--dry-run", str(file)])
+    assert result.exit_code == 1
+    first, last = result.stderr.splitlines()
+    assert first.startswith(f"{file} does not begin as OTLP-JSON (line 1: not ")
+    assert "a Collector's file exporter writes" in first
+    assert last == "No task in 0 spans."

@@ -470,7 +470,7 @@ def test_what_is_no_real_number_is_ignored_with_one_warning_that_says_its_type(
     exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     value: Any, kind: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("otel_letta.otel.helpers._refused", set())
+    monkeypatch.setattr("otel_letta.otel.written._refused", set())
     with task("Import") as t:
         t.progress(value, "halfway")
         t.progress(value)

@@ -35,7 +35,7 @@ def test_it_sends_nothing_to_the_agent(letta: InMemoryLetta, agent_id: str) -> N
 def test_it_shows_where_each_setting_came_from(agent_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LETTA_PASSWORD")
     (tmp_path / ".env").write_text(f"LETTA_PASSWORD='{PASSWORD}'\nOTEL_LETTA_BOARD_LABEL=board\n", encoding="utf-8")
-    lines = [line.split() for line in check().output.splitlines()]
+    lines = [line.split() for line in check("--all").output.splitlines()]
     environment, dotenv, defaults = (
         next(i for i, line in enumerate(lines) if line == ["from", *words])
         for words in (["the", "environment"], [str(tmp_path / ".env")], ["the", "defaults"])
@@ -48,7 +48,7 @@ def test_it_shows_where_each_setting_came_from(agent_id: str, monkeypatch: pytes
 
 
 def test_switches_are_shown_as_the_environment_spells_them(agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ["OTEL_LETTA_BAGGAGE", "false"] in [line.split() for line in check().output.splitlines()]
+    assert ["OTEL_LETTA_BAGGAGE", "false"] in [line.split() for line in check("--all").output.splitlines()]
     monkeypatch.setenv("OTEL_LETTA_BAGGAGE", "TRUE")
     assert ["OTEL_LETTA_BAGGAGE", "true"] in [line.split() for line in check().output.splitlines()]
 

@@ -51,6 +51,7 @@ def test_a_warning_that_is_found_and_logged_is_one() -> None:
 def test_programs_read_every_subject_also_where_nothing_was_found_out() -> None:
     found = json.loads(as_json(Findings()))
     assert found == {
+        "schema": 1,
         "ok": True,
         **dict.fromkeys(("settings", "outbox", "server", "agent", "board", "delivery", "test_report")),
         "problems": [],

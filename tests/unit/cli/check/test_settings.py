@@ -28,7 +28,7 @@ def no_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_value_is_shown_to_people(variable: Variable, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, shown = SHOWN[variable.name]
     monkeypatch.setenv(variable.env, raw)
-    lines = check().output.splitlines()
+    lines = check("--all").output.splitlines()
     assert not any(PASSWORD in line for line in lines)
     environment, defaults = lines.index("  from the environment"), lines.index("  from the defaults")
     assert [variable.env, *shown.split()] in [line.split() for line in lines[environment:defaults]]
