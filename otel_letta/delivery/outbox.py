@@ -85,6 +85,8 @@ class Outbox(Worker):
         self._scan_at = math.inf
         self._commit_at = math.inf
         """When what waits for company is written."""
+        self._writing = False
+        """A transaction with ends is under way: they are not pending any more, and not durable yet."""
         self._closed = False
         self.left = 0
         """Ends that are left for the next process, after `close`."""
@@ -163,7 +165,8 @@ class Outbox(Worker):
     def place(self) -> str | None:
         """See `Journal.place`."""
         store = self._store
-        return store.place if store is not None and self.usable and not self._keeping.pending.new else None
+        written = not self._keeping.pending.new and not self._writing
+        return store.place if store is not None and self.usable and written else None
 
     def _touch(self, within: float = _LAZY) -> None:
         at = self._clock() + within
@@ -194,7 +197,7 @@ class Outbox(Worker):
     def has_pending(self, now: float) -> bool:
         if self.usable is False or self._closed:
             return False
-        return bool(self._keeping.pending.new) or self._keeping.lane_to_fill() is not None
+        return bool(self._keeping.pending.new) or self._writing or self._keeping.lane_to_fill() is not None
 
     def next_try(self, now: float) -> float:
         return -math.inf if self.usable else self._open_at
@@ -219,6 +222,7 @@ class Outbox(Worker):
         with self._database:
             with self._lock:
                 pending = self._keeping.take_pending()
+                self._writing = bool(pending.new)
                 self._commit_at = math.inf
             changes = pending.changes(posting)
             if not changes:
@@ -227,11 +231,13 @@ class Outbox(Worker):
                 outcome = self._opened().apply(changes)
             except StoreError as error:
                 with self._lock:
+                    self._writing = False
                     self._keeping.pending = pending.before(self._keeping.pending)
                     self._touch()
                     self._give_up(error)
                 return None
             with self._lock:
+                self._writing = False
                 self._keeping.wrote(pending, outcome)
             return Outcome(outcome.ids, outcome.ours | {each for each in outcome.ids if each is not None})
 

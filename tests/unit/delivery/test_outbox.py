@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -466,6 +467,26 @@ def test_more_ends_than_memory_may_hold_without_a_database_become_a_count(
     for each in range(100):
         desk.put(end(f"u{each}"))
     assert len(outbox_of(desk)._keeping.kept) <= 20
+
+
+def test_an_end_whose_transaction_is_under_way_is_not_called_durable(letta: FakeTransport, make: Make) -> None:
+    # Found by killing a program 120 times on a busy machine: one end was said to be safe, and was not.
+    desk = started(make())
+    store: Any = outbox_of(desk)._store
+    began, go_on = threading.Event(), threading.Event()
+    apply = store.apply
+
+    def slow(changes: Any) -> Any:
+        began.set()
+        assert go_on.wait(60.0)
+        return apply(changes)
+
+    store.apply = slow
+    desk.put(end("a"))
+    assert began.wait(60.0)
+    assert outbox_of(desk).place is None
+    go_on.set()
+    durable(desk)
 
 
 # -- the exit ----------------------------------------------------------------------------------------------------------
