@@ -24,7 +24,13 @@ __all__ = ["python"]
 ROOT = Path(__file__).parent.parent.parent
 
 _VERSIONS = ((3, 12), (3, 13))
-_PACKAGES = (f"{ROOT}[cli,test-openhands]", "pytest>=8.0", "respx>=0.22", "hypothesis>=6.100")
+_PACKAGES = (
+    f"{ROOT}[cli,test-openhands]",
+    "pytest>=8.0",
+    "pytest-rerunfailures>=14",
+    "respx>=0.22",
+    "hypothesis>=6.100",
+)
 
 
 def python() -> Path:
