@@ -120,6 +120,8 @@ class Service:
         self.pipeline = handle.pipeline
         self.intake = Intake(handle, MemorySpool() if self._own is None else self._own.spool, self.metrics)
         self.delivered = True
+        self._closed = False
+        self._rpc: Any = None
         try:
             app = make_app(self.intake, self.doors, self.metrics, options.bounds, lifespan=self._lifespan)
             self.server = _Server(self._config(app), self.intake)
@@ -176,7 +178,13 @@ class Service:
 
     def run(self, sockets: Sequence[socket.socket]) -> bool:
         """Receive until a signal, or `stop`; True if everything was delivered at the end."""
-        self.server.run(sockets=list(sockets))
+        try:
+            self.server.run(sockets=list(sockets))
+        finally:
+            # Older releases (0.30, measured) leave without any of this if they were told to stop before they ran.
+            for each in sockets:
+                each.close()
+            self._close(self._settings.shutdown_timeout)
         return self.delivered
 
     def stop(self) -> None:
@@ -196,12 +204,15 @@ class Service:
         try:
             yield
         finally:
-            if self._rpc is not None:
-                await loop.run_in_executor(None, self._rpc.stop)
             timeout = self._settings.shutdown_timeout
             await loop.run_in_executor(None, self._close, timeout)
 
     def _close(self, timeout: float) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._rpc is not None:
+            self._rpc.stop()
         self.delivered = self.intake.close(timeout)
         if self._own is not None:
             self._own.close()
