@@ -83,9 +83,11 @@ def test_its_tools_are_reported_by_name(name: str, scenario: str) -> None:
         expected.append(f"Used tool {second}")
     elif scenario in ("tool_error", "cancelled_in_tool"):
         expected.append(f"Tool {second} failed")
-    told = [report.content for report in outcome.played.reports if re.match("Used tool|Tool |Denied", report.content)]
-    assert len(told) == len(expected), outcome.story
-    assert all(content.startswith(begin) for content, begin in zip(told, expected, strict=True)), outcome.story
+    reported = [
+        report.content for report in outcome.played.reports if re.match("Used tool|Tool |Denied", report.content)
+    ]
+    assert len(reported) == len(expected), outcome.story
+    assert all(content.startswith(begin) for content, begin in zip(reported, expected, strict=True)), outcome.story
 
 
 @pytest.mark.parametrize(("name", "scenario"), RUNS)

@@ -250,7 +250,7 @@ PROGRAMS = {
             shell=lambda line: Call("bash", {"command": line, "description": f"{MARKER}-description"}),
             failing=Call("read", {"filePath": f"{MARKER}-missing.txt"}),
             setup="opencode",
-            # Its end is not told right yet: it drops its last batch when it exits (measured with 1.18).
+            # Its end is not reported right yet: it drops its last batch when it exits (measured with 1.18).
             scenarios=(),
         ),
         CodingProgram(
