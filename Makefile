@@ -29,7 +29,7 @@ test-real: .venv  ## the suites with real Letta servers, OpenHands, agent framew
 	$(BIN)/python -m pytest -m letta
 	"$$($(BIN)/python -m tests.support.openhands_env)" -m pytest -m openhands tests/real/openhands
 	$(BIN)/python -m pytest -m agents
-	$(BIN)/python -m pytest -m programs
+	$(BIN)/python -m pytest -m 'programs or languages'
 
 docs: .venv  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
