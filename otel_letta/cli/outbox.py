@@ -29,7 +29,7 @@ _IN_JSON = click.option("--json", "in_json", is_flag=True, help="Print JSON, for
 _ENV_FILE = click.option("--env-file", type=click.Path(), metavar="PATH", help="Read this .env file.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Show and deliver what an outbox keeps.")
 @click.pass_context
 def outbox(context: click.Context) -> None:
     """Show and deliver the reports that OTEL_LETTA_OUTBOX keeps until an agent has them.

@@ -14,7 +14,7 @@ _MISSING = "this needs a web server and OTLP's messages: pip install 'otel-letta
 _TOKEN = "OTEL_LETTA_SERVE_TOKEN"  # noqa: S105 - a variable's name
 
 
-@click.command
+@click.command(short_help="Receive OTLP from any program, report to Letta.")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but loopback needs a token."
 )

@@ -130,7 +130,8 @@ def _import_early() -> None:
     import tempfile
 
     tempfile.gettempdir()
-    for name in ("hashlib", "httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
+    ours = ("otel_letta.letta.network", "otel_letta.letta.tls", "otel_letta.secret_forms")
+    for name in (*ours, "hashlib", "httpcore", "certifi", "encodings.idna", "importlib.resources", "ssl"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "ssl" in sys.modules:

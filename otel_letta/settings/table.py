@@ -328,6 +328,14 @@ VARIABLES = tuple(Variable(name=row.name, **cast("dict[str, Any]", row.metadata)
 """All settings, in the order of the documentation."""
 BY_NAME = {variable.name: variable for variable in VARIABLES}
 OTHER_VARIABLES = frozenset(
-    {"OTEL_LETTA_LIVE", "OTEL_LETTA_LOG_EVENTS", "OTEL_LETTA_TEST_CACHE", "OTEL_LETTA_WEBHOOK_TOKEN"}
+    {
+        "OTEL_LETTA_LIVE",
+        "OTEL_LETTA_LOG_EVENTS",
+        "OTEL_LETTA_SERVE_TOKEN",
+        "OTEL_LETTA_SPOOL",
+        "OTEL_LETTA_TEST_CACHE",
+        "OTEL_LETTA_TEST_ORDERS",
+        "OTEL_LETTA_WEBHOOK_TOKEN",
+    }
 )
 """Variables of ours that are read from the environment alone, where they are needed, and are no settings."""

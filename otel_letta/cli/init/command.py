@@ -21,6 +21,7 @@ from otel_letta.errors import LettaAuthenticationError, LettaError
 from otel_letta.letta.flavour import ServerInfo
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
+from otel_letta.settings.table import BY_NAME
 
 _NEW_AGENT = "task-watcher"
 _MOST_AGENTS = 20
@@ -216,6 +217,9 @@ class Setup:
     def _write(self, settings: Settings, agent_id: str) -> None:
         path = self._wishes.file
         values = {"LETTA_BASE_URL": settings.base_url, "LETTA_AGENT_ID": agent_id}
+        secret = self._secret_elsewhere(settings)
+        if secret:  # no address in a file that a program finds by searching gets that
+            del values["LETTA_BASE_URL"]
         if self._typed:
             values["LETTA_API_KEY" if settings.api_key is not None and settings.is_cloud else "LETTA_PASSWORD"] = (
                 self._typed
@@ -232,10 +236,21 @@ class Setup:
             before = os.environ.get(name, "").strip()
             if before and before != value:
                 click.echo(f"! {name} is also set in the environment, which beats the file: unset it", err=True)
-        # As a program will read it: a secret that stays in the environment, say, and an address in the file.
+        if secret:
+            if os.environ.get("LETTA_BASE_URL", "").strip() != settings.base_url:
+                click.echo(f"! Where {secret} is set, set LETTA_BASE_URL={settings.base_url} as well", err=True)
+            return
+        # As a program will read it.
         found = Settings.resolve(require_agent=False, dotenv_path=None if path.name == ".env" else path)
         for warning in found.security_warnings():
             click.echo(f"! {warning}", err=True)
+
+    def _secret_elsewhere(self, settings: Settings) -> str | None:
+        """Return the variable of a secret that stays in the environment, if a program would not take the server from
+        the file then."""
+        name = BY_NAME[settings.token_name].env if settings.token_name else ""
+        trusts = settings.trust_dotenv or self._wishes.file.name != ".env"
+        return name if name in os.environ and not self._typed and not trusts else None
 
     def _prove(self, settings: Settings, agent_id: str) -> int:
         send = self._wishes.send

@@ -19,7 +19,7 @@ _STAND_IN = "TOKEN"
 _TOKEN = r"[A-Za-z0-9._~+/-]+=*"  # noqa: S105 - RFC 6750's form of a token, the one that all these programs pass on unharmed
 
 
-@click.command
+@click.command(short_help="Make a coding program report its tasks.")
 @click.argument("program", type=click.Choice(list(PROGRAMS)))
 @click.option("--write", is_flag=True, help="Merge it into the program's own settings; a backup is kept beside them.")
 @click.option("--replace", is_flag=True, help="With --write: also where the settings have another value.")

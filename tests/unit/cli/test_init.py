@@ -191,9 +191,9 @@ def test_a_secret_of_the_environment_stays_there(
     monkeypatch.setenv("LETTA_PASSWORD", PASSWORD)
     result = init("--base-url", letta.base_url, "--yes")
     assert result.exit_code == 0, result.output
-    assert "LETTA_PASSWORD" not in dotenv_values(tmp_path / ".env")
-    # The program will be warned of that mixture, so the person who sets it up is as well.
-    assert "! LETTA_PASSWORD (from the environment) goes to 127.0.0.1" in result.output
+    # A program would send it to no address that only the file names, so that stands where the secret does.
+    assert set(dotenv_values(tmp_path / ".env")) == {"LETTA_AGENT_ID"}
+    assert f"! Where LETTA_PASSWORD is set, set LETTA_BASE_URL={letta.base_url} as well" in result.output
 
 
 def test_what_the_environment_beats_is_named(letta: InMemoryLetta, monkeypatch: pytest.MonkeyPatch) -> None:
