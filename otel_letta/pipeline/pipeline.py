@@ -31,7 +31,7 @@ from otel_letta.runtime.aborts import add_flows, flow_named
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings.outbox import OutboxExit
-from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.opt_in import OptIn, services_in
 from otel_letta.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def tracker_for(
         content=settings.content,
         claimed=claimed,
         steered=_steered,
+        opted=services_in(settings.tasks),
         most_tasks=settings.max_pending_tasks,
     )
 
@@ -119,7 +120,7 @@ class Pipeline:
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
-        opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
+        opt_in = OptIn.wanted(settings.tasks, task_filter)
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
         self.watcher = Watcher(settings, self._inbox, opt_in, self._ended_spans.put, self.complain)
