@@ -136,6 +136,8 @@ class Pipeline:
         self._tracker = tracker_for(self.settings, self._emit, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
+        self._restored: list[ProgressReport] = []
+        """Reports of tasks that wait since an earlier process and that no span made: a source may come for them."""
         for source in self._sources.values():
             source.start(self.desk.put)
         outbox = self.desk.outbox
@@ -152,7 +154,16 @@ class Pipeline:
 
     def _restore(self, outbox: Outbox) -> None:
         for report in outbox.estate.take_restored():
-            self._tracker.restore(report)
+            if report.trace_id is not None:
+                self._tracker.restore(report)
+                continue
+            self._restored.append(report)
+            for source in list(self._sources.values()):
+                source.restore(report)
+
+    def _restore_to(self, source: Source) -> None:
+        for report in self._restored:
+            source.restore(report)
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
@@ -176,6 +187,8 @@ class Pipeline:
         source.start(self.desk.put)  # before the thread can see it
         known = self._sources.setdefault(type(source), source)
         assert isinstance(known, type(source))
+        if known is source and self.desk.outbox is not None:
+            self._inbox.put(self._restore_to, source)
         return known
 
     def claimed(self, conversation_id: str) -> bool:
