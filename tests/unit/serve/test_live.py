@@ -335,7 +335,7 @@ def test_the_turn_of_a_coding_agent_keeps_the_records_that_tell_of_it(receiver: 
 
 def test_a_full_inbox_holds_nobody_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever puts something into it then makes calls himself, in the middle of a batch."""
-    monkeypatch.setattr(inbox, "_BACKLOG", 0)
+    monkeypatch.setattr(inbox, "_MOST", 0)
     receiver.logs(heartbeat(open_span()))
     spans = [ended(f"task {number}", number, traceId=f"{number:032x}") for number in range(1, 200)]
     thread = threading.Thread(target=receiver.spans, args=spans, daemon=True)
