@@ -31,7 +31,7 @@ from otel_letta.runtime.aborts import add_flows, flow_named
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings.outbox import OutboxExit
-from otel_letta.tracking.opt_in import OptIn
+from otel_letta.tracking.opt_in import OptIn, services_in
 from otel_letta.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def tracker_for(
         content=settings.content,
         claimed=claimed,
         steered=_steered,
+        opted=services_in(settings.tasks),
         most_tasks=settings.max_pending_tasks,
     )
 
@@ -119,7 +120,7 @@ class Pipeline:
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
-        opt_in = OptIn(settings.tasks, task_filter) if settings.tasks or task_filter is not None else None
+        opt_in = OptIn.wanted(settings.tasks, task_filter)
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
         self.watcher = Watcher(settings, self._inbox, opt_in, self._ended_spans.put, self.complain)
@@ -135,6 +136,8 @@ class Pipeline:
         self._tracker = tracker_for(self.settings, self._emit, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
+        self._restored: list[ProgressReport] = []
+        """Reports of tasks that wait since an earlier process and that no span made: a source may come for them."""
         for source in self._sources.values():
             source.start(self.desk.put)
         outbox = self.desk.outbox
@@ -151,7 +154,16 @@ class Pipeline:
 
     def _restore(self, outbox: Outbox) -> None:
         for report in outbox.estate.take_restored():
-            self._tracker.restore(report)
+            if report.trace_id is not None:
+                self._tracker.restore(report)
+                continue
+            self._restored.append(report)
+            for source in list(self._sources.values()):
+                source.restore(report)
+
+    def _restore_to(self, source: Source) -> None:
+        for report in self._restored:
+            source.restore(report)
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
@@ -175,6 +187,8 @@ class Pipeline:
         source.start(self.desk.put)  # before the thread can see it
         known = self._sources.setdefault(type(source), source)
         assert isinstance(known, type(source))
+        if known is source and self.desk.outbox is not None:
+            self._inbox.put(self._restore_to, source)
         return known
 
     def claimed(self, conversation_id: str) -> bool:

@@ -27,6 +27,13 @@ class Source(Protocol):
             emit: takes each report, in order, and never waits.
         """
 
+    def restore(self, report: ProgressReport) -> None:
+        """Let a task wait on that waited in a process which is gone, if it is the source's.
+
+        Args:
+            report: the last one of a task that no span made. It may come again.
+        """
+
     def tick(self, now_ns: int) -> int | None:
         """Do what is due after the calls.
 

@@ -83,14 +83,11 @@ class Watcher:
             # Noticed late, the child may have started some itself.
             own = self.open.started_since(self._forked_at) if fork.was_noticed_late() else []
             if not fork.was_noticed_late():
-                self._inherit(get_current_span())
+                current = get_current_span()
+                self._foreign |= {key_of(current)} if isinstance(current, ReadableSpan) else set()
             self.open.clear()
             self._foreign -= self.open.enter(own)
         self.watching = False
-
-    def _inherit(self, span: object) -> None:
-        if isinstance(span, ReadableSpan):
-            self._foreign.add(key_of(span))
 
     def is_foreign(self, span: ReadableSpan) -> bool:
         """Return whether a span was open when this process was forked: the parent process ends and reports it.

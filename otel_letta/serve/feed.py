@@ -88,6 +88,9 @@ class Feed:
     def shutdown(self) -> None:
         """Do nothing: what is open goes on elsewhere."""
 
+    def restore(self, report: ProgressReport) -> None:
+        """Do nothing: its tasks are made of spans."""
+
     def claims(self, conversation_id: str) -> bool:
         return False
 

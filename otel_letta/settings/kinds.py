@@ -252,15 +252,18 @@ class ContentFields(Texts):
 
 
 class TaskPatterns(Kind[tuple[tuple[str, str], ...]]):
-    """Patterns of spans, each with what it is about: the name of the span, or of its instrumentation scope."""
+    """Patterns of spans, each with what it is about: the span's name, its instrumentation scope's or its service's."""
 
-    allowed = "patterns like scope:opentelemetry.instrumentation.celery* or name:nightly *, separated by commas"
+    about = ("scope", "name", "service")
+    allowed = (
+        "patterns like scope:opentelemetry.instrumentation.celery*, name:nightly * or service:bot, separated by commas"
+    )
 
     def parse(self, value: object) -> tuple[tuple[str, str], ...]:
         found = []
         for text in _texts(value):
             about, _, pattern = text.partition(":")
-            if about not in ("scope", "name") or not pattern.strip():
+            if about not in self.about or not pattern.strip():
                 raise Refused
             found.append((about, pattern.strip()))
         return tuple(dict.fromkeys(found))

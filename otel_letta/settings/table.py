@@ -272,9 +272,10 @@ class Table:
         "OTEL_LETTA_TASKS",
         TaskPatterns(),
         (),
-        "Other spans that are tasks: scope:PATTERN, name:PATTERN, with * and ?, separated by commas.",
+        "Other spans that are tasks: scope:PATTERN, name:PATTERN, with * and ?, separated by commas. service:PATTERN: "
+        "calls of models that only a conversation's id joins are tasks without a tool too.",
     )
-    """``scope`` or ``name``, and a pattern."""
+    """``scope``, ``name`` or ``service``, and a pattern."""
     control_flow: tuple[str, ...] = _setting(
         "OTEL_LETTA_CONTROL_FLOW",
         Names("full names of exceptions, module.Name"),

@@ -36,6 +36,7 @@ class LogTurns:
 
     Args:
         answer_timeout: seconds without news after an answer, or trouble with the model, that end a turn.
+        opted: see `RootlessRuns`.
         grace, idle_timeout: see `AgentTracker`.
     """
 
@@ -46,6 +47,7 @@ class LogTurns:
         agents: AgentTracker,
         now: Callable[[], int],
         answer_timeout: float,
+        opted: Callable[[str], bool],
         *,
         grace: float = 2.0,
         idle_timeout: float = 900.0,
@@ -69,6 +71,7 @@ class LogTurns:
             grace=self._grace,
             answer_timeout=self._answer_timeout,
             idle=self._idle,
+            opted=opted,
             begin=self._begin,
             remind=self._remind,
         )

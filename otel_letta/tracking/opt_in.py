@@ -1,4 +1,7 @@
-"""Spans that are tasks because a setting or a filter says so: jobs of Celery or cron, builds, anything of a program."""
+"""Spans that are tasks because a setting or a filter says so: jobs of Celery or cron, builds, anything of a program.
+
+A service is opted in by its name, for what no span of its own shows: its runs without a root need no tool then.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class OptIn:
 
     Args:
         patterns: ``scope`` (of the instrumentation) or ``name`` (of the span), and a shell pattern. Spans of kind
-            PRODUCER and CLIENT match none by their scope: they only hand the work to somebody else.
+            PRODUCER and CLIENT match none by their scope: they only hand the work to somebody else. Patterns about
+            anything else are no business of spans.
         task_filter: the program's own.
     """
 
@@ -35,6 +39,12 @@ class OptIn:
         self._names = [pattern for kind, pattern in patterns if kind == "name"]
         self._filter = task_filter
         self._complained = False
+
+    @classmethod
+    def wanted(cls, patterns: Sequence[tuple[str, str]], task_filter: TaskFilter | None) -> OptIn | None:
+        """Make one; None if no span could be a task by it, since asking costs each span something."""
+        made = cls(patterns, task_filter)
+        return made if made._scopes or made._names or made._filter is not None else None
 
     def name_of(self, span: ReadableSpan) -> str | None:
         """The name of the task that a span shall be; None if it shall be none. Never raises."""
@@ -64,3 +74,9 @@ class OptIn:
                 _logger.warning("task_filter raised %s and is ignored for such spans", type(error).__name__)
                 _logger.debug("task_filter raised", exc_info=True)
             return None
+
+
+def services_in(patterns: Sequence[tuple[str, str]]) -> Callable[[str], bool]:
+    """Return what says of a service's name whether the patterns opt the service in."""
+    services = [pattern for kind, pattern in patterns if kind == "service"]
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in services)

@@ -2,8 +2,8 @@
 
 Measured with Gemini CLI 0.61, which makes a trace of each. Such a run is a turn, as log events tell of them: it stands
 below a root that no span shows. It needs a tool and a model, since calls of models alone, or a tool alone, are no
-agent's run. No span says when it is over: it is when nothing followed an answer, or trouble with the model, for a
-while.
+agent's run; of a service that the settings name, a model is enough. No span says when it is over: it is when nothing
+followed an answer, or trouble with the model, for a while.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ Conversation = tuple[str, str]
 class Lone:
     """The spans of a conversation that nothing is above."""
 
-    def __init__(self, sample: Reading) -> None:
+    def __init__(self, sample: Reading, needed: frozenset[Role]) -> None:
         self.sample = sample
+        self.needed = needed
         self.nodes: list[Node] = []
 
     @property
     def is_run(self) -> bool:
-        return {Role.TOOL, Role.LLM} <= {node.role for node in self.nodes}
+        return self.needed <= {node.role for node in self.nodes}
 
 
 class RootlessRuns:
@@ -45,6 +46,7 @@ class RootlessRuns:
 
     Args:
         grace: nanoseconds that further spans of a run are waited for before it is one.
+        opted: returns, for a service's name, whether the settings say that it is an agent.
         begin: makes a turn, as a prompt's log event does; None for one that is known otherwise.
         remind: sets a turn's alarm.
     """
@@ -58,6 +60,7 @@ class RootlessRuns:
         grace: int,
         answer_timeout: int,
         idle: int,
+        opted: Callable[[str], bool],
         begin: Callable[[LogEvent], Turn | None],
         remind: Callable[[Turn, int], None],
     ) -> None:
@@ -67,6 +70,7 @@ class RootlessRuns:
         self._grace = grace
         self._answer_timeout = answer_timeout
         self._idle = idle
+        self._opted = opted
         self._begin = begin
         self._remind = remind
         self._lone: Recent[Conversation, Lone] = Recent(_MOST_CONVERSATIONS)
@@ -94,7 +98,7 @@ class RootlessRuns:
             return
         if conversation in self._with_agents:
             return
-        lone = self._lone.get(conversation) or Lone(sample)
+        lone = self._lone.get(conversation) or Lone(sample, self._needed(conversation[0]))
         near = [other for other in lone.nodes if abs(node.start - other.start) <= self._idle]
         lone.nodes = [*near, node][-_MOST_LONE:]
         if not lone.is_run:
@@ -102,6 +106,9 @@ class RootlessRuns:
         self._lone.put(conversation, lone)
         if lone.is_run and conversation not in self._due:
             self._due[conversation] = self._now() + self._grace
+
+    def _needed(self, service: str) -> frozenset[Role]:
+        return frozenset({Role.LLM} if self._opted(service) else {Role.LLM, Role.TOOL})
 
     def _is_open(self, turn: Turn) -> bool:
         return self._tree.node(turn.root) is not None

@@ -19,7 +19,7 @@ from otel_letta.tracking.ledger import Ledger, seconds_between, standing
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
-from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask
+from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask, automatic_id
 from otel_letta.tracking.tree import Tree
 
 _CODE = pattern(r"[\w$<>-]+(?:\.[\w$<>-]+)+")
@@ -99,6 +99,8 @@ class AgentRules:
             self.report(task, wording.goes_on(self._ledger.name_of(task)))
         if not task.begun:
             task.begun = True
+            if task.id == automatic_id((trace.id, 0)):  # another one may have ended under the trace's id since
+                self._ledger.count_run(task)
             self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))
         if news:
             self.report(task, task.content or standing(task))

@@ -68,7 +68,7 @@ class Tracker:
         claimed: True for an OpenHands conversation, by its id, that somebody else reports.
         steered: returns, for the full name of an exception's type by which a framework steers its tasks, what that
             means in words, and whether the task goes on; None for any other.
-        answer_timeout: see `LogTurns`.
+        answer_timeout, opted: see `LogTurns`.
         most_tasks: traces of agents that are tracked at once; of more, the ones with the oldest news are given up.
         agent_options: see `AgentTracker`.
     """
@@ -90,6 +90,7 @@ class Tracker:
         claimed: Callable[[str], bool] = lambda session: False,
         steered: Callable[[str], tuple[str, bool] | None] = lambda kind: None,
         answer_timeout: float = 60.0,
+        opted: Callable[[str], bool] = lambda service: False,
         most_tasks: int = 10_000,
         **agent_options: Unpack[AgentOptions],
     ) -> None:
@@ -111,7 +112,7 @@ class Tracker:
         self._declared = DeclaredRules(
             self.tree, self._ledger, self._agents, now, steered, patience=patience, step_patience=step_patience
         )
-        self._turns = LogTurns(self.tree, self._ledger, self._agents, now, answer_timeout, **agent_options)
+        self._turns = LogTurns(self.tree, self._ledger, self._agents, now, answer_timeout, opted, **agent_options)
         self.event = self._turns.take  # takes in a log event
         self._resource: object = None
         self._is_letta_server = False

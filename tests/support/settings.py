@@ -54,7 +54,7 @@ SHOWN = {
     "wait_timeout": ("3600", "3600 s"),
     "content": ("Errors,arguments", "arguments, errors"),
     "chat_id_attributes": ("session.id,thread", "session.id, thread"),
-    "tasks": ("name:nightly *, scope:celery*", "name:nightly *, scope:celery*"),
+    "tasks": ("name:nightly *, scope:celery*,service:bot", "name:nightly *, scope:celery*, service:bot"),
     "control_flow": ("shop.Later,shop.errors.Skip", "shop.Later, shop.errors.Skip"),
     "baggage": ("TRUE", "true"),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 
 from otel_letta.integrations.openhands.claims import Claims, plain_id
 from otel_letta.integrations.openhands.conversations import Conversation, Run, Wait
+from otel_letta.integrations.openhands.events import ID_CAP, Origin
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
@@ -20,6 +22,7 @@ _REMEMBERED_EVENTS = 20_000
 _PATIENCE = 40 * 10**9
 """Nanoseconds that a run that seems to have failed waits for the event with the reason, or for its late finish:
 OpenHands sends it at once, but an agent-server may keep it back for 30 s, the default of its webhooks."""
+_ANSWER = "answer its question"
 
 
 class Lives:
@@ -68,6 +71,23 @@ class Lives:
         self._at = 0
         """Time of the event that is judged, Unix nanoseconds."""
         self.open_tasks = 0
+
+    def restore(self, report: ProgressReport) -> None:
+        """Let a run wait on that waited in a process which is gone; ``report`` is its last one."""
+        conversation_id, _, number = report.task_id.rpartition("/")
+        is_ours = report.service == Run.service and report.waiting and report.agent_id is None
+        if not is_ours or not conversation_id or plain_id(conversation_id) in self._conversations:
+            return
+        conversation = self._find(conversation_id)
+        conversation.runs = int(number) if number.isdecimal() else None
+        conversation.origin = Origin(report.chat_id, report.message_id, report.name)
+        conversation.run = run = Run(report.task_id, _nanoseconds(report.started))
+        run.progress, run.content = report.progress, report.content
+        run.sequence, run.run = report.sequence, report.run
+        run.reported_at = run.waits_since = _nanoseconds(report.timestamp)
+        run.halted, run.waits_for = True, Wait.ANSWER if report.content.endswith(_ANSWER) else Wait.CONFIRMATION
+        self._to_check[plain_id(conversation.id)] = None
+        self.open_tasks += 1
 
     # -- what is due ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +142,19 @@ class Lives:
         self._fail(conversation, wording.nobody_came(self._wait_timeout))
         return None
 
+    def _find(self, conversation_id: str) -> Conversation:
+        key = plain_id(conversation_id)
+        conversation = self._conversations.get(key)
+        if conversation is None:
+            if len(self._conversations) >= self._most:
+                idle = next((c for c in self._conversations.values() if c.run is None), None)
+                oldest = idle or next(iter(self._conversations.values()))
+                self._fail(oldest, "too many conversations at once: this one is not followed any more")
+                del self._conversations[plain_id(oldest.id)]
+            conversation = self._conversations[key] = Conversation(clean_line(conversation_id, ID_CAP))
+        self._conversations.move_to_end(key)
+        return conversation
+
     # -- a run's life --------------------------------------------------------------------------------------------------
 
     def _running(self, conversation: Conversation, *, resumes: bool = True) -> Run:
@@ -154,7 +187,7 @@ class Lives:
             return
         run.waits_for, run.waits_since = wait, self._at
         self._to_check[plain_id(conversation.id)] = None
-        what = "answer its question" if wait is Wait.ANSWER else f"confirm '{run.pending()}'"
+        what = _ANSWER if wait is Wait.ANSWER else f"confirm '{run.pending()}'"
         self._halt(conversation, wording.waits_for(f"{wording.A_PERSON}: {what}"), waiting=True)
 
     def _suspect(self, conversation: Conversation, reason: str) -> None:
@@ -204,3 +237,7 @@ class Lives:
             run.result = run.answer or None
         line = clean_line(content, self._content_cap)
         self._ledger.report(run, status, line, self._at, error=error, waiting=waiting)
+
+
+def _nanoseconds(of: datetime | None) -> int:
+    return 0 if of is None else int(of.timestamp() * 1e9)

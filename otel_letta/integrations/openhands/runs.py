@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from otel_letta.integrations.openhands.claims import plain_id
 from otel_letta.integrations.openhands.conversations import Conversation, Wait
-from otel_letta.integrations.openhands.events import FINISH, ID_CAP, PLAN, Event, EventKind, Origin
+from otel_letta.integrations.openhands.events import FINISH, PLAN, Event, EventKind, Origin
 from otel_letta.integrations.openhands.lives import Lives
 from otel_letta.report import ProgressReport
 from otel_letta.text import clean_error, clean_line
@@ -61,19 +61,6 @@ class Runs(Lives):
             before = conversation.origin
             conversation.origin = before.over(origin) if origin.is_default else origin.over(before)
         _RULES[event.kind](self, conversation, event)
-
-    def _find(self, conversation_id: str) -> Conversation:
-        key = plain_id(conversation_id)
-        conversation = self._conversations.get(key)
-        if conversation is None:
-            if len(self._conversations) >= self._most:
-                idle = next((c for c in self._conversations.values() if c.run is None), None)
-                oldest = idle or next(iter(self._conversations.values()))
-                self._fail(oldest, "too many conversations at once: this one is not followed any more")
-                del self._conversations[plain_id(oldest.id)]
-            conversation = self._conversations[key] = Conversation(clean_line(conversation_id, ID_CAP))
-        self._conversations.move_to_end(key)
-        return conversation
 
     def _is_new(self, conversation_id: str, event_id: str) -> bool:
         key = (conversation_id, event_id)

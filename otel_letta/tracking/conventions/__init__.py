@@ -15,7 +15,9 @@ from otel_letta.tracking.conventions.adk import ADK
 from otel_letta.tracking.conventions.agentops import AGENTOPS
 from otel_letta.tracking.conventions.ai_sdk import AI_SDK
 from otel_letta.tracking.conventions.braintrust import BRAINTRUST
+from otel_letta.tracking.conventions.cagent import CAGENT
 from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role
+from otel_letta.tracking.conventions.embabel import EMBABEL
 from otel_letta.tracking.conventions.gen_ai import GEN_AI, GEN_AI_BARE
 from otel_letta.tracking.conventions.gen_ai_pauses import GEN_AI_PAUSES
 from otel_letta.tracking.conventions.gen_ai_span_kind import GEN_AI_SPAN_KIND
@@ -67,6 +69,7 @@ CONVENTIONS = (
     HAYSTACK,
     SPRING_AI,
     SPRING_AI_ALIBABA,
+    EMBABEL,
     GEN_AI_SPAN_KIND,
     LANGFUSE,
     MLFLOW,
@@ -76,6 +79,7 @@ CONVENTIONS = (
     SPAN_TYPE,
     OPENLLMETRY_LLM,
     ADK,
+    CAGENT,
     GEN_AI_BARE,
     GEN_AI_PAUSES,
     GEN_AI_TASKS,

@@ -319,6 +319,20 @@ def test_opt_ins_of_the_settings_count() -> None:
     assert "bad row 1043: price is not a number" in told[0]["content"]
 
 
+def test_a_service_that_the_settings_name_is_an_agent_without_tools_too(tmp_path: Path) -> None:
+    call = {"gen_ai.operation.name": "chat", "gen_ai.conversation.id": "c-1", "gen_ai.response.finish_reasons": "stop"}
+    attributes = [{"key": key, "value": {"stringValue": value}} for key, value in call.items()]
+    service = [{"key": "service.name", "value": {"stringValue": "chatbot"}}]
+    spans = [{**SPAN, "attributes": attributes}]
+    traces = [{"resource": {"attributes": service}, "scopeSpans": [{"spans": spans}]}]
+    file = tmp_path / "spans.json"
+    file.write_text(json.dumps({"resourceSpans": traces}))
+    for patterns, told in (("service:chat*", ["in_progress", "completed"]), ("scope:chat*", [])):
+        lines = lines_of(replay("--dry-run", "--format", "json", str(file), env={"OTEL_LETTA_TASKS": patterns}))
+        assert [line["status"] for line in lines] == told
+        assert {line["name"] for line in lines} <= {"chatbot"}
+
+
 # -- the reader --------------------------------------------------------------------------------------------------------
 
 SPAN: dict[str, Any] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from otel_letta.integrations.openhands import callback
 from otel_letta.integrations.openhands.events import Event, EventKind
 from otel_letta.report import TaskStatus
 from otel_letta.testing import InMemoryLetta
-from tests.support.conversations import ASKED, FINISH, FINISHED, Conversation, Driver, action, observation, status
+from tests.support.conversations import ASKED, FINISH, FINISHED, Conversation, Driver, action, ends, observation, status
 
 WAITS = "waits for a person: confirm 'run it'"
 CALL = {**action(), "id": "a1", "tool_call_id": "c1"}
@@ -55,6 +58,64 @@ def test_a_run_that_waits_is_not_failed_when_the_program_ends() -> None:
     driver = Driver().observe(ASKED, CALL, status("waiting_for_confirmation"))
     driver.runs.shutdown()
     assert driver.contents[-1] == WAITS
+
+
+@pytest.mark.parametrize("resume", [[EventKind.RUN_ENTERED], [RESULT], []], ids=["reporting", "result", "the end"])
+def test_a_run_that_waits_goes_on_in_another_process_as_the_same_task(
+    resume: list[EventKind | dict[str, Any]],
+) -> None:
+    before = Driver().observe(EventKind.CREATED, ASKED, CALL, status("waiting_for_confirmation"))
+    before.runs.shutdown()
+    last = before.reports[-1]
+    driver = Driver()
+    for _ in range(2):  # it may come again
+        driver.runs.restore(last)
+    assert (driver.runs.open_tasks, driver.reports) == (1, [])
+    driver.observe(*resume, FINISH, FINISHED, Event(EventKind.RUN_RETURNED, code="finished"))
+    assert (driver.end.task_id, driver.end.status) == ("conversation/1", TaskStatus.COMPLETED)
+    assert driver.end.started == before.reports[0].started
+    numbers = [report.sequence for report in driver.reports]
+    assert numbers == list(range(last.sequence + 1, last.sequence + 1 + len(numbers)))
+    driver.runs.restore(last)
+    assert driver.runs.open_tasks == 0
+    driver.observe({**ASKED, "id": "m2"})
+    assert driver.reports[-1].task_id == "conversation/2"
+
+
+def test_a_run_that_waits_since_an_earlier_process_is_lost_when_nobody_comes() -> None:
+    driver = Driver(wait_timeout=3_600.0)
+    driver.runs.restore(Driver().observe(ASKED, CALL, status("waiting_for_confirmation")).reports[-1])
+    driver.clock.pass_seconds(3_601)
+    driver.tick()
+    assert driver.end.error == "lost, it waited for 1 h and nobody came"
+
+
+@pytest.mark.parametrize(
+    "other", [{"service": "other"}, {"task_id": "no-run"}, {"waiting": False}, {"agent_id": "agent-9"}]
+)
+def test_what_waits_and_is_no_run_of_openhands_is_left_alone(other: dict[str, Any]) -> None:
+    last = Driver().observe(ASKED, CALL, status("waiting_for_confirmation")).reports[-1]
+    driver = Driver()
+    driver.runs.restore(replace(last, **other))
+    assert driver.runs.open_tasks == 0
+
+
+def test_an_outbox_lets_a_run_go_on_after_its_program_has_ended(
+    letta: InMemoryLetta, agent: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["outbox"] = str(tmp_path / "outbox.db")
+    conversation = str(uuid.uuid4())
+    waiting = (ASKED, CALL, status("waiting_for_confirmation"))
+    for event in waiting:
+        callback(conversation_id=conversation, **settings)(event)
+    openhands.shutdown()
+    for event in ({**RESULT, "id": "o2"}, FINISH, FINISHED):
+        callback(conversation_id=conversation, **settings)(event)
+    (end,) = ends(letta, agent)
+    reports = letta.reports(agent)
+    assert end["status"] == "completed"
+    assert {report["task_id"] for report in reports} == {end["task_id"]}
+    assert WAITS in [report["content"] for report in reports]
 
 
 def test_a_setting_lets_it_wait_in_silence() -> None:

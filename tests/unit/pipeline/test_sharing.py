@@ -78,6 +78,7 @@ class Counting:
         self.tasks: list[int] = []
         self.ticks = 0
         self.ended: list[int] = []
+        self.restored: list[ProgressReport] = []
 
     @property
     def open_tasks(self) -> int:
@@ -98,6 +99,9 @@ class Counting:
 
     def shutdown(self) -> None:
         self.ended += self.tasks
+
+    def restore(self, report: ProgressReport) -> None:
+        self.restored.append(report)
 
     def claims(self, conversation_id: str) -> bool:
         return conversation_id == "mine"

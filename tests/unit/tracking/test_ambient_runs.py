@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta.report import TaskStatus
+from otel_letta.tracking import Reading
 from tests.support.tracked import Live
 from tests.unit.tracking.test_inferred_tasks import CHAT, Played, arrived, chat, contents, made, tool
 
@@ -43,6 +44,33 @@ def test_its_own_error_counts_though_its_calls_went_well() -> None:
 def test_a_run_that_ends_on_a_tool_stopped() -> None:
     spans = [chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2), made("request", 1, None, 0, 3, kind=SpanKind.SERVER)]
     assert ends(arrived(*spans)) == [(FAILED, "'unnamed agent' stopped: it ended without an answer")]
+
+
+def test_two_runs_that_go_by_the_traces_id_one_after_the_other_are_two_runs_of_it() -> None:
+    """Below a span that never ends both do, as long as nobody knows what bounds them."""
+    played = Played()
+    began = played.clock.now
+    first, second = _job(10, 0), _job(20, 1.9)
+    for at, request in ((0.7, first[:2]), (2.0, first[2:]), (3.3, second[:2]), (4.2, second[2:])):
+        played.pass_seconds(at - (played.clock.now - began) / 1e9)
+        for span in reversed(request):
+            played.tracker.ended_alone(Reading.of(span))
+        played.tracker.tick()
+    played.tracker.finish()
+    assert ends(played) == [(COMPLETED, "Finished 'keeper'")] * 2
+    assert len({end.identity for end in played.ends}) == 2
+    assert len({(end.task_id, end.run) for end in played.ends}) == 2
+
+
+def _job(first: int, start: float) -> list[Any]:
+    return [
+        chat(first + 1, first, start, start + 0.3, attributes=NAMED),
+        tool("read", first + 2, first, start + 0.3, start + 0.4),
+        chat(first + 3, first, start + 0.4, start + 0.6, attributes=NAMED),
+        tool("run", first + 4, first, start + 0.6, start + 0.7),
+        made("job", first, 1, start, start + 0.95),
+        chat(first + 5, first, start + 0.7, start + 0.9, attributes=NAMED),
+    ]
 
 
 def test_runs_below_a_span_that_never_ends_are_tasks_each_at_its_own_end() -> None:

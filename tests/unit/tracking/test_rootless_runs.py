@@ -8,6 +8,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.report import TaskStatus
+from otel_letta.tracking.opt_in import services_in
 from otel_letta.tracking.order import in_order
 from tests.support.tracked import Live
 from tests.unit.tracking.test_inferred_tasks import Played, agent, arrived, contents, made
@@ -166,6 +167,32 @@ def test_live_calls_are_joined_as_exported_ones_are() -> None:
         live.clock.pass_seconds(seconds)
         live.tracker.tick()
     assert [(end.status, end.content) for end in live.ends] == [(COMPLETED, "Finished 'cli' in 3.0 s, 1 tool")]
+
+
+def test_an_agent_without_tools_is_a_task_where_the_settings_name_its_service() -> None:
+    spans = [model(1, 0, 1), model(2, 1, 2, finish="stop")]
+    for patterns, told in (
+        ([("service", "c?i*")], [("completed", "Finished 'cli' in 2.0 s")]),
+        ([("service", "client")], []),
+        ([("name", "cli"), ("scope", "cli")], []),
+    ):
+        played = arrived(*spans, opted=services_in(patterns))
+        wait(played, 100)
+        played.tracker.finish()
+        assert shown(played) == told
+
+
+def test_a_tool_alone_is_no_task_even_of_a_service_that_the_settings_name() -> None:
+    played = arrived(*used("read", 1, 0, 1), opted=lambda service: True)
+    wait(played, 20_000)
+    played.tracker.finish()
+    assert played.reports == []
+
+
+def test_what_the_agent_of_a_named_service_does_after_its_first_answer_is_the_same_task() -> None:
+    played = arrived(*RUN, opted=lambda service: True)
+    wait(played, 1_000)
+    assert shown(played) == [("completed", "Finished 'cli' in 2.0 s, 2 tools")]
 
 
 TURNS = {"ai.operationId": "ai.streamText", "ai.telemetry.metadata.sessionId": "s-1"}
