@@ -24,6 +24,8 @@ MOST_REPORTS = 20
 MOST_BYTES = 16_000
 """Bytes of one request's messages together, unless a single one is longer."""
 
+_MOST_STALE = 1_000
+"""Entries of an agenda beyond those that wait, before it is cleared of what is over."""
 _MILESTONES = (0.25, 0.5, 0.75)
 _NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
 """uuid5 of this project's page on PyPI. Written out, since computing it imports OpenSSL."""
@@ -160,7 +162,7 @@ class Mailbox:
         self._progress[report.key] = _Waiting(report, due)
         self._capacity.progress[(self.lane, report.key)] = self
         if due is not math.inf:
-            heapq.heappush(self._agenda, (due, next(self._tick), report.key))
+            self._schedule(report.key, due)
         return due
 
     def requeue(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
@@ -187,7 +189,7 @@ class Mailbox:
             else:
                 self._progress[task] = _Waiting(parcel.report, now)
                 self._capacity.progress[(self.lane, task)] = self
-                heapq.heappush(self._agenda, (now, next(self._tick), task))
+                self._schedule(task, now)
 
     def _due(self, report: ProgressReport, now: float) -> float:
         """Return when an in_progress report is worth an LLM turn: at the start, at each quarter, and never more often
@@ -281,13 +283,24 @@ class Mailbox:
         report = ProgressReport(status=TaskStatus.FAILED, name="lost reports", task_id=f"lost-{uuid.uuid4()}")
         return Parcel(report, str(uuid.uuid4()), losses=losses)
 
+    def _schedule(self, task: str, due: float) -> None:
+        heapq.heappush(self._agenda, (due, next(self._tick), task))
+        # A task that has ended leaves its entry behind until that is due: an interval can be hours.
+        if len(self._agenda) > 2 * len(self._progress) + _MOST_STALE:
+            self._agenda = [entry for entry in self._agenda if self._is_valid(entry)]
+            heapq.heapify(self._agenda)
+
+    def _is_valid(self, entry: tuple[float, int, str]) -> bool:
+        """Return False for what was replaced, sent or dropped since."""
+        waiting = self._progress.get(entry[2])
+        return waiting is not None and waiting.due == entry[0]
+
     def _next_due(self, now: float) -> str | None:
         agenda = self._agenda
         while agenda:
             due, _, task = agenda[0]
-            waiting = self._progress.get(task)
-            if waiting is None or waiting.due != due:
-                heapq.heappop(agenda)  # replaced, sent or dropped since
+            if not self._is_valid(agenda[0]):
+                heapq.heappop(agenda)
             elif due <= now:
                 return task
             else:
@@ -313,7 +326,7 @@ class Mailbox:
                     self._stats.count("held")
                     _logger.debug("report %s #%d held after all", task, waiting.report.sequence)
                 else:
-                    heapq.heappush(self._agenda, (waiting.due, next(self._tick), task))
+                    self._schedule(task, waiting.due)
 
     def next_due(self, now: float) -> float | None:
         """Return when something is due: now or later in monotonic seconds; None when nothing will be by itself."""

@@ -18,10 +18,11 @@ from otel_letta.tracking.endings import counted
 from otel_letta.tracking.ledger import Ledger, standing
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rules_agents import AgentRules, merge_declaration
 from otel_letta.tracking.rules_runs import AmbientRuns
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask
-from otel_letta.tracking.tree import Recent, Tree
+from otel_letta.tracking.tree import Tree
 from otel_letta.tracking.verdicts import Verdict
 
 

@@ -13,9 +13,10 @@ from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import SpanKey
+from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
-from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
+from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
 
 _LOST_AFTER = 8

@@ -14,8 +14,9 @@ from otel_letta.tracking.conventions.names import name_for_logs
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
+from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tasks import Inbound, InferredTask, Task
-from otel_letta.tracking.tree import REMEMBERED, Recent
+from otel_letta.tracking.tree import REMEMBERED
 
 _logger = logging.getLogger(__name__)
 

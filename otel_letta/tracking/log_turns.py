@@ -20,8 +20,9 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_events import Happened, LogEvent, call_of
 from otel_letta.tracking.reading import Reading, SpanKey
+from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rootless import RootlessRuns
-from otel_letta.tracking.tree import Recent, Tree
+from otel_letta.tracking.tree import Tree
 from otel_letta.tracking.turn_index import TurnIndex
 from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
 from otel_letta.tracking.verdicts import Verdict

@@ -16,7 +16,8 @@ from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.nodes import Node, Trace, family
 from otel_letta.tracking.reading import Reading
-from otel_letta.tracking.tree import REMEMBERED, Recent, Tree
+from otel_letta.tracking.recent import Recent
+from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.turns import ToolCall, Turn, service_of
 from otel_letta.tracking.verdicts import Verdict, judge
 

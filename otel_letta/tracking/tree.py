@@ -12,36 +12,17 @@ import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
 
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
+from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tasks import InferredTask, Task
 
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000
 _MOST_PLAIN, _MOST_HOPS = 2_000, 10_000  # made-up parents can go in circles
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
-class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
-    """The newest entries of a mapping."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def put(self, key: _K, value: _V) -> None:
-        if key in self:
-            self.move_to_end(key)
-        self[key] = value
-        if len(self) > self._most:
-            self.popitem(last=False)
-
 
 _WORK = (Role.TOOL, Role.LLM)
 _OPAQUE = (Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE)
@@ -75,8 +56,10 @@ class Tree:
         self._doubts_below: dict[SpanKey, list[Doubt]] = {}
         self.links: Recent[SpanKey, tuple[SpanKey | None, bool]] = Recent(2 * REMEMBERED)
         """Parents of ended spans, and whether they are in another process."""
-        self.ended: Recent[SpanKey, tuple[Fate, Task | None]] = Recent(4 * REMEMBERED)
-        """Ended spans that were more than looked through, and the declared task that each was part of."""
+        self.ended: Recent[SpanKey, Fate] = Recent(4 * REMEMBERED)
+        """Ended spans that were more than looked through."""
+        self.tasks: Recent[SpanKey, Task] = Recent(REMEMBERED)
+        """The declared tasks that ended spans were part of. A task takes far more room than a fate does."""
         self.candidates: Recent[SpanKey, tuple[str, int] | None] = Recent(REMEMBERED)
         """Open spans of this process that may get a role yet; name and start of those that may be roots."""
         self.plain: Recent[SpanKey, Plain] = Recent(_MOST_PLAIN)
@@ -106,21 +89,24 @@ class Tree:
         followed = self.open.get(key)
         if followed is not None:
             return followed.task, followed.has_role
-        fate, task = self.ended.get(key, (None, None))
-        return task, fate in _OF_AGENTS or self.node(key) is not None
+        return self.tasks.get(key), self.ended.get(key) in _OF_AGENTS or self.node(key) is not None
 
     # -- ended spans -------------------------------------------------------------------------------------------------
 
     def end(self, key: SpanKey, fate: Fate, task: Task | None = None) -> None:
         """Remember an ended span."""
-        self.ended.put(key, (fate, task))
+        self.ended.put(key, fate)
+        if task is not None:
+            self.tasks.put(key, task)
+        else:
+            self.tasks.pop(key, None)
 
     def assign(self, key: SpanKey, task: Task) -> None:
         """Remember the declared task that an ended span is part of."""
-        self.ended.put(key, (self.fate(key) or Fate.DOUBT, task))
+        self.end(key, self.fate(key) or Fate.DOUBT, task)
 
     def fate(self, key: SpanKey) -> Fate | None:
-        return self.ended.get(key, (None, None))[0]
+        return self.ended.get(key)
 
     def is_over(self, key: SpanKey) -> bool:
         """Return True for a span of an agent's task that is over."""
@@ -128,7 +114,7 @@ class Tree:
 
     def ended_task(self, key: SpanKey) -> Task | None:
         """Return the declared task that an ended span was part of."""
-        return self.ended.get(key, (None, None))[1]
+        return self.tasks.get(key)
 
     def has_declared(self, key: SpanKey) -> bool:
         """Return True for an ended span that declared something, or was a step of a declared task."""
@@ -225,8 +211,7 @@ class Tree:
 
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
-        known = self.ended.get(key)
-        return self.links.get(key) if known is None or known[0] not in _OPAQUE else None
+        return None if self.ended.get(key) in _OPAQUE else self.links.get(key)
 
     def _may_come(self, key: SpanKey) -> bool:
         """Return False for a span above a live one that nothing is known of: all open spans of this process are."""

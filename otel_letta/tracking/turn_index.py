@@ -7,7 +7,8 @@ from collections.abc import Callable
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.log_events import LogEvent, call_of, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.tree import REMEMBERED, Recent
+from otel_letta.tracking.recent import Recent
+from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.turns import NEAR, Turn, service_of
 
 _MOST = 20

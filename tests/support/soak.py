@@ -14,9 +14,11 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from otel_letta.testing import InMemoryLetta
-from tests.support.fault_proxy import FAULTS, Fault, FaultProxy
+from tests.support.fault_proxy import FAULTS, REFUSE, Fault, FaultProxy
+from tests.support.memory_program import ENDS
 from tests.support.program import ends_in
 
 _ROOT = Path(__file__).parents[2]
@@ -112,6 +114,44 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
         arrived = Counter(ends_in("\n".join(letta.context(agent))))
     stats = {name: figures[name] for name in ("sent", "requests", "retries", "dropped")}
     return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], stats, met)
+
+
+def growth() -> tuple[float, dict[str, Any]]:
+    """Return the bytes that an end costs for good once a program's memories are full, and what the program found."""
+    with InMemoryLetta() as letta, FaultProxy(letta.base_url) as proxy:
+        # What fills the memories need not be delivered: it is not what is measured.
+        proxy.set(REFUSE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.memory_program"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(_ROOT),
+                "LETTA_BASE_URL": proxy.base_url,
+                "LETTA_AGENT_ID": letta.create_agent(),
+                "OTEL_LETTA_SERVER": "rest",
+                "OTEL_LETTA_DELIVERY": "messages",
+                "OTEL_LETTA_WAKE_BUDGET": "1000000",
+                "OTEL_LETTA_MAX_PENDING_TASKS": "2000",
+                "OTEL_LETTA_PROBE_INTERVAL": "0.5",
+            },
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "full\n"
+            proxy.set(None)
+            out, _ = process.communicate("go on\n", timeout=1_200)
+        finally:
+            process.kill()
+            process.wait()
+    figures: dict[str, Any] = json.loads(out)
+    memory = figures["memory"]
+    # The first round fills what only deliveries fill; two of each end, since a page more or less says nothing.
+    first, last = min(memory[1:3]), min(memory[-2:])
+    return (last - first) * 2**20 / ((len(memory) - 3) * ENDS), figures
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.ledger import Ledger, seconds_between
-from otel_letta.tracking.tree import Recent
+from otel_letta.tracking.recent import Recent
 
 _MOST_CONVERSATIONS = 1_000
 _REMEMBERED_EVENTS = 20_000

@@ -15,6 +15,7 @@ from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
 from tests.support.fake_transport import end, progress
+from tests.support.memory import reachable
 
 LANE = Lane("http://letta.test", "agent-1")
 OTHER = Lane("http://letta.test", "agent-2")
@@ -52,6 +53,25 @@ def test_of_several_waiting_in_progress_reports_of_a_task_the_newest_is_sent() -
 
     assert box.deliver(0) == [("a", 0.6)]
     assert box.stats.snapshot()["conflated"] == 2
+
+
+def test_tasks_that_are_over_leave_nothing_behind_however_long_the_interval() -> None:
+    box = Box(interval=86_400.0)
+    box.put(progress("long", 0.1), now=0)
+    box.deliver(0)
+    box.put(progress("long", 0.3), now=0)  # due tomorrow, before all others
+
+    def work(tasks: range) -> int:
+        for n in tasks:
+            box.put(progress(f"t{n}", 0.1), now=n)
+            box.deliver(n)
+            box.put(progress(f"t{n}", 0.3), now=n)
+            box.put(end(f"t{n}"), now=n)
+            assert box.deliver(n) == [(f"t{n}", 1.0)]
+        return sum(1 for _ in reachable(box))
+
+    first = work(range(1, 4_000))
+    assert work(range(4_000, 12_000)) < first + 4_000  # an entry, a time and a number for each of some thousand
 
 
 def test_an_end_replaces_the_waiting_progress_of_its_task_and_no_other() -> None:

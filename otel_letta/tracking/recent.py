@@ -1,0 +1,29 @@
+"""A memory of bounded size: the newest entries of a mapping."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
+    """The newest entries of a mapping."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: _K, value: _V) -> None:
+        # The bound holds whoever adds an entry: `setdefault` and `update` end here, too.
+        super().__setitem__(key, value)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+    def put(self, key: _K, value: _V) -> None:
+        """Set an entry, and make it the newest."""
+        if key in self:
+            self.move_to_end(key)
+        self[key] = value

@@ -1,0 +1,23 @@
+"""What an object keeps alive."""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Iterator
+from typing import Any
+
+_SHARED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType)
+"""These lead to everything there is."""
+
+
+def reachable(top: object) -> Iterator[Any]:
+    """Yield the object and all that it keeps alive, each once."""
+    seen, todo = {id(top)}, [top]
+    while todo:
+        each = todo.pop()
+        yield each
+        for found in gc.get_referents(each):
+            if id(found) not in seen and not isinstance(found, _SHARED):
+                seen.add(id(found))
+                todo.append(found)
