@@ -135,8 +135,10 @@ class Feed:
             body.conversations.add((str(service or ""), event.conversation))
 
     def _take_spans(self, spans: Sequence[ReadableSpan], body: _Body) -> None:
-        body.traces |= {key_of(span)[0] for span in spans}
+        keys = [key_of(span) for span in spans]
+        body.traces |= {trace_id for trace_id, _ in keys}
         if not len(self.live):
+            self.live.remember(keys)
             self._pipeline.export(spans)
             return
         waiting: list[ReadableSpan] = []
@@ -146,7 +148,7 @@ class Feed:
                 waiting = []
                 self.live.end(span)
             else:
-                self.live.remember(span)
+                self.live.remember([key_of(span)])
                 waiting.append(span)
         self._pipeline.export(waiting)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
@@ -43,6 +43,7 @@ Exporters batch spans for five seconds."""
 _BASE64_ID = "AAAAAAAAAAAAAAAAAAAAAA=="
 _MOST_OPEN = 50_000
 _MOST_ENDED = 50_000
+"""Ended spans that are remembered at least; up to twice as many are."""
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -139,7 +140,9 @@ class LiveSpans:
         self._now = now
         self._silence = silence
         self._held: OrderedDict[SpanKey, _Held] = OrderedDict()
-        self._over: OrderedDict[SpanKey, None] = OrderedDict()
+        self._over: set[SpanKey] = set()
+        self._over_before: set[SpanKey] = set()
+        """Those of `_over` until it was full: two sets cost less for each span than one that forgets its oldest."""
         self._due: int | None = None
 
     def __contains__(self, key: object) -> bool:
@@ -161,16 +164,20 @@ class LiveSpans:
 
     def end(self, span: ReadableSpan) -> None:
         """Take in the span itself, when it is over."""
-        held = self._held.pop(key_of(span), None)
-        self.remember(span)
+        key = key_of(span)
+        held = self._held.pop(key, None)
+        self.remember([key])
         if held is not None:
             self._watcher.on_end(_Ended(span, held.span.said) if held.span.said else span)
 
-    def remember(self, span: ReadableSpan) -> None:
-        """Note that a span is over: log records about it may come later than the span itself."""
-        self._over[key_of(span)] = None
+    def remember(self, keys: Iterable[SpanKey]) -> None:
+        """Note that spans are over: log records about them may come later, by a request of their own."""
+        self._over.update(keys)
         if len(self._over) > _MOST_ENDED:
-            self._over.popitem(last=False)
+            self._over, self._over_before = set(), self._over
+
+    def _is_over(self, key: SpanKey) -> bool:
+        return key in self._over or key in self._over_before
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
@@ -197,7 +204,7 @@ class LiveSpans:
         if span is None:
             return None
         key = key_of(span)
-        if key in self._over:
+        if self._is_over(key):
             return None
         if as_text(record.attributes[PARTIAL_EVENT]) == STOP:
             held = self._held.get(key)
@@ -222,7 +229,7 @@ class LiveSpans:
         said = {name: value for name, value in record.attributes.items() if name in semconv.INTERESTING}
         if not all(key):
             key = _made_up(record, said)
-        if not said or not all(key) or key in self._over:
+        if not said or not all(key) or self._is_over(key):
             return None
         held = self._held.get(key)
         if held is None:
@@ -258,7 +265,7 @@ class LiveSpans:
         # The registry holds it weakly once it was read, and reports as lost what is gone.
         held = self._held.pop(key, None)
         if held is not None:
-            self.remember(held.span)
+            self.remember([key])
 
 
 class _Ended(ReadableSpan):

@@ -361,3 +361,34 @@ def test_a_record_without_the_attribute_keeps_no_body() -> None:
     (record,) = read_request(body, "resourceLogs").records
     assert isinstance(record, LogRecord)
     assert record.span is None
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["nothing is live", "another one is live"])
+def test_progress_that_comes_after_its_span_opens_no_task(receiver: Receiver, live: bool) -> None:
+    """Programs send spans and log records by requests of their own, at their end both at once."""
+    late = {**progress(0.5), "traceId": KEY[0], "spanId": KEY[1]}
+    if live:
+        receiver.logs({**progress(0.1), "traceId": f"{2:032x}", "spanId": f"{2:016x}"})
+    receiver.spans(ended(attributes=[_text("letta.chat.id", "chat-1")]))
+    before = receiver.told
+    receiver.logs(late)
+    assert [(name, status) for name, status, _ in receiver.told if name == "nightly"] == [("nightly", "completed")]
+    assert receiver.told == before
+    assert len(receiver.feed.live) == live
+    assert receiver.pipeline._tracker.open_tasks == live
+
+
+def test_ended_spans_are_remembered_for_a_while_and_not_for_ever(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_letta.serve.live._MOST_ENDED", 4)
+    receiver.spans(ended())
+    for number in range(2, 6):
+        receiver.spans(ended(number=number))
+        assert receiver.feed.live._is_over((1, 1))
+    for number in range(6, 20):
+        receiver.spans(ended(number=number))
+    live = receiver.feed.live
+    assert not live._is_over((1, 1))
+    assert live._is_over((19, 19))
+    assert len(live._over) + len(live._over_before) <= 10
