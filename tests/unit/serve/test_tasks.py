@@ -45,7 +45,7 @@ def test_a_task_goes_from_working_to_waiting_to_its_end_and_keeps_its_id() -> No
         shown = tasks.show()
         lists = [shown.waiting, shown.working, shown.ended]
         assert [len(each) for each in lists] == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]][step]
-        ids |= {task.id for task in sum(lists, [])}
+        ids |= {task.id for tasks_of in lists for task in tasks_of}
     assert len(ids) == 1
     assert tasks.show().ended[0].line == "42"
 
