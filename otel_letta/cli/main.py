@@ -1,8 +1,8 @@
 """The command `otel-letta`.
 
 ``check`` finds out whether a report would get through, ``demo`` shows how reports look, ``replay`` turns recorded
-spans into reports, ``serve`` receives OTLP, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes
-coding programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
+spans into reports, ``serve`` receives OTLP, ``watch`` shows the tasks, ``outbox`` shows and delivers what is not
+delivered yet, ``setup`` makes coding programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
 
 Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
 ``hook``, which OpenHands waits for at every step, does without them.
@@ -28,6 +28,7 @@ def app() -> click.Group:
     from otel_letta.cli.replay import replay
     from otel_letta.cli.serve import serve
     from otel_letta.cli.setup.command import setup
+    from otel_letta.cli.watch.command import watch
     from otel_letta.integrations.openhands.hook import main as run_hook
 
     @click.command(
@@ -52,7 +53,7 @@ def app() -> click.Group:
     group = Group(
         "otel-letta",
         help="OpenTelemetry spans of agent tasks become progress reports for a Letta agent.",
-        commands=[check, demo, replay, serve, outbox, setup, hook, openhands_webhooks],
+        commands=[check, demo, replay, serve, watch, outbox, setup, hook, openhands_webhooks],
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="otel-letta", prog_name="otel-letta")(group)
