@@ -146,7 +146,7 @@ def _item(task: Task, now: float) -> str:
 
 
 def _about(task: Task, now: float) -> str:
-    parts = [f"agent {_text(task.agent)}"]
+    parts = [_text(task.agent if task.agent.startswith("agent-") else f"agent {task.agent}")]
     parts += [f"chat {_text(task.chat)}"] if task.chat else []
     parts += [_text(task.service)] if task.service else []
     if task.state in (WAITING, WORKING):

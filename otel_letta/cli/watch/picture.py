@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_letta.cli.watch.places import Board
+from otel_letta.serve.markup import age
 from otel_letta.text import as_text, clean_line, duration, percent
 
 _STYLES = {"waiting": "bold yellow", "working": "cyan", "completed": "green", "failed": "bold red"}
@@ -107,9 +108,9 @@ def _table(found: Sequence[Mapping[str, Any]], now: float, width: int) -> Table:
 
 def _time_of(task: Mapping[str, Any], now: float, *, is_open: bool) -> str:
     started = _number(task.get("started"))
-    seconds = _number(task.get("seconds"))
     if is_open and started is not None:
-        seconds = max(now - started, 0.0)
+        return age(now - started)
+    seconds = _number(task.get("seconds"))
     return "" if seconds is None else duration(seconds)
 
 
