@@ -52,7 +52,8 @@ def troubles_of(stats: Mapping[str, Any]) -> list[str]:
             found.append(f"The board of {agent} cannot be written: {state['parked']}")
     outbox = stats.get("outbox")
     if outbox is not None and outbox["error"]:
-        found.append(f"The outbox {outbox['place']} cannot be used: {outbox['error']}")
+        place = f" {outbox['place']}" if outbox["place"] else ""  # without one, it was never opened
+        found.append(f"The outbox{place} cannot be used: {outbox['error']}")
     return [clean_line(each, _CAP) for each in found]
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from rich.text import Text
 
 from otel_letta.cli.main import app
-from otel_letta.cli.watch import picture
-from otel_letta.cli.watch.places import Board
+from otel_letta.cli.watch import command, picture
+from otel_letta.cli.watch.places import Board, Trouble
 from otel_letta.otel.processor import LettaSpanProcessor
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.serve.tasks import TaskList
@@ -207,3 +209,21 @@ def test_a_bad_address_is_said_to_be_one(url: str) -> None:
 
 def test_a_url_and_a_board_do_not_go_together() -> None:
     assert run("http://x", "--board").exit_code == 2
+
+
+def test_what_cannot_be_read_for_a_while_stays_as_it_was_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [Text("as it was"), Trouble("gone for a moment"), Text("as it is now"), KeyboardInterrupt()]
+
+    def draw(height: int) -> Text:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    file = StringIO()
+    with pytest.raises(SystemExit) as ended:
+        command._follow(draw, Console(file=file, force_terminal=True, width=80, height=10), 0.0)
+    assert ended.value.code == 0
+    frames = file.getvalue().split("as it was")
+    assert "gone for a moment; trying again" in frames[1]
+    assert "as it is now" in frames[2]

@@ -139,6 +139,9 @@ def test_what_waits_for_letta_is_said_with_its_reason() -> None:
         "The board of agent-2 cannot be written: no such agent",
         "The outbox file cannot be used: disk full",
     ]
+    never_opened = {"lanes": {}, "boards": {}, "outbox": {"place": None, "error": "no right to"}}
+    assert markup.troubles_of(never_opened) == ["The outbox cannot be used: no right to"]
+    assert markup.troubles_of({"lanes": {"one": idle}, "boards": {}}) == []
 
 
 @pytest.mark.parametrize(
