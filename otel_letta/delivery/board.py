@@ -88,10 +88,13 @@ def _open_line(report: ProgressReport, now: datetime) -> str:
 def _ended_line(report: ProgressReport) -> str:
     at = f" {report.timestamp.astimezone(timezone.utc):%H:%M:%S} UTC" if report.timestamp else ""
     took = f", {duration(report.duration)}" if report.duration is not None else ""
-    outcome = report.result if report.result is not None else report.content
-    if report.error and report.error not in outcome:
-        outcome = f"{report.error}. {outcome}"
-    return escape(clean_line(f"{report.status}{at} {_name(report)}{took}: {outcome}", _LINE_CAP))
+    return escape(clean_line(f"{report.status}{at} {_name(report)}{took}: {outcome(report)}", _LINE_CAP))
+
+
+def outcome(report: ProgressReport) -> str:
+    """Return what came of a task that ended: its result or last line, after the error if there was one."""
+    text = report.result if report.result is not None else report.content
+    return f"{report.error}. {text}" if report.error and report.error not in text else text
 
 
 def _name(report: ProgressReport) -> str:

@@ -75,6 +75,11 @@ class Tokens:
                 return Verdict.LATER
         return Verdict.LATER if self._uncertain and sent is not None else Verdict.UNKNOWN
 
+    def any_is(self, test: Callable[[str], bool]) -> bool:
+        """Return whether one of the tokens that are good now passes a test."""
+        self._read_again()
+        return sum(test(token.reveal()) for token in (*self._given, *self._read)) > 0
+
     def _read_again(self) -> None:
         if self._path is None:
             return

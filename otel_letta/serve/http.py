@@ -75,7 +75,7 @@ class Receiver:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        request = _Request(scope, headers, receive)
+        request = Request(scope, headers, receive)
         kind = _type_of(headers)
         try:
             answer = await self._answer(request, kind)
@@ -92,7 +92,7 @@ class Receiver:
         self._metrics.answered(self._signal, answer.status, request.size, time.perf_counter() - began)
         await _send(send, answer, close=request.must_close)
 
-    async def _answer(self, request: _Request, kind: str | None) -> Answer:
+    async def _answer(self, request: Request, kind: str | None) -> Answer:
         if request.scope["method"] != "POST":
             raise Refusal(405, "only POST is understood here")
         self._doors.check(request.headers)
@@ -184,7 +184,7 @@ class Doors:
             raise Refusal(403, "pages in a browser may not post here")
 
 
-class _Request:
+class Request:
     """A request, as far as its body is concerned."""
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> None:

@@ -16,10 +16,12 @@ from otel_letta.delivery.stats import Throttle
 from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.json import read_request
 from otel_letta.otlp.proto import read_logs, read_traces
+from otel_letta.report import ProgressReport
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import Feed
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.spool import MemorySpool
+from otel_letta.serve.tasks import TaskList
 from otel_letta.serve.told import KEPT_FOR, KIND, Told
 from otel_letta.store.model import Spool, StoreError, StoreFullError
 
@@ -61,7 +63,9 @@ class Intake:
         self.durable = not isinstance(spool, MemorySpool)
         """What was answered with 200 outlives the process."""
         self.told = Told(self._note_ends if self.durable else lambda: None)
-        handle.pipeline.gate = self.told.pass_on
+        self.tasks = TaskList(handle.pipeline.settings.agent_id)
+        """What is known of them, for people."""
+        handle.pipeline.gate = self._pass_on
         handle.pipeline.desk.elsewhere = True
         self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
         self._noting = False
@@ -156,6 +160,13 @@ class Intake:
         self._settler.shutdown()
         self.spool.close()
         return delivered
+
+    def _pass_on(self, report: ProgressReport, put: Callable[[ProgressReport], None]) -> None:
+        def put_and_show(report: ProgressReport) -> None:
+            put(report)
+            self.tasks.take(report)
+
+        self.told.pass_on(report, put_and_show)
 
     def _keep(self, kind: str, body: bytes) -> int:
         try:

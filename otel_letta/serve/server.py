@@ -26,6 +26,7 @@ from otel_letta.serve.doors import Tokens
 from otel_letta.serve.http import Bounds, Doors, make_app
 from otel_letta.serve.intake import Intake
 from otel_letta.serve.metrics import Metrics
+from otel_letta.serve.page import Page
 from otel_letta.serve.spool import MemorySpool, OwnSpool
 from otel_letta.settings import Settings
 from otel_letta.store.choose import open_spool
@@ -123,7 +124,10 @@ class Service:
         self._closed = False
         self._rpc: Any = None
         try:
-            app = make_app(self.intake, self.doors, self.metrics, options.bounds, lifespan=self._lifespan)
+            page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
+            app = make_app(
+                self.intake, self.doors, self.metrics, options.bounds, routes=page.routes(), lifespan=self._lifespan
+            )
             self.server = _Server(self._config(app), self.intake)
             self._rpc = self._make_rpc()
         except BaseException:

@@ -256,6 +256,7 @@ def test_no_page_names_a_variable_that_does_not_exist() -> None:
     known = {variable.env for variable in VARIABLES} | {
         "OTEL_LETTA_LIVE",
         "OTEL_LETTA_LOG_EVENTS",
+        "OTEL_LETTA_SERVE_TOKEN",
         "OTEL_LETTA_TEST_CACHE",
         "OTEL_LETTA_WEBHOOK_TOKEN",
     }
