@@ -74,10 +74,12 @@ def test_the_verdicts_are_those_without_a_collector(
     assert _verdicts(play(files)) == _verdicts(play_case(name))
 
 
-def _verdicts(played: Played) -> tuple[list[tuple[str, str]], int, int]:
-    """Tasks with their ends, how many wait, and how many tools were reported."""
+def _verdicts(played: Played) -> list[object]:
+    """Tasks with their ends, chats and names, how many wait, and how many tools were reported."""
     ends = sorted((report.task_id, report.status.value) for report in played.ends)
-    return ends, len(played.tasks), played.waiting
+    chats = sorted({(report.task_id, report.chat_id or "") for report in played.reports})
+    names = sorted({(report.task_id, report.name) for report in played.reports})
+    return [ends, len(played.tasks), played.waiting, played.tools, chats, names]
 
 
 # --- A hostile request ----------------------------------------------------------------------------------------------
