@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -17,14 +20,16 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from otel_letta.testing import InMemoryLetta
 from tests.support.collector import Collector
 from tests.support.collector_keys import FOLDER
 from tests.support.loopback import Handler, LoopbackServer
 
-__all__ = ["TOKEN", "Gateway", "Sink", "gateway", "ports", "send"]
+__all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "send"]
 
 TOKEN = "bridge-token"
-_REAL = Path(__file__).parents[1] / "real" / "collector"
+_ROOT = Path(__file__).parents[2]
+_REAL = _ROOT / "tests" / "real" / "collector"
 _ATTEMPTS = 200
 
 
@@ -74,6 +79,53 @@ class _Taking(Handler):
         self.send(status)
 
 
+class Bridge:
+    """`otel-letta serve` as a process, which can be killed and come back. It does not run before `start`.
+
+    Args:
+        folder: for its outbox and its log.
+        arguments: further ones of the command.
+        environ: variables that differ.
+    """
+
+    def __init__(self, letta: InMemoryLetta, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
+        (self.port,) = ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
+        self._environ = {
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "LETTA_BASE_URL": letta.base_url,
+            "LETTA_AGENT_ID": agent,
+            "OTEL_LETTA_MESSAGE_INTERVAL": "0",
+            "OTEL_LETTA_SERVE_TOKEN": TOKEN,
+            "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
+            **environ,
+        }
+        self._log = folder / f"serve-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8", errors="replace")
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(60)
+            self._process = None
+
+
 @dataclass
 class Gateway:
     """The parts of a run, and where programs send to."""
@@ -86,12 +138,13 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, bridge: str, *more: Path, **environ: str) -> Iterator[Gateway]:
-    """Run `collector/gateway.yaml` as it is, and a second Collector as its backend.
+def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", **environ: str) -> Iterator[Gateway]:
+    """Run a configuration of `collector/`, and a second Collector as its backend.
 
     Args:
         bridge: the URL of the bridge.
         more: further files of configuration, after those of the repository.
+        first: the file of `collector/`.
         environ: variables that differ.
     """
     grpc, http, hop, backend, health, its_health = (f"127.0.0.1:{port}" for port in ports(6))
@@ -108,12 +161,12 @@ def gateway(folder: Path, bridge: str, *more: Path, **environ: str) -> Iterator[
     }
     with Sink() as sink:
         its = {**shared, "BACKEND_SINK": sink.url, "HEALTH_ENDPOINT": its_health}
-        files = [FOLDER / "gateway.yaml", FOLDER / "privacy.yaml", *more]
+        files = [FOLDER / first, FOLDER / "privacy.yaml", *more]
         with (
             Collector([_REAL / "backend.yaml"], its, folder / "backend.log") as second,
-            Collector(files, ours, folder / "gateway.log") as first,
+            Collector(files, ours, folder / "gateway.log") as ours_,
         ):
-            yield Gateway(first, second, sink, f"http://{http}", ours)
+            yield Gateway(ours_, second, sink, f"http://{http}", ours)
 
 
 def ports(count: int) -> list[int]:

@@ -60,20 +60,20 @@ def test_statements_of_different_contexts_are_in_groups_of_their_own() -> None:
 _CONTEXTS = ("spanevent", "(span", "resource", "(log")
 
 
-@pytest.mark.parametrize("name", ["gateway.yaml"])
+@pytest.mark.parametrize("name", ["gateway.yaml", "scale-out.yaml"])
 def test_nothing_goes_to_letta_that_did_not_pass_privacy_behind_the_hop(name: str) -> None:
     pipelines = _read(name)["service"]["pipelines"]
     ours = {key: value for key, value in pipelines.items() if {*value["exporters"]} & {*_TO_LETTA}}
     assert {key.partition("/")[0] for key in ours} == {"traces", "logs"}
     for pipeline in ours.values():
-        assert pipeline["processors"][: len(_PRIVACY)] == _PRIVACY
+        assert pipeline["processors"][-len(_PRIVACY) :] == _PRIVACY
         assert pipeline["receivers"] == ["otlp/hop"]
         assert len(pipeline["exporters"]) == 1
     backend = [value for value in pipelines.values() if "otlp_grpc/backend" in value["exporters"]]
     assert [value["processors"] for value in backend] == [["memory_limiter"]]  # as it came
 
 
-@pytest.mark.parametrize("name", ["gateway.yaml", "agent.yaml"])
+@pytest.mark.parametrize("name", ["gateway.yaml", "agent.yaml", "scale-out.yaml"])
 def test_there_is_no_batch_processor_and_every_queue_tries_for_ever(name: str) -> None:
     found = _read(name)
     assert not [key for key in found["processors"] if key.partition("/")[0] == "batch"]

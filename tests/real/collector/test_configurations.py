@@ -7,7 +7,11 @@ import pytest
 from tests.support.collector import validate
 from tests.support.collector_keys import FOLDER
 
-_SETS = {"gateway": ("gateway.yaml", "privacy.yaml"), "agent": ("agent.yaml",)}
+_SETS = {
+    "gateway": ("gateway.yaml", "privacy.yaml"),
+    "agent": ("agent.yaml",),
+    "scale-out": ("scale-out.yaml", "privacy.yaml"),
+}
 
 
 @pytest.mark.parametrize("name", _SETS)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +12,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_letta.testing import InMemoryLetta
-from tests.support.collector_run import TOKEN, Gateway, Sink, gateway, ports, send
+from tests.support.collector_run import Bridge, Gateway, Sink, gateway, send
 from tests.support.waiting import until
 
-_ROOT = Path(__file__).parents[3]
 _IMPATIENT = Path(__file__).with_name("impatient.yaml")
 _PATIENCE = 240.0
 _MANY = 60
@@ -58,45 +52,6 @@ def _once(sink: Sink, spans: int) -> None:
     assert set(found.values()) == {1}, "sent twice"
 
 
-class Bridge:
-    """`otel-letta serve` as a process, which can be killed and come back."""
-
-    def __init__(self, letta: InMemoryLetta, agent: str, folder: Path) -> None:
-        (self.port,) = ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._environ = {
-            **os.environ,
-            "PYTHONPATH": str(_ROOT),
-            "LETTA_BASE_URL": letta.base_url,
-            "LETTA_AGENT_ID": agent,
-            "OTEL_LETTA_MESSAGE_INTERVAL": "0",
-            "OTEL_LETTA_SERVE_TOKEN": TOKEN,
-            "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
-        }
-        self._log = folder / "serve.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._environ, stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(60)
-            self._process = None
-
-
-@contextmanager
-def _bridge(letta: InMemoryLetta, agent: str, folder: Path) -> Iterator[Bridge]:
-    bridge = Bridge(letta, agent, folder)
-    try:
-        yield bridge
-    finally:
-        bridge.kill()
-
-
 def _ends(letta: InMemoryLetta, agent: str) -> Counter[str]:
     return Counter(report["task"] for report in letta.reports(agent) if report["status"] != "in_progress")
 
@@ -111,7 +66,7 @@ def _every_end_once(letta: InMemoryLetta, agent: str, tasks: int) -> None:
 
 
 def test_a_program_with_the_sdk_reports_through_the_gateway(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
-    with _bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
+    with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         bridge.start()
         provider = TracerProvider()
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{running.http}/v1/traces")))
@@ -130,7 +85,7 @@ def test_a_program_with_the_sdk_reports_through_the_gateway(letta: InMemoryLetta
 def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    with _bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
+    with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         bridge.start()
         requests = _traces(range(_MANY))
         for request in requests[:20]:
@@ -150,7 +105,7 @@ def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
 def test_a_collector_that_is_killed_with_a_full_queue_loses_no_end(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    with _bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
+    with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         for request in _traces(range(_MANY)):
             send(running.http, request)
         _once(running.backend, 3 * _MANY)
