@@ -21,7 +21,7 @@ _HERE = "http://127.0.0.1:4318"
 _TOKEN = "OTEL_LETTA_SERVE_TOKEN"  # noqa: S105 - a variable's name
 
 
-@click.command
+@click.command(short_help="Show the tasks, live, in the terminal.")
 @click.argument("url", required=False)
 @click.option("--board", is_flag=True, help="Read the agent's board, whether a receiver runs here or not.")
 @click.option("--agent", help="The board of this agent of your server instead of the configured one's.")

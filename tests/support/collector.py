@@ -1,0 +1,133 @@
+"""A real OpenTelemetry Collector, built once from `collector/builder.yaml` into the tests' cache, and run on loopback.
+
+It needs Go and its module proxy; eight minutes on two cores the first time. The folder is named after the hash of the
+builder's file, so another list of components is another program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.collector_keys import FOLDER
+from tests.support.programs.install import cache_folder, locked
+from tests.support.waiting import until
+
+__all__ = ["Collector", "binary", "validate"]
+
+RELEASE = "v0.161.0"
+_BUILDER = f"go.opentelemetry.io/collector/cmd/builder@{RELEASE}"
+_TIMEOUT = 7_200.0
+"""Seconds for a build on a busy machine."""
+
+
+def binary() -> Path:
+    """Return the Collector; it is built if it is missing. RuntimeError if it cannot be: never a reason to skip."""
+    recipe = FOLDER / "builder.yaml"
+    digest = hashlib.sha256(recipe.read_bytes()).hexdigest()[:16]
+    root = cache_folder() / f"collector-{digest}"
+    found = root / "otelcol-letta"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked(root.with_name(f"{root.name}.lock")) as lock:
+        if not found.exists():
+            print(f"[collector] building {found} (once, 8 minutes)", file=sys.stderr, flush=True)
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            _build(root, recipe, lock)
+            (root / "build" / "otelcol-letta").rename(found)
+            shutil.rmtree(root / "build")
+    return found
+
+
+def _build(root: Path, recipe: Path, lock: int) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise RuntimeError("Go is needed to build the Collector")
+    shutil.copy(recipe, root / "builder.yaml")
+    environ = {**os.environ, "GOBIN": str(root), "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
+    for command in ([go, "install", _BUILDER], [str(root / "builder"), "--config", "builder.yaml"]):
+        done = subprocess.run(
+            ["nice", *command],
+            cwd=root,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+            pass_fds=(lock,),  # should this process be killed, it is held until the build has ended as well
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"cannot build the Collector: {command[-1]}\n{done.stdout[-4000:]}")
+
+
+def validate(files: list[Path], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the Collector's own ``validate`` with this environment and nothing else."""
+    command = [str(binary()), "validate", *(f"--config={file}" for file in files)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600, check=False)
+
+
+class Collector:
+    """A Collector on loopback.
+
+    Args:
+        files: its configuration, in order.
+        environ: variables that the configuration reads; ``HEALTH_ENDPOINT`` is needed.
+        log: file for what it writes.
+    """
+
+    def __init__(self, files: list[Path], environ: dict[str, str], log: Path) -> None:
+        self._command = [str(binary()), *(f"--config={file}" for file in files)]
+        self._environ = {"PATH": os.environ["PATH"], **environ}
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8", errors="replace")
+
+    def start(self) -> None:
+        """Start it, again if need be, and wait until it is healthy."""
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=subprocess.STDOUT)
+        self._process = process
+        assert until(lambda: process.poll() is not None or self._is_healthy(), 120), self.log[-4000:]
+        assert process.poll() is None, self.log[-4000:]
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._environ['HEALTH_ENDPOINT']}/", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(60)
+            self._process = None
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(300)
+        self._process = None
+        return code

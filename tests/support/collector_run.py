@@ -1,0 +1,193 @@
+"""A gateway between programs, a backend and a bridge, each of which a test can stop."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_letta.testing import InMemoryLetta
+from tests.support.collector import Collector
+from tests.support.collector_keys import FOLDER
+from tests.support.loopback import Handler, LoopbackServer
+
+__all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "send"]
+
+TOKEN = "bridge-token"
+_ROOT = Path(__file__).parents[2]
+_REAL = _ROOT / "tests" / "real" / "collector"
+_ATTEMPTS = 200
+
+
+class Sink(LoopbackServer):
+    """Takes OTLP/HTTP, and remembers it. ``status``: the answer; anything but 200 remembers nothing."""
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(_Taking, port=port)
+        self.lock = threading.Lock()
+        self.status = 200
+        self.refused = 0
+        self.traces: list[ExportTraceServiceRequest] = []
+        self.logs: list[ExportLogsServiceRequest] = []
+        self.raw: list[bytes] = []
+        self.tokens: set[str] = set()
+
+    @property
+    def spans(self) -> list[Any]:
+        with self.lock:
+            requests = list(self.traces)
+        scopes = [scope for request in requests for spans in request.resource_spans for scope in spans.scope_spans]
+        return [span for scope in scopes for span in scope.spans]
+
+    @property
+    def names(self) -> list[str]:
+        return [span.name for span in self.spans]
+
+
+class _Taking(Handler):
+    server: Sink
+
+    def do_POST(self) -> None:
+        body, sink = self.read(), self.server
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        with sink.lock:
+            if sink.status != 200:
+                sink.refused += 1
+            else:
+                sink.tokens.add(self.headers.get("Authorization", ""))
+                sink.raw.append(body)
+                if self.path == "/v1/traces":
+                    sink.traces.append(ExportTraceServiceRequest.FromString(body))
+                else:
+                    sink.logs.append(ExportLogsServiceRequest.FromString(body))
+            status = sink.status
+        self.send(status)
+
+
+class Bridge:
+    """`otel-letta serve` as a process, which can be killed and come back. It does not run before `start`.
+
+    Args:
+        folder: for its outbox and its log.
+        arguments: further ones of the command.
+        environ: variables that differ.
+    """
+
+    def __init__(self, letta: InMemoryLetta, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
+        (self.port,) = ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
+        self._environ = {
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "LETTA_BASE_URL": letta.base_url,
+            "LETTA_AGENT_ID": agent,
+            "OTEL_LETTA_MESSAGE_INTERVAL": "0",
+            "OTEL_LETTA_SERVE_TOKEN": TOKEN,
+            "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
+            **environ,
+        }
+        self._log = folder / f"serve-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8", errors="replace")
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(60)
+            self._process = None
+
+
+@dataclass
+class Gateway:
+    """The parts of a run, and where programs send to."""
+
+    collector: Collector
+    backend_collector: Collector
+    backend: Sink
+    http: str
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", **environ: str) -> Iterator[Gateway]:
+    """Run a configuration of `collector/`, and a second Collector as its backend.
+
+    Args:
+        bridge: the URL of the bridge.
+        more: further files of configuration, after those of the repository.
+        first: the file of `collector/`.
+        environ: variables that differ.
+    """
+    grpc, http, hop, backend, health, its_health = (f"127.0.0.1:{port}" for port in ports(6))
+    shared = {"BACKEND_ENDPOINT": backend, "LETTA_BRIDGE_TOKEN": TOKEN}
+    ours = {
+        **shared,
+        "OTLP_GRPC_LISTEN": grpc,
+        "OTLP_HTTP_LISTEN": http,
+        "LETTA_HOP": hop,
+        "LETTA_BRIDGE": bridge,
+        "LETTA_QUEUE_DIR": str(folder / "queue"),
+        "HEALTH_ENDPOINT": health,
+        **environ,
+    }
+    with Sink() as sink:
+        its = {**shared, "BACKEND_SINK": sink.url, "HEALTH_ENDPOINT": its_health}
+        files = [FOLDER / first, FOLDER / "privacy.yaml", *more]
+        with (
+            Collector([_REAL / "backend.yaml"], its, folder / "backend.log") as second,
+            Collector(files, ours, folder / "gateway.log") as ours_,
+        ):
+            yield Gateway(ours_, second, sink, f"http://{http}", ours)
+
+
+def ports(count: int) -> list[int]:
+    """Return free ports, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def send(url: str, body: dict[str, Any]) -> None:
+    """Send a request as a program does: again, all of it, if it was not taken."""
+    path = "/v1/traces" if "resourceSpans" in body else "/v1/logs"
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data=data, headers={"Content-Type": "application/json"})
+    for _ in range(_ATTEMPTS):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert answer.status == 200
+                return
+        except urllib.error.HTTPError as error:
+            assert error.code in (429, 503), error.read()
+    raise AssertionError("nobody took it")
