@@ -2,8 +2,8 @@
 
 ``init`` sets reporting up, ``check`` finds out whether a report would get through, ``run`` reports the tasks of a
 program as it is, ``demo`` shows how reports look, ``replay`` turns recorded spans into reports, ``serve`` receives
-OTLP, ``watch`` shows the tasks, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes coding programs
-report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
+OTLP, ``watch`` shows the tasks, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes coding
+programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
 
 Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
 ``hook``, which OpenHands waits for at every step, does without them.
