@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_letta.testing import InMemoryLetta
-from tests.support.collector_run import Bridge, Gateway, Sink, gateway, send
+from tests.support.collector_run import Bridge, Sink, gateway, send
 from tests.support.waiting import until
 
 _IMPATIENT = Path(__file__).with_name("impatient.yaml")
@@ -100,28 +100,6 @@ def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
             send(running.http, request)
         _every_end_once(letta, agent, _MANY)
         _once(running.backend, 3 * _MANY)
-
-
-def test_a_collector_that_is_killed_with_a_full_queue_loses_no_end(
-    letta: InMemoryLetta, agent: str, tmp_path: Path
-) -> None:
-    with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
-        for request in _traces(range(_MANY)):
-            send(running.http, request)
-        _once(running.backend, 3 * _MANY)
-        assert until(lambda: _on_disk(running) >= _MANY, _PATIENCE)
-        running.collector.kill()
-        bridge.start()
-        running.collector.start()
-        _every_end_once(letta, agent, _MANY)
-        _once(running.backend, 3 * _MANY)
-
-
-def _on_disk(running: Gateway) -> int:
-    """Return how many tasks the queue's file holds. What the hop still has in memory is not there yet."""
-    files = Path(running.environ["LETTA_QUEUE_DIR"]).glob("*")
-    raw = b"".join(file.read_bytes() for file in files if file.is_file())
-    return sum(f"task {number}".encode() in raw for number in range(_MANY))
 
 
 # --- Beside it ------------------------------------------------------------------------------------------------------
