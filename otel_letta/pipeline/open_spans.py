@@ -29,14 +29,18 @@ ended span comes third, until the inbox's thread makes an `OpenSpan` of it.
 """
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 class OpenSpan(weakref.ref[ReadableSpan]):
     """An open span that was observed: a weak reference with room for what is known about it, and the tracker's
     `Ancestor` of the spans below.
 
-    One object instead of two. What few spans need is a default of the class until it is set.
+    One object instead of two. What few spans need is a default of the class until it is set; what every task's span
+    needs has a slot: a dictionary for two values takes 300 bytes.
     """
 
-    __slots__ = ("__dict__", "ended", "followed", "key", "over")
+    __slots__ = ("__dict__", "ended", "event_time", "followed", "key", "over", "seen")
 
     key: SpanKey
     over: bool
@@ -59,9 +63,9 @@ class OpenSpan(weakref.ref[ReadableSpan]):
     """The task's name, if a setting or a filter makes a task of the span."""
     ignored: bool = False
     """Started where instrumentation is suppressed: nothing of it is reported."""
-    seen: Mapping[str, Any] = MappingProxyType({})
+    seen: Mapping[str, Any]
     """The attributes when they were last read, compared by identity."""
-    event_time: int = 0
+    event_time: int
     """Time of the newest span event then."""
 
     @property
@@ -212,6 +216,7 @@ def _made(record: Record, entry: OpenSpan, span: ReadableSpan) -> OpenSpan:
     entry.key = key = span.context[:2]
     entry.over = entry.followed = False
     entry.ended = None
+    entry.seen, entry.event_time = _NOTHING, 0
     if record[1] is not None:
         parent = span.parent
         if parent is None or parent.is_remote or _trace(record[1], key[0]) != key[0]:

@@ -37,14 +37,17 @@ class Fate(enum.Enum):
 class Followed:
     """An open span that has a role, or is part of a declared task."""
 
-    task: Task | None = None
-    owner = False
-    """True if the task is the span's own, False if the span is a step of it."""
-    has_role = False
-    content: str | None = None
-    """The content that the span gave last."""
-    event_time = 0
-    """The time of the last progress event that was read."""
+    __slots__ = ("content", "event_time", "has_role", "owner", "task")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.owner = False
+        """True if the task is the span's own, False if the span is a step of it."""
+        self.has_role = False
+        self.content: str | None = None
+        """The content that the span gave last."""
+        self.event_time = 0
+        """The time of the last progress event that was read."""
 
 
 class Node:
