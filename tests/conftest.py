@@ -39,6 +39,13 @@ def nothing_recognised() -> Iterator[None]:
         flavour._known.clear()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def hang_ups_end_programs() -> None:
+    """SIGHUP ends a program that a test starts, also where `nohup` or a service started pytest."""
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Programs that the test starts are reached by Ctrl-C, also where a shell started pytest in the background."""
