@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -53,7 +54,7 @@ class World:
             "poll_interval": 0.01,
             "shutdown_timeout": 2,
         } | options
-        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider = TracerProvider(resource=Resource({"service.name": "jobs"}), shutdown_on_exit=False)
         self.parts: list[LettaSpanProcessor | LettaSpanExporter] = []
         if "live" in ways:
             live = LettaSpanProcessor(**self.options)
@@ -134,7 +135,7 @@ def test_a_run_without_an_agents_span_is_told_once(world: Any, ways: str) -> Non
         with start("chat m", attributes=CHAT) as last:
             one.flush()
             last.set_status(Status(StatusCode.ERROR, "HTTP 500"))
-    assert one.messages() == [("failed", "'python' failed: HTTP 500")]
+    assert one.messages() == [("failed", "'jobs' failed: HTTP 500")]
     assert "In progress: none" in one.board()
     assert one.parts[0].stats()["open_tasks"] == 0
 
