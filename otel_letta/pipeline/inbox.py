@@ -181,6 +181,8 @@ class Inbox:
         if tend:
             self._due = math.inf  # in case it raises: it is called again after the next call
             self._guarded(self._call_tend)
+            if self._asleep and self._due != math.inf:
+                self._wake()  # somebody else made the calls, and the thread knows of nothing that will be due
         return in_time
 
     def _guarded(self, call: Callable[[], None]) -> None:

@@ -46,7 +46,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -218,3 +218,19 @@ def test_run_ends_when_its_time_is_over_and_says_so(world: World, no_threads: No
     assert len(world.inbox) <= 4
     assert world.inbox.run(30.0) is True
     assert world.made[-1] == "too late"
+
+
+def test_a_thread_that_sleeps_learns_of_what_is_due_after_calls_that_others_made(world: World) -> None:
+    world.put(1)
+    assert eventually(lambda: world.inbox._asleep)  # for good, since nothing is due
+    threads: list[threading.Thread] = []
+
+    def due() -> float:
+        threads.append(threading.current_thread())
+        return time.monotonic() + 0.001 if len(threads) == 1 else math.inf
+
+    world.due = due
+    assert world.inbox.run(30)  # whoever flushes
+    assert eventually(lambda: len(threads) > 1)
+    assert threads[0] is threading.current_thread()
+    assert threads[1] is not threads[0]
