@@ -35,11 +35,13 @@ def main() -> None:
     for begin in range(0, FULL, _AT_ONCE):
         _make(tracer, begin, _AT_ONCE)
         _wait_until_read(processor, begin + _AT_ONCE)
-    dropped = processor.stats()["dropped"]
     print("full", flush=True)
     sys.stdin.readline()
     flushed = provider.force_flush(int(_PATIENCE * 1e3))
-    before, memory = processor.stats()["sent"], []
+    # Only now: an end is counted as read before the one that it pushes out is counted as dropped.
+    stats = processor.stats()
+    dropped, before = stats["dropped"], stats["sent"]
+    memory = []
     for number in range(ROUNDS):
         for begin in range(0, ENDS, _AT_ONCE):
             _make(tracer, FULL + number * ENDS + begin, _AT_ONCE)
