@@ -117,14 +117,7 @@ class PostgresStore:
             self.owner = uuid.uuid4().hex  # what is left belongs to a dead one from now on
 
     def _do(self, work: Callable[[psycopg.Connection[Any]], _T], *, durable: bool = False) -> _T:
-        with self._session.lock, self._session.errors():
-            connection = self._session.connection
-            if connection is None or connection.closed:
-                raise StoreError(f"{self.place} is not connected")
-            with connection.transaction():
-                if not (durable and self._fsync):
-                    connection.execute(sql.ASYNCHRONOUS)
-                return work(connection)
+        return self._session.transact(work, durable=durable and self._fsync)
 
     # -- this owner's --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_letta.store import statements as sql
-from otel_letta.store.model import SpoolItem, StoreError, StoreFullError
+from otel_letta.store.model import SpoolItem, StoreFullError
 from otel_letta.store.postgres import prepare
 from otel_letta.store.sessions import Session, first
 
@@ -78,11 +78,4 @@ class PostgresSpool:
             return self._held
 
     def _do(self, work: Callable[[psycopg.Connection[Any]], _T], *, durable: bool = False) -> _T:
-        with self._session.lock, self._session.errors():
-            connection = self._session.connection
-            if connection is None or connection.closed:
-                raise StoreError(f"{self.place} is not connected")
-            with connection.transaction():
-                if not (durable and self._fsync):
-                    connection.execute(sql.ASYNCHRONOUS)
-                return work(connection)
+        return self._session.transact(work, durable=durable and self._fsync)

@@ -6,15 +6,18 @@ import contextlib
 import hashlib
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from otel_letta.runtime import fork
+from otel_letta.store import statements as sql
 from otel_letta.store.model import StoreError, StoreFullError
 
 if TYPE_CHECKING:
     import psycopg
+
+_T = TypeVar("_T")
 
 _CONNECT_SECONDS = 5
 _STATEMENT_MS = 20_000
@@ -75,6 +78,17 @@ class Session:
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
+
+    def transact(self, work: Callable[[psycopg.Connection[Any]], _T], *, durable: bool) -> _T:
+        """Do some work in one transaction; ``durable``: the disk confirms it. Raises StoreError."""
+        with self.lock, self.errors():
+            connection = self.connection
+            if connection is None or connection.closed:
+                raise StoreError(f"{self._place} is not connected")
+            with connection.transaction():
+                if not durable:
+                    connection.execute(sql.ASYNCHRONOUS)
+                return work(connection)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
