@@ -36,6 +36,12 @@ def played(name: str) -> Play:
     return play(INTEGRATIONS[name])
 
 
+@pytest.fixture(autouse=True)
+def a_second_try_plays_again(request: pytest.FixtureRequest) -> None:
+    if getattr(request.node, "execution_count", 1) > 1:
+        played.cache_clear()
+
+
 def agent_of(scenario: str) -> str:
     return f"reporter_{scenario}"
 
@@ -66,7 +72,9 @@ def test_a_task_starts_once_and_ends_once_as_the_run_did(name: str, scenario: st
     answered = scenario in ("success", "tool_error_recovered")
     assert (outcome["outcome"] == "answered") == answered, f"the scenario went wrong: {outcome}"
 
-    assert [report["content"].startswith("Started") for report in told] == [True] + [False] * (len(told) - 1), story
+    starts = [report["content"].startswith("Started") for report in told]
+    assert not any(starts[1:]), story
+    assert starts[0] or not play.integration.known_from_the_start, story
     assert [report["status"] != "in_progress" for report in told] == [False] * (len(told) - 1) + [True], story
     end = told[-1]
     assert end["status"] == ("completed" if answered else "failed"), story

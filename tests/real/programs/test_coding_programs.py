@@ -54,6 +54,12 @@ def outcome_of(name: str, scenario: str) -> Outcome:
         return Outcome(ran, play(ran.files), _play_reversed(ran.files))
 
 
+@pytest.fixture(autouse=True)
+def a_second_try_runs_again(request: pytest.FixtureRequest) -> None:
+    if getattr(request.node, "execution_count", 1) > 1:
+        outcome_of.cache_clear()
+
+
 @pytest.mark.parametrize(("name", "scenario"), RUNS)
 def test_a_run_is_one_task_that_ends_as_it_did(name: str, scenario: str) -> None:
     outcome, task = outcome_of(name, scenario), PROGRAMS[name].task
