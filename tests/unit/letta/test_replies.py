@@ -173,9 +173,30 @@ def test_what_is_no_count_is_none(number: Any) -> None:
 
 
 _NAMES = st.sampled_from(
-    "messages message_type content tool_call tool_calls name arguments stop_reason usage run_id choices message "
-    "reasoning text function tool_call_id assistant_message tool_call_message approval_request_message "
-    "reasoning_message instruct_task total_tokens".split()
+    [
+        "messages",
+        "message_type",
+        "content",
+        "tool_call",
+        "tool_calls",
+        "name",
+        "arguments",
+        "stop_reason",
+        "usage",
+        "run_id",
+        "choices",
+        "message",
+        "reasoning",
+        "text",
+        "function",
+        "tool_call_id",
+        "assistant_message",
+        "tool_call_message",
+        "approval_request_message",
+        "reasoning_message",
+        "instruct_task",
+        "total_tokens",
+    ]
 )
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | _NAMES,
