@@ -18,12 +18,9 @@ its own HTTP client, threads and time-outs. The agents' LLM is simulated: each t
             assert letta.reports(agent)[-1]["status"] == "completed"
             assert letta.turns == 1  # what it would have cost: one LLM turn
 
-What the agent answers:
+What the agent answers, and what goes wrong:
 
     letta.answer_next("Use the second ledger.", calls=[("send_mail", {"to": "ops"})])
-
-What a test can make go wrong:
-
     letta.fail_next(503, headers={"Retry-After": "1"})       # the next request
     letta.drop_next(after_processing=True, path="/messages")  # the message lands, its answer does not
     letta.refuse(lambda content: "poison" in content)        # 400 for such messages, always
