@@ -8,8 +8,8 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from otel_letta.answer import Answer, OnAnswer
 from otel_letta.delivery.stats import Stats, Throttle
@@ -22,15 +22,29 @@ if TYPE_CHECKING:
     import asyncio
 
     from otel_letta.delivery.mailbox import Parcel
-    from otel_letta.delivery.visit import Attempt
+    from otel_letta.delivery.visit import Attempt, Request
     from otel_letta.letta.transport import Lane, Transport
 
 _logger = logging.getLogger(__name__)
+
+_C = TypeVar("_C")
 
 _MOST_WAITING = 200
 """Answers that wait for slow callbacks. Each holds up to 100,000 characters."""
 _LOOKED_UP = 10.0
 """Seconds that a lost answer may be looked for, while the lane's next reports wait."""
+
+
+class Turn(NamedTuple):
+    """One request with reports: a turn of the agent's, or a failure."""
+
+    lane: Lane
+    reports: Sequence[ProgressReport]
+    began: int
+    """Unix nanoseconds."""
+    ended: int
+    answer: Answer | None
+    error: LettaError | None
 
 
 class Callbacks:
@@ -41,6 +55,8 @@ class Callbacks:
 
     def __init__(self) -> None:
         self.on_answer: tuple[OnAnswer, ...] = ()
+        self.on_turn: tuple[Callable[[Turn], object], ...] = ()
+        """Called with every request that carried reports, as telemetry wants them."""
 
     def add(self, callback: OnAnswer) -> None:
         """Have it called with every answer from now on. Two that are equal are called once."""
@@ -56,13 +72,14 @@ class Callbacks:
             kept.remove(callback)
         self.on_answer = tuple(kept)
 
-    def distinct(self) -> list[OnAnswer]:
-        """Return each once, in the order in which they came."""
-        found: list[OnAnswer] = []
-        for callback in self.on_answer:
-            if callback not in found:
-                found.append(callback)
-        return found
+
+def _distinct(callbacks: Iterable[_C]) -> list[_C]:
+    """Return each once, in the order in which they came."""
+    found: list[_C] = []
+    for callback in callbacks:
+        if callback not in found:
+            found.append(callback)
+    return found
 
 
 class _Entry(NamedTuple):
@@ -92,7 +109,7 @@ class Answers:
         self._failures = Throttle(_logger, math.inf)
         # Reentrant: the garbage collector can run a destructor, and so our code, while this thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[_Entry | Turn] = deque()
         self._busy = False
         self._closed = False
         self._given_up = False
@@ -136,7 +153,7 @@ class Answers:
         if not self.wanted:
             return
         sent = [parcel for parcel in parcels if parcel.losses is None]
-        found = {otid: response.answer for response in attempt.responses for otid in response.otids}
+        found = {parcel.otid: attempt.answers[parcel.otid] for parcel in sent if parcel.otid in attempt.answers}
         lost = [parcel.otid for parcel in sent if parcel.otid not in found]
         if lost:
             try:
@@ -157,12 +174,30 @@ class Answers:
             return
         try:
             self.put(reports, transport.answer(lane, response))
-        except Exception as error:
-            self._log.log(logging.ERROR, f"bug {type(error).__name__}", "an answer got lost: %s", type(error).__name__)
-            _logger.debug("unexpected error", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - the reports are delivered, whatever came back
+            self._complain(error)
+
+    def take_request(self, transport: Transport, lane: Lane, parcels: Sequence[Parcel], request: Request) -> None:
+        """Take a request with reports that is over, however it ended, for telemetry."""
+        if self._callbacks.on_turn:
+            reports = [parcel.report for parcel in parcels if parcel.otid in request.otids and parcel.losses is None]
+            self.put_turn(transport, lane, reports, request)
+
+    def put_turn(self, transport: Transport, lane: Lane, reports: Sequence[ProgressReport], request: Request) -> None:
+        """Take a request about these reports, if anybody asked for turns."""
+        if not self._callbacks.on_turn:
+            return
+        try:
+            answer = None if request.answer is None else transport.answer(lane, request.answer)
+            self._enqueue(Turn(lane, reports, request.began, request.ended, answer, request.error))
+        except Exception as error:  # noqa: BLE001
+            self._complain(error)
 
     def put(self, reports: Sequence[ProgressReport], answer: Answer) -> None:
         """Have the callbacks called; never waits."""
+        self._enqueue(_Entry(reports, answer))
+
+    def _enqueue(self, entry: _Entry | Turn) -> None:
         dropped = 0
         with self._changed:
             if self._closed:
@@ -171,13 +206,18 @@ class Answers:
                 if len(self._waiting) >= _MOST_WAITING:
                     self._waiting.popleft()
                     dropped, reason = 1, "answer over the limit of waiting answers"
-                self._waiting.append(_Entry(reports, answer))
+                self._waiting.append(entry)
                 self._start()
                 self._changed.notify_all()
         if dropped:
             self._stats.drop(reason)
             if not self._closed:
                 self._log.log(logging.WARNING, reason, "on_answer is too slow: the oldest answers are dropped")
+
+    def _complain(self, error: Exception) -> None:
+        kind = type(error).__name__
+        self._log.log(logging.ERROR, f"bug {kind}", "an answer got lost: unexpected %s", kind)
+        _logger.debug("unexpected error", exc_info=error)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -258,10 +298,17 @@ class Answers:
         finally:
             loop.close()
 
-    def _give(self, entry: _Entry, loop: _Loop) -> None:
+    def _give(self, entry: _Entry | Turn, loop: _Loop) -> None:
+        if isinstance(entry, Turn):
+            for on_turn in _distinct(self._callbacks.on_turn):
+                try:
+                    on_turn(entry)
+                except Exception as error:  # noqa: BLE001 - of the program's tracer provider
+                    self._complain(error)
+            return
         self._stats.count("answers")
         for report in entry.reports:
-            for callback in self._callbacks.distinct():
+            for callback in _distinct(self._callbacks.on_answer):
                 if self._given_up:
                     return
                 try:

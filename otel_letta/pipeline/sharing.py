@@ -16,6 +16,7 @@ from otel_letta.runtime import fork, wake
 
 if TYPE_CHECKING:
     from otel_letta.answer import OnAnswer
+    from otel_letta.delivery.answers import Turn
     from otel_letta.letta.transport import Transport
     from otel_letta.pipeline.measured import Metrics
     from otel_letta.pipeline.source import Source
@@ -42,6 +43,7 @@ class Handle:
         self.closed = False
         self._shares = shares
         self._callbacks: list[OnAnswer] = []
+        self._on_turn: list[Callable[[Turn], object]] = []
         shares.add(self)
 
     def add_source(self, source: _S) -> _S:
@@ -67,6 +69,14 @@ class Handle:
                 self.pipeline.callbacks.remove(callback)
 
         return remove
+
+    def on_turn(self, callback: Callable[[Turn], object]) -> None:
+        """Have the callback called with each request that carries reports, until this share is closed; see `on_answer`.
+
+        Callbacks that are equal are called once.
+        """
+        self._on_turn.append(callback)
+        self.pipeline.callbacks.on_turn = (*self.pipeline.callbacks.on_turn, callback)
 
     def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
         """Leave the pipeline, which the last one closes; quiet when called again.
@@ -94,9 +104,16 @@ class Handle:
         delivered = self.pipeline.leave(
             timeout, end_tasks=end_tasks and self.live and not any(other.live for other in others)
         )
+        self._forget_callbacks()
+        return delivered
+
+    def _forget_callbacks(self) -> None:
         for callback in self._callbacks:
             self.pipeline.callbacks.remove(callback)
-        return delivered
+        left = list(self.pipeline.callbacks.on_turn)
+        for on_turn in self._on_turn:
+            left.remove(on_turn)
+        self.pipeline.callbacks.on_turn = tuple(left)
 
 
 _lock = threading.RLock()
