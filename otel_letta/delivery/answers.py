@@ -100,11 +100,11 @@ class Answers:
 
     def __init__(self, callbacks: Callbacks, stats: Stats) -> None:
         self._callbacks = callbacks
-        self._stats = stats
-        self.renew()
+        self.renew(stats)
 
-    def renew(self) -> None:
+    def renew(self, stats: Stats) -> None:
         """Begin with nothing: also in a forked child, where no thread of the parent's is."""
+        self._stats = stats
         self._log = Throttle(_logger)
         self._failures = Throttle(_logger, math.inf)
         # Reentrant: the garbage collector can run a destructor, and so our code, while this thread holds the lock.
@@ -198,21 +198,18 @@ class Answers:
         self._enqueue(_Entry(reports, answer))
 
     def _enqueue(self, entry: _Entry | Turn) -> None:
-        dropped = 0
         with self._changed:
-            if self._closed:
-                dropped, reason = 1, "answer after the shutdown"
-            else:
-                if len(self._waiting) >= _MOST_WAITING:
+            late, full = self._closed, len(self._waiting) >= _MOST_WAITING
+            if not late:
+                if full:
                     self._waiting.popleft()
-                    dropped, reason = 1, "answer over the limit of waiting answers"
                 self._waiting.append(entry)
                 self._start()
                 self._changed.notify_all()
-        if dropped:
-            self._stats.drop(reason)
-            if not self._closed:
-                self._log.log(logging.WARNING, reason, "on_answer is too slow: the oldest answers are dropped")
+        if late or full:
+            self._stats.count("answers_dropped")
+        if full and not late:
+            self._log.log(logging.WARNING, "full", "on_answer is too slow: the oldest answers are dropped")
 
     def _complain(self, error: Exception) -> None:
         kind = type(error).__name__
@@ -261,7 +258,7 @@ class Answers:
             self._waiting.clear()
             self._given_up = True
         if left:
-            self._stats.drop("answer not given before shutdown", left)
+            self._stats.count("answers_dropped", left)
             _logger.warning("%d answer(s) were not given to on_answer: no time left", left)
 
     def close_soon(self) -> None:
@@ -319,7 +316,7 @@ class Answers:
 
     def _failed(self, callback: OnAnswer, error: BaseException) -> None:
         kind, name = type(error).__name__, getattr(callback, "__qualname__", type(callback).__name__)
-        self._stats.drop("answer that on_answer failed with")
+        self._stats.count("answers_failed")
         self._failures.log(
             logging.ERROR,
             f"{name} {kind}",

@@ -206,7 +206,8 @@ def test_a_slow_callback_costs_the_oldest_answers_with_one_warning(
     release.set()
     answers.close(Deadline.after(30.0))
     assert texts == ["0", "6", "7", "8"]
-    assert stats.snapshot()["dropped"] == {"answer over the limit of waiting answers": 5}
+    assert stats.snapshot()["answers_dropped"] == 5
+    assert stats.snapshot()["dropped"] == {}, "no report was"
     assert caplog.text.count("on_answer is too slow") == 1
 
 
@@ -234,7 +235,7 @@ def test_what_comes_after_the_end_is_counted() -> None:
     answers.close(Deadline.after(1.0))
     answers.close(Deadline.after(1.0))
     answers.put([REPORT], _answer())
-    assert stats.snapshot()["dropped"] == {"answer after the shutdown": 1}
+    assert stats.snapshot()["answers_dropped"] == 1
 
 
 def test_a_callback_may_close_and_the_rest_is_given_when_it_has_returned() -> None:
