@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -67,7 +68,7 @@ def wait_for_instruction(task: TaskSpan | Span, timeout: float, *, question: str
     asking = _asking(task, question)
     if asking is None:
         return None
-    future = asking.begin()
+    future = asking.begin(timeout)
     with contextlib.suppress(NotInTime):
         future.result(min(max(timeout, 0.0), _PATIENCE))
     expected = asking.begun(future)
@@ -85,7 +86,7 @@ async def await_instruction(task: TaskSpan | Span, timeout: float, *, question: 
     asking = _asking(task, question)
     if asking is None:
         return None
-    future = asking.begin()
+    future = asking.begin(timeout)
     await asyncio.wait([asyncio.wrap_future(future)], timeout=min(max(timeout, 0.0), _PATIENCE))
     expected = asking.begun(future)
     if expected is None:
@@ -97,9 +98,9 @@ async def await_instruction(task: TaskSpan | Span, timeout: float, *, question: 
 class Source(Protocol):
     """A way by which instructions for the tasks of this program come back."""
 
-    def expect(self, span: RecordedSpan, question: str) -> Future[Expected | None]:
-        """Begin to expect one for an open span's task, before it says that it waits. The result is None for a span
-        that is part of no task."""
+    def expect(self, span: RecordedSpan, question: str, seconds: float) -> Future[Expected | None]:
+        """Begin to expect one for an open span's task, before it says that it waits, for so many seconds at most. The
+        result is None for a span that is part of no task."""
 
     def leave(self, expected: Expected) -> None:
         """Wait no longer."""
@@ -114,8 +115,8 @@ class _Asking:
         self._question = clean_line(question, _QUESTION_CAP)
         self._content = "waits for an instruction" + (f": {self._question}" if self._question else "")
 
-    def begin(self) -> Future[Expected | None]:
-        return self._source.expect(self._span, self._question)
+    def begin(self, seconds: float) -> Future[Expected | None]:
+        return self._source.expect(self._span, self._question, seconds)
 
     def begun(self, future: Future[Expected | None]) -> Expected | None:
         """Return what `begin` has come to; None, and a word about why, if it is not to be waited for."""
@@ -155,7 +156,7 @@ class _Reported:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    def expect(self, span: RecordedSpan, question: str) -> Future[Expected | None]:
+    def expect(self, span: RecordedSpan, question: str, seconds: float) -> Future[Expected | None]:
         future: Future[Expected | None] = Future()
         self._pipeline.call(self._expect, key_of(span), question, future)
         return future
@@ -182,24 +183,27 @@ def _asking(task: TaskSpan | Span, question: str) -> _Asking | None:
     if not isinstance(span, RecordedSpan) or not span.is_recording():
         _complain(span, "it is not recorded, or has ended. Call otel_letta.configure() at the start")
         return None
-    source, why = _source_for(key_of(span))
+    source, why = _source_for(span)
     if source is None:
         _complain(span, why)
         return None
     return _Asking(span, question, source)
 
 
-def _source_for(key: SpanKey) -> tuple[Source | None, str]:
+def _source_for(span: RecordedSpan) -> tuple[Source | None, str]:
     """Return the way for a span; or None, and why there is none."""
     why = "this program has no LettaSpanProcessor that sees it. Call otel_letta.configure() at the start"
     for pipeline in live_pipelines():
-        if pipeline.watcher.open.get(key) is None:
+        if pipeline.watcher.open.get(key_of(span)) is None:
             continue
         problem = _wakes_nobody(pipeline.settings)
         if not problem:
             return _Reported(pipeline), ""
         why = problem
-    return None, why
+    # Not imported for this: where nobody has, there is no such processor.
+    heartbeats = sys.modules.get("otel_letta.otel.heartbeats")
+    processor = None if heartbeats is None else heartbeats.seeing(span)
+    return (None, why) if processor is None else (processor.instructions(), "")
 
 
 def _wakes_nobody(settings: Settings) -> str:

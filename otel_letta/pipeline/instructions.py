@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from otel_letta.answer import Answer
 from otel_letta.instruction import Instruction, shown_id
@@ -34,7 +34,7 @@ Standing = tuple[int, int]
 class Expected:
     """One task's wait. Made by `Instructions.expect`; safe to use from several threads."""
 
-    def __init__(self, task_id: str, question: str, *, first_answer: bool) -> None:
+    def __init__(self, task_id: str, question: str, after: Standing, *, first_answer: bool) -> None:
         self.question = question
         self.used_at = 0.0
         self.waits = True
@@ -42,7 +42,7 @@ class Expected:
         self._shown_id = shown_id(task_id)
         self._agent_id: str | None = None
         """The agent that the question has reached."""
-        self._after: Standing = (0, 0)
+        self._after = after
         """The task's standing when it asked: what answers an earlier report is no answer."""
         self._changed = threading.Condition()
         self._kept: deque[Instruction] = deque(maxlen=_MOST_KEPT)
@@ -54,7 +54,7 @@ class Expected:
     def ask(self, question: str, after: Standing) -> None:
         """Ask a question, or the same one again: what came for that meanwhile still counts."""
         with self._changed:
-            if question != self.question or self.first_answer or self._after == (0, 0):
+            if question != self.question or self.first_answer:
                 self._kept.clear()
                 self.question, self._agent_id, self._after = question, None, after
             self._answered = False
@@ -120,10 +120,19 @@ class Expected:
             if not any(answer is each for each in self._read):
                 self._read.append(answer)
                 self._kept.extend(each for each in answer.instructions if self.is_meant_by(each))
-            self._changed.notify_all()
-            for listener in self._listeners:
-                listener()
+            self._notify()
             return True
+
+    def put(self, instructions: Iterable[Instruction]) -> None:
+        """Take what came for this task in another way, where somebody has seen to it that it answers the question."""
+        with self._changed:
+            self._kept.extend(instructions)
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
 
     def _is_question(self, report: ProgressReport) -> bool:
         if (report.run, report.sequence) <= self._after:
@@ -138,9 +147,7 @@ class Expected:
         """Let nobody wait any longer."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
-            for listener in self._listeners:
-                listener()
+            self._notify()
 
 
 class Instructions:
@@ -189,8 +196,9 @@ class Instructions:
             key = agent_id, task_id
             expected = self._expected.get(key)
             if expected is None or expected.first_answer is not first_answer:
-                expected = self._expected[key] = Expected(task_id, question, first_answer=first_answer)
-            expected.ask(question, after)
+                expected = self._expected[key] = Expected(task_id, question, after, first_answer=first_answer)
+            else:
+                expected.ask(question, after)
             expected.waits = True
             self._expected.move_to_end(key)
             self._forget_old()
