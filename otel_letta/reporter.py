@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from otel_letta.answer import OnAnswer
+    from otel_letta.delivery.answers import Answers
+    from otel_letta.delivery.visit import Attempt
     from otel_letta.letta.transport import Lane, Message, Transport
     from otel_letta.settings import SettingsOptions
 
@@ -56,16 +59,26 @@ class LettaReporter:
 
     Args:
         transport: instead of the one that fits the server; for tests.
+        on_answer: called with each report that was sent, and what the agent answered to it, on a thread of its own; may
+            be a coroutine function. Whoever made the call gets Letta's answer as before.
         options: `Settings` keywords, or a finished ``settings``.
 
     Raises:
-        LettaConfigurationError: a setting is missing or bad.
+        LettaConfigurationError: a setting is missing or bad, or ``on_answer`` is not callable.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        on_answer: OnAnswer | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
         # Whoever only imports the class pays for nothing. The threads shall find everything imported: a fork in the
         # middle of an import would leave its lock locked in the child.
         from otel_letta.delivery import envelope, gate  # noqa: F401
+        from otel_letta.delivery.answers import Answers, Callbacks
+        from otel_letta.delivery.stats import Stats
         from otel_letta.settings import Settings
 
         self._closed = threading.Event()
@@ -79,7 +92,13 @@ class LettaReporter:
             raise error.with_traceback(None) from None
         finally:
             keywords.clear()
+        if on_answer is not None and not callable(on_answer):
+            raise LettaConfigurationError(f"on_answer is not callable: it is a {type(on_answer).__name__}")
         self._settings = settings
+        callbacks = Callbacks()
+        if on_answer is not None:
+            callbacks.add(on_answer)
+        self._answers = Answers(callbacks, Stats())
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 
@@ -89,9 +108,10 @@ class LettaReporter:
         self._own: dict[Lane, Lane] = {}
         """Lanes of other agents' conversations, each with the one that is used instead."""
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
-        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport)
+        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport, self._answers)
         _reporters.add(self)
         _at_exit[transport] = settings.shutdown_timeout
+        _answers_at_exit[self._answers] = settings.shutdown_timeout
 
     def __repr__(self) -> str:
         settings = getattr(self, "_settings", None)
@@ -175,13 +195,22 @@ class LettaReporter:
             return self._send(report, threading.Event())
 
     async def aclose(self) -> None:
-        """Close the session; quiet when called again."""
-        self.close()
+        """`close`, for an event loop: it goes on meanwhile."""
+        if self._answers.pending:
+            import asyncio  # whoever awaits this has done so already
+
+            await asyncio.to_thread(self.close)
+        else:
+            self.close()
 
     def close(self) -> None:
-        """Close the session; quiet when called again. Calls that wait for their turn give up."""
+        """Close the session; quiet when called again. Calls that wait for their turn give up.
+
+        Answers that ``on_answer`` was not given yet are waited for, ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` at most (5 s).
+        """
         self._closed.set()
         self._finalizer()
+        self._answers.close(Deadline.after(self._settings.shutdown_timeout))
 
     async def __aenter__(self) -> Self:
         self._refuse_if_closed()
@@ -190,7 +219,7 @@ class LettaReporter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     def __enter__(self) -> Self:
         self._refuse_if_closed()
@@ -228,6 +257,7 @@ class LettaReporter:
 
     def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
         from otel_letta.delivery.envelope import render
+        from otel_letta.delivery.visit import Attempt
         from otel_letta.letta.transport import Message
 
         settings = self._settings
@@ -236,17 +266,22 @@ class LettaReporter:
             render(report, content_cap=settings.content_cap, trace_link=settings.trace_link), str(uuid.uuid4())
         )
 
+        attempt = Attempt()
         try:
-            answer = self._exchange(lane, message, given_up, report.status.is_terminal)
+            answer = self._exchange(lane, message, given_up, report.status.is_terminal, attempt)
         except LettaError as error:
             _logger.debug("report for chat %s (%s) not sent: %s", report.chat_id, report.status, error)
             if isinstance(error, LettaTimeoutError) and not error.may_have_landed:
                 self._refuse_if_closed()
             raise
         _logger.debug("report for chat %s (%s) sent: its caller asked for it", report.chat_id, report.status)
+        for response in attempt.responses[-1:]:
+            self._answers.put_response(self._transport, lane, [report], response.answer)
         return answer
 
-    def _exchange(self, lane: Lane, message: Message, given_up: threading.Event, is_end: bool) -> dict[str, Any]:
+    def _exchange(
+        self, lane: Lane, message: Message, given_up: threading.Event, is_end: bool, attempt: Attempt
+    ) -> dict[str, Any]:
         from otel_letta.delivery.gate import exchange
 
         settings = self._settings
@@ -259,6 +294,7 @@ class LettaReporter:
                 patience=settings.read_timeout,
                 busy_patience=settings.busy_timeout,
                 must_stay={message.otid} if is_end else (),
+                attempt=attempt,
             )
         except LettaConversationNotFoundError as error:
             if not error.is_another_agents or lane in self._own:
@@ -267,21 +303,29 @@ class LettaReporter:
         self._own[lane] = lane._replace(conversation_id=None)
         if len(self._own) > _MOST_FOREIGN:
             self._own.pop(next(iter(self._own)))
-        return self._exchange(lane, message, given_up, is_end)
+        return self._exchange(lane, message, given_up, is_end, attempt)
 
 
-def _close(closed: threading.Event, until: Deadline, transport: Transport) -> None:
+def _close(closed: threading.Event, until: Deadline, transport: Transport, answers: Answers) -> None:
     closed.set()
     until.wake()
     transport.close()
+    answers.close_soon()
+
+
+def _after_fork_in_child(reporter: LettaReporter) -> None:
+    reporter._until.renew()
+    reporter._answers.renew()
 
 
 _reporters: weakref.WeakSet[LettaReporter] = weakref.WeakSet()
-fork.in_child_each(_reporters, lambda reporter: reporter._until.renew())
+fork.in_child_each(_reporters, _after_fork_in_child)
 
 
 _at_exit: weakref.WeakKeyDictionary[Transport, float] = weakref.WeakKeyDictionary()
 """Seconds that the exit may wait for calls under way, whose threads would die in the middle of them."""
+_answers_at_exit: weakref.WeakKeyDictionary[Answers, float] = weakref.WeakKeyDictionary()
+"""The same for answers that callbacks were not given yet."""
 
 
 @atexit.register
@@ -292,6 +336,8 @@ def _leave() -> None:
         transport.ending.bring_forward(deadline)
     for transport, deadline in waiting:
         transport.close(until=Deadline(deadline))
+    for answers, seconds in list(_answers_at_exit.items()):
+        answers.close(Deadline(began + seconds))
 
 
 def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:

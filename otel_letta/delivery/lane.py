@@ -226,7 +226,7 @@ class LaneWorker(Worker):
             return
         missing = [parcel for parcel in parcels if parcel.otid in attempt.missing]
         if len(missing) < len(parcels):
-            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing])
+            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing], until)
         if missing:
             self._erased(missing)
 
@@ -253,7 +253,7 @@ class LaneWorker(Worker):
             delay = self._keep(parcels, error, progress=False)
         self._log_failure(error, delay, None)
 
-    def _delivered(self, parcels: list[Parcel]) -> None:
+    def _delivered(self, parcels: list[Parcel], until: Deadline) -> None:
         with self._lock:
             self.mailbox.mark_delivered(parcels, self._clock())
             self.successes += 1
@@ -267,6 +267,8 @@ class LaneWorker(Worker):
         for parcel in parcels:
             report = parcel.report
             _logger.debug("report %s #%d (%s) sent", report.task_id, report.sequence, report.status)
+        lane, courier = self.mailbox.lane, self._courier
+        courier.answers.take(courier.transport, lane, parcels, self.attempt, until, self._age(parcels))
 
     def _remove_from_flight(self, parcels: list[Parcel]) -> None:
         self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
@@ -384,7 +386,7 @@ class LaneWorker(Worker):
             return parcels
         there = [parcel for parcel in ends if parcel.otid in stored]
         if there:
-            self._delivered(there)
+            self._delivered(there, until)
         return [parcel for parcel in ends if parcel.otid not in stored] + progress
 
 

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from otel_letta.delivery.runs import contention, is_worth_waiting_for, outages, waited_out
 from otel_letta.errors import LettaError, LettaModelError, LettaRequestError, LettaServerError, LettaTimeoutError
@@ -26,6 +26,14 @@ _CLOCKS = 1.5
 """Seconds by which a run's age may be wrong: the server's ``Date`` has no fractions."""
 
 
+class Response(NamedTuple):
+    """What a server answered to a request."""
+
+    otids: tuple[str, ...]
+    """Of the messages in it."""
+    answer: dict[str, Any]
+
+
 class Attempt:
     """How far one exchange has come, for who cannot wait for its end. Written by the sender alone."""
 
@@ -37,6 +45,8 @@ class Attempt:
         """Otids of messages that were answered, but that the agent did not have when its context was last seen."""
         self.otids: frozenset[str] = frozenset()
         """What it is to send."""
+        self.responses: list[Response] = []
+        """Of its requests that were answered well, one after another: what was erased is sent again."""
         self.unanswered = False
         """True while a request is on its way."""
         self.counted = False
@@ -99,6 +109,7 @@ class Visit:
         attempt.unanswered = False
         self._on_turn_used()
         self._own_runs.update(_runs_of(answer))
+        attempt.responses.append(Response(tuple(message.otid for message in messages), answer))
         return answer
 
     def arrived(self, messages: Sequence[Message], age: float) -> set[str]:

@@ -282,6 +282,12 @@ class Table:
         (),
         "Exceptions by which a framework steers its tasks: what they end has ended on purpose, and did not fail.",
     )
+    answer_reasoning: bool = _setting(
+        "OTEL_LETTA_ANSWER_REASONING",
+        Switch(),
+        False,
+        "Give on_answer the agent's reasoning too.",
+    )
     baggage: bool = _setting(
         "OTEL_LETTA_BAGGAGE",
         Switch(),
