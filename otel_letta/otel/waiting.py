@@ -121,7 +121,7 @@ class _Asking:
     def begun(self, future: Future[Expected | None]) -> Expected | None:
         """Return what `begin` has come to; None, and a word about why, if it is not to be waited for."""
         if future.cancel():
-            _complain(self._span, "its processor is too busy, or was shut down")
+            _complain(self._span, "its processor did not find it in time, or was shut down")
             return None
         expected = future.result()
         if expected is None:
@@ -157,6 +157,7 @@ class _Reported:
         self._pipeline = pipeline
 
     def expect(self, span: RecordedSpan, question: str, seconds: float) -> Future[Expected | None]:
+        self._pipeline.instructions.prepare()
         future: Future[Expected | None] = Future()
         self._pipeline.call(self._expect, key_of(span), question, future)
         return future

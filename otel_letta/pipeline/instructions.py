@@ -77,14 +77,16 @@ class Expected:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(ready.set)
 
+        until = loop.time() + max(seconds, 0.0)
         with self._listening(notify):
-            with self._changed:
-                settled = self._settled
-            if not settled:
+            while True:
+                with self._changed:
+                    left = until - loop.time()
+                    if self._settled or left <= 0:
+                        return self._next()
+                    ready.clear()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(ready.wait(), min(max(seconds, 0.0), threading.TIMEOUT_MAX))
-            with self._changed:
-                return self._next()
+                    await asyncio.wait_for(ready.wait(), min(left, threading.TIMEOUT_MAX))
 
     @contextlib.contextmanager
     def _listening(self, notify: Callable[[], None]) -> Iterator[None]:
@@ -154,8 +156,7 @@ class Instructions:
     """The waits of one pipeline's tasks. Safe to use from several threads.
 
     Args:
-        subscribe: has a function called with each report that an agent answers, and its answer; called once, when
-            somebody first waits.
+        subscribe: has a function called with each report that an agent answers, and its answer.
         clock: monotonic seconds.
     """
 
@@ -176,6 +177,13 @@ class Instructions:
         self._expected: OrderedDict[tuple[str | None, str], Expected] = OrderedDict()
         self._closed = False
 
+    def prepare(self) -> None:
+        """Have the answers of the agents come, since somebody is about to wait. On its own thread: it may import."""
+        with self._lock:
+            if not self._subscribed:
+                self._subscribed = True
+                self._subscribe(self.given)
+
     def expect(
         self, agent_id: str | None, task_id: str, question: str, after: Standing, *, first_answer: bool = False
     ) -> Expected:
@@ -190,9 +198,6 @@ class Instructions:
                 waits on until an instruction comes, in that turn or a later one of the same agent.
         """
         with self._lock:
-            if not self._subscribed:
-                self._subscribed = True
-                self._subscribe(self.given)
             key = agent_id, task_id
             expected = self._expected.get(key)
             if expected is None or expected.first_answer is not first_answer:

@@ -61,6 +61,7 @@ class Share(Component):
         """
         future: Future[Expected | None] = Future()
         if self._handle is not None and self.active:
+            self._handle.pipeline.instructions.prepare()
             self._handle.call(self._expect, self._handle.pipeline.instructions, conversation_id, future)
         else:
             future.set_result(None)

@@ -73,12 +73,12 @@ def test_several_are_given_in_order(instructions: Instructions) -> None:
     assert [now(expected), now(expected), now(expected)] == ["one", "two", None]
 
 
-def test_the_first_wait_subscribes_once() -> None:
+def test_answers_are_asked_for_once_and_only_if_somebody_waits() -> None:
     subscribed: list[object] = []
     instructions = Instructions(subscribed.append)
     assert subscribed == []
     for _ in range(3):
-        expect(instructions)
+        instructions.prepare()
     assert subscribed == [instructions.given]
 
 
