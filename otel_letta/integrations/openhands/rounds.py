@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
+from time import monotonic
 from typing import TYPE_CHECKING, Any, get_args
 
 from otel_letta.delivery.stats import Throttle
@@ -109,7 +109,7 @@ class Rounds:
     @contextlib.contextmanager
     def _answering(self, status: str) -> Iterator[tuple[Expected | None, float, frozenset[str]]]:
         """Give what is expected, for how many seconds, and which actions can be carried out."""
-        now = time.monotonic()
+        now = monotonic()
         self._until = now + self._within if self._until is None else self._until
         seconds = min(self._patience, self._until - now)
         possible = _POSSIBLE.get(status, frozenset()) & self._allow

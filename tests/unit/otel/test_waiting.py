@@ -194,8 +194,11 @@ def test_many_tasks_wait_at_once_and_each_gets_its_own(program: Program) -> None
 def test_after_the_time_the_task_goes_on_without(program: Program, ask: Ask) -> None:
     with program.task(task_id="t-1") as t:
         with program.letta.hold(program.agent):
-            assert ask(t, 0.2, question="which?") is None
-        assert not (t.span.attributes or {})["letta.task.waiting"]
+            for seconds in (0.3, 3.0, 30.0):  # a busy machine may not even begin in a moment
+                assert ask(t, seconds, question="which?") is None
+                if "letta.task.waiting" in t.span.attributes:
+                    break
+        assert t.span.attributes["letta.task.waiting"] is False
         assert t.span.attributes["letta.task.content"] == ""
     assert program.processor.force_flush(30_000)
     end = program.letta.reports(program.agent)[-1]
