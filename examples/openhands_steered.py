@@ -5,8 +5,8 @@
 
 Expect two runs of one conversation, and two files: the first run writes hello.py, and the agent answers to its end
 that there shall be a test. OpenHands needs Python 3.12. Its model is scripted, so that this runs without a key: set
-LLM_MODEL and LLM_API_KEY for a real one. An agent of yours has to know how it can instruct a task: docs/uses/steering.md
-has the text for its memory.
+LLM_MODEL and LLM_API_KEY for a real one. An agent of yours has to know how it can instruct a task:
+docs/uses/steering.md has the text for its memory.
 """
 
 from __future__ import annotations
