@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from otel_letta.otel.processor import LettaSpanProcessor
     from otel_letta.otel.sampler import LettaSampler
     from otel_letta.otel.status import Status
+    from otel_letta.otel.waiting import await_instruction, wait_for_instruction
     from otel_letta.report import ProgressReport, TaskStatus
     from otel_letta.reporter import LettaReporter
     from otel_letta.settings import Settings
@@ -71,10 +72,12 @@ __all__ = [
     "Settings",
     "Status",
     "TaskStatus",
+    "await_instruction",
     "configure",
     "report_progress",
     "task",
     "track",
+    "wait_for_instruction",
 ]
 
 _HOMES = {
@@ -117,6 +120,7 @@ _HOMES = {
     "reporter": ("LettaReporter",),
     "otel.sampler": ("LettaSampler",),
     "otel.status": ("Status",),
+    "otel.waiting": ("await_instruction", "wait_for_instruction"),
     "settings": ("Settings",),
 }
 

@@ -75,6 +75,8 @@ _SUSPECT = pattern(r"[-:=/(\[@]|[0-9]")
 _TRACEBACK = "Traceback (most recent"
 _MARGIN = pattern(r" +\| (?! )")
 """What stands before the lines of an exception group."""
+_PLAIN = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
+_ESCAPED = pattern(f"&({'|'.join(_PLAIN)});")
 _RAISED = pattern(r"[A-Za-z_][\w.]{0,200}(?::\s.*)?")
 """The last line of a stack trace: type and message."""
 
@@ -178,6 +180,11 @@ def _bare_url(match: re.Match[str]) -> str:
 def escape(text: str) -> str:
     """XML escaping that is right in a text and in a double-quoted attribute."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`, once, and nothing more: HTML's other names would make ``©`` of the ``&copy`` in an address."""
+    return _ESCAPED.sub(lambda match: _PLAIN[match[1]], text)
 
 
 def percent(progress: float) -> str:

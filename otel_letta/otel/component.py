@@ -246,6 +246,12 @@ def _self_metrics(kind: str, settings: Settings | None, meter_provider: MeterPro
 _components: weakref.WeakSet[Component] = weakref.WeakSet()
 
 
+def live_pipelines() -> list[Pipeline]:
+    """Return the pipelines of the active components of this process that see spans start."""
+    found = (each._pipeline for each in list(_components) if each._live)
+    return [pipeline for pipeline in found if pipeline is not None]
+
+
 def _at_exit() -> None:
     """Deliver what nobody would: a provider does this for its own, unless it was told not to."""
     try:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from opentelemetry.context import Context
@@ -22,6 +22,9 @@ from otel_letta.runtime.suppress import is_suppressed, suppress_tracing
 from otel_letta.tracking.conventions import ASKED
 from otel_letta.tracking.declared import is_progress_event
 from otel_letta.tracking.reading import NOTED, SpanKey, attributes_of, key_of
+
+if TYPE_CHECKING:
+    from otel_letta.otel.fetching import FetchedInstructions
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +96,7 @@ class LettaHeartbeatProcessor(SpanProcessor):
         self._own_client: Any = None
         self._log = Throttle(_logger)
         self._begin()
+        self._source: FetchedInstructions | None = None
         _instances.add(self)
         wake.on_change(self._changed)
 
@@ -137,6 +141,18 @@ class LettaHeartbeatProcessor(SpanProcessor):
                 self._bell.set()
         except Exception:
             _logger.debug("unexpected error", exc_info=True)
+
+    def sees(self, span: Span) -> bool:
+        """Return whether it reports an open span, if that is a task's."""
+        return not self._closed and key_of(span) in self._open
+
+    def instructions(self) -> FetchedInstructions:
+        """Return the way by which instructions for its tasks come back from the receiver."""
+        if self._source is None:
+            from otel_letta.otel.fetching import FetchedInstructions
+
+            self._source = FetchedInstructions(self._url, self._headers, self._http)
+        return self._source
 
     def _changed(self, span: object) -> None:
         if isinstance(span, Span) and key_of(span) in self._open:
@@ -245,13 +261,9 @@ class LettaHeartbeatProcessor(SpanProcessor):
     def _post(self, body: bytes, timeout: float) -> bool:
         import httpx  # takes its time, and a program without tasks needs none
 
-        if self._client is None:
-            certificate = os.environ.get("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE")
-            certificate = certificate or os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
-            self._client = self._own_client = httpx.Client(verify=certificate or True)
         headers = {**self._headers, "content-type": "application/json"}
         try:
-            answer = self._client.post(
+            answer = self._http().post(
                 self._url, content=body, headers=headers, timeout=max(min(timeout, _TIMEOUT), 0.1)
             )
         except httpx.HTTPError as error:
@@ -270,6 +282,17 @@ class LettaHeartbeatProcessor(SpanProcessor):
             )
         return True
 
+    def _http(self) -> Any:
+        """Return the `httpx.Client` of its requests."""
+        with self._starting:
+            if self._client is None:
+                import httpx
+
+                certificate = os.environ.get("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE")
+                certificate = certificate or os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
+                self._client = self._own_client = httpx.Client(verify=certificate or True)
+            return self._client
+
     def _renew(self) -> None:
         """Begin anew in a forked child: the open spans and the connections are the parent's."""
         self._begin()
@@ -279,6 +302,11 @@ class LettaHeartbeatProcessor(SpanProcessor):
 
 _instances: weakref.WeakSet[LettaHeartbeatProcessor] = weakref.WeakSet()
 fork.in_child_each(_instances, LettaHeartbeatProcessor._renew)
+
+
+def seeing(span: Span) -> LettaHeartbeatProcessor | None:
+    """Return the processor of this process that reports an open span, if there is one."""
+    return next((each for each in list(_instances) if each.sees(span)), None)
 
 
 def _noted(span: ReadableSpan) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.pipeline import first_report
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
+from otel_letta.pipeline.instructions import Instructions
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import add_flows, flow_named
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from otel_letta.settings import Settings
     from otel_letta.tracking.log_events import LogEvent
     from otel_letta.tracking.opt_in import TaskFilter
+    from otel_letta.tracking.reading import SpanKey
+    from otel_letta.tracking.tasks import Task
 
 _logger = logging.getLogger(__name__)
 
@@ -123,6 +126,8 @@ class Pipeline:
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
+        self.instructions = Instructions(self.callbacks.add)
+        """What the agents ask for, and the tasks that wait for it."""
         opt_in = OptIn.wanted(settings.tasks, task_filter)
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
@@ -131,6 +136,7 @@ class Pipeline:
 
     def _begin(self, *, forked: bool) -> None:
         """Make everything that belongs to one process."""
+        self.instructions.renew()
         self._errors = Throttle(_logger)
         self._budget_used = 0.0
         self._left_at = -math.inf
@@ -208,6 +214,12 @@ class Pipeline:
 
     # -- on the inbox's thread -----------------------------------------------------------------------------------------
 
+    def task_of(self, key: SpanKey) -> Task | None:
+        """Read an open span, and return the declared task that it is part of."""
+        self.watcher.read(key)  # it may have become a task just now
+        task, _ = self._tracker.tree.standing(key)
+        return None if task is None or task.ended else task
+
     def _tend(self) -> float:
         """Do what is due. Return the time of `time.monotonic` when something will be, infinity for never."""
         next_poll = self.watcher.poll_if_due()
@@ -270,6 +282,7 @@ class Pipeline:
             timeout: seconds.
             end_tasks: open tasks fail. Not those of a receiver, which go on elsewhere.
         """
+        self.instructions.close()
         with self._budgeted(timeout) as until:
             self._inbox.close()
             if end_tasks:

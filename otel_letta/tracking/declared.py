@@ -32,6 +32,8 @@ class Declaration:
     result: str | None = None
     waiting: bool = False
     """If the span ends like this, its task does not: it waits for somebody."""
+    waits_now: bool = False
+    """It waits for somebody while the span is open. Only the attribute says so: a content may have been left there."""
     steered: tuple[str, bool] | None = None
     """What a framework did with it instead of ending it well or failing it, and whether it goes on."""
     inferred: bool = False
@@ -83,6 +85,7 @@ def declaration_of(name: str, attributes: Mapping[str, Any], opted: str | None =
     if said.status is TaskStatus.IN_PROGRESS and _GOES_ON.match(said.content or "") is not None:
         said.steered = said.content or "", True
     said.waiting = _waits(attributes.get(semconv.TASK_WAITING), said)
+    said.waits_now = said.waiting and semconv.TASK_WAITING in attributes
     return said
 
 

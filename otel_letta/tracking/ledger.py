@@ -205,6 +205,10 @@ class Ledger:
         if task.ended:
             return
         content = task.content
+        if task.waiting_spans:
+            content = content or wording.waits_for(wording.A_PERSON)
+            self.report(task, TaskStatus.IN_PROGRESS, content, self._now(), waiting=True)
+            return
         if not content and fresh and not task.progress:
             content = wording.started()
         self.report(task, TaskStatus.IN_PROGRESS, content or standing(task), self._now())
@@ -297,7 +301,10 @@ class Ledger:
         task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
         worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
-        worth_it = self._wake_on_wait if waiting else worth_it
+        if waiting:
+            worth_it, task.asked = self._wake_on_wait and task.asked != content, content
+        else:
+            task.asked = None
         self._emit(
             ProgressReport(
                 chat_id=task.chat_id,

@@ -85,11 +85,20 @@ class DeclaredRules:
             content = said.content if said.content != span.content else None
             span.content = said.content
             changed |= merge(task, said, content, own=span.owner)
+            changed |= self._wait_or_go_on(span, task, said.waits_now)
             if span.owner:
                 changed |= self._describe(task, said, reading)
         if changed and report:
             self._ledger.progress(task, fresh=fresh)
         return changed
+
+    def _wait_or_go_on(self, span: Followed, task: Task, waits: bool) -> bool:
+        """Note whether a task waits as one of its open spans has it; True if that is news."""
+        if span.waits is waits:
+            return False
+        span.waits = waits
+        task.waiting_spans += 1 if waits else -1
+        return True
 
     def _merge_events(self, span: Followed, task: Task, reading: Reading) -> bool:
         changed, seen = False, span.event_time
@@ -141,6 +150,7 @@ class DeclaredRules:
         if span is None or task is None:
             return False
         self._tree.end(reading.key, Fate.DECLARED, task)
+        self._wait_or_go_on(span, task, False)
         if span.owner:
             task.owners -= 1
             if task.owners == 0:
@@ -158,6 +168,7 @@ class DeclaredRules:
         if span is None or task is None:
             return
         self._tree.end(key, Fate.DECLARED, task)
+        self._wait_or_go_on(span, task, False)
         if span.owner:
             task.owners -= 1
             if task.owners == 0:

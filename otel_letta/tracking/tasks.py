@@ -54,6 +54,10 @@ class Task:
     """The latest time that a report of it bears, Unix nanoseconds."""
     waits = False
     """Its own span says that it pauses."""
+    waiting_spans = 0
+    """Open spans of it, steps included, that say that it waits."""
+    asked: str | None = None
+    """What it was last reported to wait for, if it still does: that is worth waking an agent once."""
     parked_at = 0
     """The time since which it waits."""
     retries = False

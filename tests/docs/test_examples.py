@@ -50,6 +50,10 @@ class Agent:
             "OTEL_LETTA_BOARD_INTERVAL": "0.1",
         }
 
+    def answer(self, text: str) -> None:
+        """Let the agent say this in its next turn."""
+        self._letta.answer_next(text)
+
     def run(self, example: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command of the docstring."""
         done = subprocess.run(
@@ -178,6 +182,32 @@ def test_notebook(agent: Agent) -> None:
         ("chat-5", "msg-3", "completed", None),
     ]
     assert any("Clean the sales data" in board and "In progress: 1" in board for board in agent.boards())
+
+
+@pytest.mark.parametrize(("says", "month"), [("Book it in March.", "March"), ("April!", "April")])
+def test_asking_worker(agent: Agent, says: str, month: str) -> None:
+    block = f'<task-instruction task_id="invoices-april" action="continue">{says}</task-instruction>'
+    agent.answer(block)
+    done = agent.run("asking_worker.py")
+    assert done.stderr == ""
+    assert f"The agent says: {says}" in done.stdout
+    assert agent.told() == [("chat-6", "msg-1", "completed", f"20 invoices booked, the doubtful one in {month}")]
+    (asked,) = (report for report in agent.reports() if "waiting" in report)
+    assert asked["content"].startswith("waits for an instruction: invoice 11")
+
+
+def test_asking_worker_with_the_stand_in(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "asking_worker.py"],
+        cwd=tmp_path,
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "The agent says: Book it in April." in done.stdout
+    assert "in 2 turn(s) of its LLM" in done.stdout
 
 
 def test_lambda_handler(agent: Agent) -> None:

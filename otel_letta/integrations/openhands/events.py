@@ -62,7 +62,8 @@ class EventKind(str, Enum):
     STATUS = "status"
     """``code`` is OpenHands' execution status. From then on ends are judged by it alone."""
     RUN_ENTERED = "run entered"
-    """A run is watched, and `RUN_RETURNED` will follow; ``code`` is ``new`` for a conversation without events."""
+    """A run is watched, and `RUN_RETURNED` will follow; ``code`` is ``new`` for a conversation without events, ``text``
+    says why it is run again."""
     RUN_RETURNED = "run returned"
     """The watched run returned with the status ``code``, or raised ``text``."""
     STOPPED = "stopped"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otel_letta.integrations.openhands.claims import plain_id
-from otel_letta.integrations.openhands.conversations import Conversation, Wait
+from otel_letta.integrations.openhands.conversations import Conversation, Run, Wait
 from otel_letta.integrations.openhands.events import FINISH, PLAN, Event, EventKind, Origin
 from otel_letta.integrations.openhands.lives import Lives
 from otel_letta.report import ProgressReport
@@ -47,6 +47,11 @@ class Runs(Lives):
     def claims(self, conversation_id: str) -> bool:
         """Return whether a callback reports the conversation, so that its spans are not reported as well."""
         return conversation_id in self._claims
+
+    def run_of(self, conversation_id: str) -> Run | None:
+        """Return the run that is under way in a conversation."""
+        conversation = self._conversations.get(plain_id(conversation_id))
+        return None if conversation is None else conversation.run
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -169,7 +174,9 @@ class Runs(Lives):
         if event.code == "new":
             self._created(conversation, event)
         conversation.end_is_given = True
-        self._running(conversation)
+        self._running(conversation, resumes=not event.text)
+        if event.text:
+            self._progress(conversation, event.text)
 
     def _run_returned(self, conversation: Conversation, event: Event) -> None:
         conversation.end_is_given = False

@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Hashable
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_letta.errors import LettaConfigurationError
 from otel_letta.integrations.openhands.events import Event, Origin
@@ -17,6 +18,9 @@ from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component
 from otel_letta.runtime import fork
 from otel_letta.settings import Settings
+
+if TYPE_CHECKING:
+    from otel_letta.pipeline.instructions import Expected, Instructions
 
 
 class Share(Component):
@@ -49,6 +53,35 @@ class Share(Component):
                 self._handle.call(self._runs.observe, conversation_id, origin, event)
         except Exception as error:  # noqa: BLE001
             self.swallow(error)
+
+    def expect(self, conversation_id: str) -> Future[Expected | None]:
+        """Expect an instruction for the run that is under way, in the answer to its end. Never waits itself.
+
+        The result is None if there is no such run. Whoever gives up before it is there cancels it.
+        """
+        future: Future[Expected | None] = Future()
+        if self._handle is not None and self.active:
+            self._handle.pipeline.instructions.prepare()
+            self._handle.call(self._expect, self._handle.pipeline.instructions, conversation_id, future)
+        else:
+            future.set_result(None)
+        return future
+
+    def _expect(self, instructions: Instructions, conversation_id: str, future: Future[Expected | None]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        expected = None
+        try:
+            run = self._runs.run_of(conversation_id)
+            if run is not None:
+                expected = instructions.expect(None, run.id, "", (run.run, run.sequence), first_answer=True)
+        finally:
+            future.set_result(expected)
+
+    def leave(self, expected: Expected) -> None:
+        """Expect no instruction any more."""
+        if self._handle is not None:
+            self._handle.pipeline.instructions.leave(expected, forget=True)
 
     def claim(self, conversation_id: str) -> None:
         """Report a conversation by its events alone: from now on its spans, if there are any, are passed over."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from tests.support.conversations import agent, letta, settings  # noqa: F401 - f
 from tests.support.openhands_llm import ScriptedModel
 
 _HERE = Path(__file__).parent
+
+Make = Callable[..., Any]
 
 # Before anything of OpenHands is imported. LiteLLM would fetch its prices from the internet, on a thread that races
 # the rest of its own import.
@@ -46,3 +49,29 @@ def leftovers() -> Iterator[None]:
 def model() -> Iterator[ScriptedModel]:
     with ScriptedModel() as server:
         yield server
+
+
+@pytest.fixture
+def make(model: ScriptedModel, tmp_path: Path) -> Iterator[Make]:
+    """Makes conversations with real tools; closes them afterwards."""
+    from openhands.sdk import LLM, Agent, Conversation, Tool
+    from openhands.tools.file_editor import FileEditorTool
+    from openhands.tools.task_tracker import TaskTrackerTool
+    from openhands.tools.terminal import TerminalTool
+    from pydantic import SecretStr
+
+    import tests.real.openhands.explode  # noqa: F401 - registers the tool
+
+    made = []
+
+    def conversation(model_name: str, *callbacks: Any, **options: Any) -> Any:
+        llm = LLM(model=model_name, base_url=model.base_url, api_key=SecretStr("x"), usage_id="agent", num_retries=0)
+        names = (TerminalTool.name, FileEditorTool.name, TaskTrackerTool.name, "explode")
+        coder = Agent(llm=llm, tools=[Tool(name=name) for name in names])
+        options.setdefault("workspace", str(tmp_path))
+        made.append(Conversation(agent=coder, callbacks=list(callbacks), visualizer=None, **options))
+        return made[-1]
+
+    yield conversation
+    for each in made:
+        each.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,6 @@ from tests.support.openhands_llm import ScriptedModel, finish, plan, tool
 from tests.support.waiting import until
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def make(model: ScriptedModel, tmp_path: Path) -> Iterator[Make]:
-    """Makes conversations with real tools; closes them afterwards."""
-    from openhands.sdk import LLM, Agent, Conversation, Tool
-    from openhands.tools.file_editor import FileEditorTool
-    from openhands.tools.task_tracker import TaskTrackerTool
-    from openhands.tools.terminal import TerminalTool
-    from pydantic import SecretStr
-
-    import tests.real.openhands.explode  # noqa: F401 - registers the tool
-
-    made = []
-
-    def conversation(model_name: str, *callbacks: Any, **options: Any) -> Any:
-        llm = LLM(model=model_name, base_url=model.base_url, api_key=SecretStr("x"), usage_id="agent", num_retries=0)
-        names = (TerminalTool.name, FileEditorTool.name, TaskTrackerTool.name, "explode")
-        agent = Agent(llm=llm, tools=[Tool(name=name) for name in names])
-        options.setdefault("workspace", str(tmp_path))
-        made.append(Conversation(agent=agent, callbacks=list(callbacks), visualizer=None, **options))
-        return made[-1]
-
-    yield conversation
-    for each in made:
-        each.close()
 
 
 class Received:

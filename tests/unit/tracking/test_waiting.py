@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_declared_task_that_waits_goes_on_in_another_trace(driver: Any, said: 
     one.tracer.start_span("refund", attributes={**said, "letta.task.progress": 0.4}).end()
     assert one.ends == []
     assert one.last.waiting
-    assert one.last.wakes
+    assert sum(report.waiting and report.wakes for report in one.reports) == 1
     assert one.last.content in (said.get("letta.task.content"), "waits for a person")
     one.tracer.start_span("refund", attributes={"letta.task.id": "job-7", "letta.task.progress": 0.6}).end()
     assert [end.task_id for end in one.ends] == ["job-7"]
@@ -150,6 +151,61 @@ def test_a_declared_task_that_waits_goes_on_in_another_trace(driver: Any, said: 
     assert len({report.key for report in one.reports}) == 1
     assert [report.sequence for report in one.reports] == list(range(1, len(one.reports) + 1))
     assert [report.run for report in one.reports] == [1] * len(one.reports)
+
+
+def test_a_task_waits_while_its_span_is_open_and_goes_on_in_the_same_one() -> None:
+    live = Live()
+    span = live.tracer.start_span("job", attributes={"letta.task.id": "job-7", "letta.task.progress": 0.2})
+    span.set_attributes({"letta.task.waiting": True, "letta.task.content": "waits for an instruction: which?"})
+    live.look()
+    assert [(r.waiting, r.wakes, r.status) for r in live.reports][1:] == [(True, True, IN_PROGRESS)]
+    span.set_attribute("letta.task.progress", 0.3)
+    live.look()
+    assert (live.last.waiting, live.last.wakes) == (True, False)  # it was told already
+    span.set_attributes({"letta.task.waiting": False, "letta.task.content": ""})
+    live.look()
+    assert (live.last.waiting, live.last.wakes, live.last.content) == (False, True, "30% complete")
+    span.end()
+    assert [(end.status, end.waiting) for end in live.ends] == [(COMPLETED, False)]
+    assert live.last.content.startswith("Task completed in ")
+
+
+def test_a_task_waits_again_and_wakes_again() -> None:
+    live = Live()
+    span = live.tracer.start_span("job", attributes={"letta.task.id": "job-7"})
+    for waits in (True, False, True, False):
+        span.set_attribute("letta.task.waiting", waits)
+        live.look()
+    assert [r.wakes for r in live.reports if r.waiting] == [True, True]
+
+
+@pytest.mark.parametrize("over", ["the step ends", "the step is lost", "it goes on"])
+def test_a_task_waits_as_long_as_a_step_of_it_does(over: str) -> None:
+    live = Live()
+    with live.tracer.start_as_current_span("job", attributes={"letta.task.id": "job-7"}) as span:
+        step: Any = live.tracer.start_span("step", attributes={"letta.task.name": "step", "letta.task.waiting": True})
+        live.look()
+        assert (live.last.task_id, live.last.waiting, live.last.wakes) == ("job-7", True, True)
+        if over == "the step ends":
+            step.end()
+        elif over == "it goes on":
+            step.set_attribute("letta.task.waiting", False)
+        del step
+        gc.collect()
+        live.look()
+        span.set_attribute("letta.task.progress", 0.5)
+        live.look()
+        assert not live.last.waiting
+    assert [end.status for end in live.ends] == [COMPLETED]
+
+
+def test_a_content_alone_makes_no_open_task_wait() -> None:
+    live = Live()
+    span = live.tracer.start_span("job", attributes=WAITING)
+    live.look()
+    assert not any(report.waiting for report in live.reports)
+    span.end()
+    assert live.last.waiting
 
 
 @pytest.mark.parametrize("driver", [Live, Exported])
