@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -391,10 +392,12 @@ def test_instructions_of_a_task_and_of_all_are_bounded(desk: Desk) -> None:
 
 def test_what_waits_is_kept_elsewhere_until_it_is_taken_and_all_of_it_is_bounded() -> None:
     disk: dict[int, bytes] = {}
+    numbers = itertools.count(1)
 
     def keep(body: bytes) -> int:
-        disk[len(disk) + 1] = body
-        return len(disk)
+        number = next(numbers)
+        disk[number] = body
+        return number
 
     def forget(items: Sequence[int]) -> None:
         for item in items:
@@ -408,12 +411,12 @@ def test_what_waits_is_kept_elsewhere_until_it_is_taken_and_all_of_it_is_bounded
     again.restore(disk[1], 1)
     assert [(each.id, each.at, each.text) for each in again.take("task", 0)] == [(first.id, first.at, "one")]
     assert disk == {}
-    disk[9] = b'["task", "old", 1.0, "x"]'
-    again.restore(disk[9], 9)
+    disk[0] = b'["task", "old", 1.0, "x"]'
+    again.restore(disk[0], 0)
     assert disk == {} and again.take("task", 0) == []  # nobody came for it in a week
     for broken in (b"{", b"[]", b'["a", "b", "c", "d"]', b"5", b"null"):
-        disk[9] = broken
-        again.restore(broken, 9)
+        disk[0] = broken
+        again.restore(broken, 0)
         assert disk == {}
     long = Instruction(task_id="x", action="continue", text="x" * LONGEST_TEXT)
     with pytest.raises(FullError):
