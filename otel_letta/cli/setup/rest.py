@@ -1,0 +1,145 @@
+"""An agent on a REST server, or in Letta Cloud: three tools, two secrets, and a token."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from functools import partial
+
+import click
+
+from otel_letta.cli.setup import addresses, token_file
+from otel_letta.cli.setup.steps import Refused, Step, Wishes
+from otel_letta.letta.server_tools import TOKEN, TOOLS, URL, Found, ServerTools
+from otel_letta.settings import Settings
+
+_STAND_IN = "TOKEN"
+"""What is printed in place of a token: it may end in a terminal's history, or in a bug report."""
+
+
+class RestAgent:
+    """The setting up of one agent, as it is found on the server."""
+
+    def __init__(self, server: ServerTools, agent_id: str, wishes: Wishes) -> None:
+        self._server = server
+        self._agent_id = agent_id
+        self._wishes = wishes
+        self._found: Found = server.found()
+        self.name = self._found.name
+        self._token = self._found.secret(TOKEN)
+        """The agent's, once the steps are done."""
+
+    def steps(self) -> list[Step]:
+        """Return what is to be done; nothing if all of it is there, or gone.
+
+        Raises:
+            Refused: a tool of the same name is somebody else's.
+        """
+        return list(self._to_remove() if self._wishes.remove else self._to_write())
+
+    def proof(self) -> str | None:
+        """Let Letta run a tool as the agent would. Return what went wrong, in words for the agent, or None."""
+        return self._server.tried(self._wishes.url, self._token)
+
+    # -- there ---------------------------------------------------------------------------------------------------------
+
+    def _to_write(self) -> Iterator[Step]:
+        foreign = [tool.name for tool in self._found.tools.values() if not tool.ours]
+        if foreign:
+            raise Refused(
+                f"The server has a tool {foreign[0]} that is not ours, and one name is one tool for all of its agents. "
+                "Rename it, or delete it, if it is not needed"
+            )
+        yield from self._token_steps()  # first: once the tools are there they work
+        for name in TOOLS:
+            tool = self._found.tools.get(name)
+            if tool is None:
+                yield Step(f"make the tool {name}, and give it to the agent", partial(self._make_and_attach, name))
+                continue
+            if not tool.current:
+                yield Step(f"bring the tool {name} up to date, for all agents that have it", partial(self._make, name))
+            if tool.id not in self._found.attached:
+                yield Step(f"give the agent the tool {name}", partial(self._server.attach, tool.id))
+        if self._found.secret(URL) != self._wishes.url or self._found.secret(TOKEN) != self._token:
+            names = f"{URL} ({self._wishes.url})" + (f" and {TOKEN}" if self._token else "")
+            yield Step(f"set the agent's secrets {names}", self._set_secrets)
+
+    def _token_steps(self) -> Iterator[Step]:
+        path = self._wishes.token_file
+        if path is None:
+            return
+        there = token_file.tokens_of(path, self._agent_id)
+        if self._token in there:
+            return
+        if there:
+            self._token = there[-1]
+            return
+        self._token = token = secrets.token_urlsafe(32)
+        yield Step(f"add a token for this agent alone to {path}", partial(token_file.add, path, self._agent_id, token))
+
+    def _make(self, name: str) -> None:
+        self._server.make(name)
+
+    def _make_and_attach(self, name: str) -> None:
+        self._server.attach(self._server.make(name))
+
+    def _set_secrets(self) -> None:
+        self._server.set_secrets({URL: self._wishes.url, TOKEN: self._token})
+
+    # -- gone ----------------------------------------------------------------------------------------------------------
+
+    def _to_remove(self) -> Iterator[Step]:
+        path, token = self._wishes.token_file, self._found.secret(TOKEN)
+        if path is not None and token in token_file.tokens_of(path, self._agent_id):
+            yield Step(f"take its token out of {path}", partial(token_file.take_out, path, self._agent_id, str(token)))
+        ours = [tool for tool in self._found.tools.values() if tool.ours]
+        users = self._server.users_of(frozenset(tool.id for tool in ours)) if ours else {}
+        for tool in ours:
+            attached = tool.id in self._found.attached
+            if attached:
+                yield Step(f"take the tool {tool.name} from the agent", partial(self._server.detach, tool.id))
+            if users is not None and users[tool.id] == attached:
+                yield Step(
+                    f"delete the tool {tool.name}, which no other agent has", partial(self._server.delete, tool.id)
+                )
+        names = [name for name in (URL, TOKEN) if name in self._found.secrets]
+        if names:
+            gone: dict[str, str | None] = dict.fromkeys(names)
+            yield Step(f"take the agent's secrets {' and '.join(names)}", partial(self._server.set_secrets, gone))
+
+
+def notes(wishes: Wishes, settings: Settings) -> Iterator[str]:
+    """Say what a person should know about the address and the token."""
+    url = wishes.url
+    if wishes.remove:
+        if wishes.token_file is None:
+            yield "If the agent has a token of its own, --token-file takes it out of the receiver's file as well."
+        return
+    if addresses.is_of_this_machine(url) and not settings.is_loopback:
+        yield f"The tools run where the Letta server does: to them {url} is that machine, not this one."
+    if wishes.token_file is not None and not addresses.is_private(url):
+        yield f"The token goes to {url} unencrypted."
+    if not addresses.may_be_public(url):
+        yield "Letta takes no MCP server at a private address (0.16.8): there, these tools are the way."
+
+
+def mcp_server(url: str) -> str | None:
+    """Return what `POST /v1/mcp-servers/` takes for the bridge's MCP; None where Letta would refuse it."""
+    if not (addresses.may_be_public(url) and url.startswith("https://")):
+        return None
+    config = {
+        "mcp_server_type": "streamable_http",
+        "server_url": f"{url}/mcp",
+        "auth_header": "Authorization",
+        "auth_token": f"Bearer {_STAND_IN}",
+    }
+    return json.dumps({"server_name": "otel-letta", "config": config}, indent=2)
+
+
+def show_mcp(url: str) -> None:
+    """Print how the bridge can be had by MCP instead, where Letta allows that."""
+    config = mcp_server(url)
+    if config is not None:
+        click.echo(f"By MCP instead, for clients that prefer it, with the agent's token for {_STAND_IN}:", err=True)
+        click.echo(config)

@@ -1,0 +1,30 @@
+"""What `otel-letta setup letta` is asked for, and what it would do about it, a step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says."""
+
+    url: str
+    """The bridge's address, for the machine of the Letta server."""
+    token_file: Path | None
+    skills: Path
+    remove: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do, and how it is called."""
+
+    text: str
+    run: Callable[[], None]
+
+
+class Refused(Exception):
+    """It cannot be done without a risk for something that is not ours; the text says why. Nothing was changed."""
