@@ -18,7 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 from otel_letta.text import clean_block
 
-__all__ = ["INSTRUCT_TASK", "Action", "Instruction", "instruction_from", "instructions_in"]
+__all__ = ["INSTRUCT_TASK", "LONGEST_TEXT", "Action", "Instruction", "instruction_from", "instructions_in"]
 
 Action = Literal["continue", "accept", "reject"]
 """``continue``: go on with this text. ``accept`` or ``reject`` what waits for confirmation, the text is the reason."""
@@ -32,7 +32,8 @@ _ATTRIBUTE = re.compile(r"""\b(task_id|action)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _MOST = 20
 """Instructions that are read of one answer."""
 _LONGEST_ID = 200
-_LONGEST_TEXT = 8_000
+LONGEST_TEXT = 8_000
+"""Characters. What is longer is cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def instruction_from(values: Mapping[str, Any]) -> Instruction | None:
         return None
     if not (isinstance(action, str) and action in _ACTIONS and isinstance(text, str)):
         return None
-    text = clean_block(text, _LONGEST_TEXT).strip()
+    text = clean_block(text, LONGEST_TEXT).strip()
     if action == "continue" and not text:
         return None
     return Instruction(task_id=task_id.strip(), action=cast("Action", action), text=text)

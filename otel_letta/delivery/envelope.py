@@ -70,15 +70,22 @@ def _attributes(report: ProgressReport, trace_link: str | None) -> Iterator[tupl
     for name, value in (("host", report.host), ("service", report.service), ("trace_id", report.trace_id)):
         if value:
             yield name, clean_line(value, _ID_CAP)
-    if trace_link and report.trace_id:
-        link = trace_link.replace("{trace_id}", report.trace_id).replace("{span_id}", report.span_id or "")
-        if len(link) <= _LINK_CAP:  # half an address leads nowhere
-            yield "trace", clean_line(link, _LINK_CAP)
+    link = link_to(report, trace_link)
+    if link:
+        yield "trace", link
     if report.waiting:
         yield "waiting", "it cannot go on until somebody acts"
     elif not report.status.is_terminal:
         # The agent is woken by every message; this keeps it from starting work over mere progress.
         yield "reply", "not needed"
+
+
+def link_to(report: ProgressReport, template: str | None) -> str:
+    """Return the address of a report's trace; empty where there is none."""
+    if not (template and report.trace_id):
+        return ""
+    link = template.replace("{trace_id}", report.trace_id).replace("{span_id}", report.span_id or "")
+    return clean_line(link, _LINK_CAP) if len(link) <= _LINK_CAP else ""  # half an address leads nowhere
 
 
 def _utc(moment: datetime) -> str:

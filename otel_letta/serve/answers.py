@@ -12,7 +12,7 @@ RETRY_AFTER = 5
 """Seconds after which a sender may try again."""
 _LONGEST_TEXT = 300
 
-_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 503: 14}
+_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 409: 9, 413: 8, 415: 3, 503: 14}
 """From HTTP's status to that of gRPC (google.rpc.Code)."""
 _REJECTED = {"traces": "rejectedSpans", "logs": "rejectedLogRecords"}
 

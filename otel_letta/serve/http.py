@@ -90,7 +90,8 @@ class Receiver:
             _logger.debug("unexpected error", exc_info=True)
             answer = refused(Refusal(503, "this receiver had an error of its own"), kind or JSON)
         self._metrics.answered(self._signal, answer.status, request.size, time.perf_counter() - began)
-        await _send(send, answer, close=request.must_close)
+        allowed = [(b"allow", b"POST")] if answer.status == 405 else []
+        await send_answer(send, answer, *allowed, close=request.must_close)
 
     async def _answer(self, request: Request, kind: str | None) -> Answer:
         if request.scope["method"] != "POST":
@@ -173,15 +174,26 @@ class Doors:
         """Raise a Refusal for a request that may not come in."""
         if self.tokens:
             verdict = self.tokens.judge(headers.get(b"authorization", b"").decode("latin-1"))
-            if verdict is Verdict.LATER:
-                raise Refusal(503, "the token may not be the newest, or the token file is being changed")
-            if verdict is Verdict.UNKNOWN:
-                raise Refusal(401, "a bearer token is needed: Authorization: Bearer ...")
+            refuse_unless_known(verdict)
+            if verdict is Verdict.AGENT:
+                raise Refusal(403, "this token is an agent's: it opens nothing but /api/tasks and /mcp")
             return
+        self.check_host(headers)
+
+    def check_host(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raise a Refusal for a request that only a page of somebody else could send. For where no token is needed."""
         if not is_own_host(headers.get(b"host", b"").decode("latin-1"), self.hosts):
             raise Refusal(403, "this host name is not allowed: use the address, set a token, or --allow-host")
         if comes_from_a_page(headers, self.hosts):
             raise Refusal(403, "pages in a browser may not post here")
+
+
+def refuse_unless_known(verdict: Verdict) -> None:
+    """Raise a Refusal for a token that opens nothing, or not now."""
+    if verdict is Verdict.LATER:
+        raise Refusal(503, "the token may not be the newest, or the token file is being changed")
+    if verdict is Verdict.UNKNOWN:
+        raise Refusal(401, "a bearer token is needed: Authorization: Bearer ...")
 
 
 class Request:
@@ -242,15 +254,20 @@ def _type_of(headers: Mapping[bytes, bytes]) -> str | None:
     return kind if kind in (JSON, PROTOBUF) else None
 
 
-async def _send(send: Send, answer: Answer, *, close: bool = False) -> None:
+async def send_answer(send: Send, answer: Answer, *more: tuple[bytes, bytes], close: bool = False) -> None:
+    """Send an answer, with the headers that its status asks for.
+
+    Args:
+        more: further headers.
+        close: the connection ends with it.
+    """
     headers = [
         (b"content-type", answer.type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
+        *more,
     ]
     if answer.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    elif answer.status == 405:
-        headers.append((b"allow", b"POST"))
     elif answer.status == 415:
         headers.append((b"accept-encoding", b"gzip, zstd, deflate"))
     if answer.retry_after is not None:
@@ -261,6 +278,13 @@ async def _send(send: Send, answer: Answer, *, close: bool = False) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
+async def until_gone(receive: Receive) -> None:
+    """Return when the sender has left. For a request whose body does not matter."""
+    with contextlib.suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 class _Fixed:
     """An endpoint whose answer is made at once."""
 
@@ -268,7 +292,7 @@ class _Fixed:
         self._make = make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, self._make(scope))
+        await send_answer(send, self._make(scope))
 
 
 class _Paths:

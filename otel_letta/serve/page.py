@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 import time
@@ -16,9 +15,9 @@ from starlette.routing import Route
 
 from otel_letta.delivery.desk import Desk
 from otel_letta.serve import markup, session
-from otel_letta.serve.answers import JSON, RETRY_AFTER, Refusal, refused
+from otel_letta.serve.answers import JSON, Refusal, refused
 from otel_letta.serve.doors import Tokens, Verdict, comes_from_a_page, is_own_host
-from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space
+from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space, send_answer, until_gone
 from otel_letta.serve.intake import Intake
 
 _HTML = "text/html; charset=utf-8"
@@ -144,7 +143,7 @@ class Page:
             await _refuse(send, refusal)
             return
         self._viewers += 1
-        gone = asyncio.ensure_future(_until_gone(receive))
+        gone = asyncio.ensure_future(until_gone(receive))
         try:
             await self._stream(scope, gone, send)
         except (asyncio.CancelledError, asyncio.TimeoutError, OSError):
@@ -238,12 +237,6 @@ def _file(path: Path, kind: str) -> Callable[[Scope, Receive, Send], Any]:
     return serve
 
 
-async def _until_gone(receive: Receive) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-
 def _has_cookie(scope: Scope, headers: _Headers, tokens: Tokens) -> bool:
     header = headers.get(b"cookie", b"")[:_MOST_COOKIE]
     value = session.value_in(header, session.name_for(_port(scope)))
@@ -269,10 +262,7 @@ def _cookie(scope: Scope, value: str, seconds: int) -> str:
 
 
 async def _refuse(send: Send, refusal: Refusal) -> None:
-    answer = refused(refusal, JSON)
-    more = [(b"retry-after", str(RETRY_AFTER).encode())] if refusal.status == 503 else []
-    more += [(b"www-authenticate", b"Bearer")] if refusal.status == 401 else []
-    await _send(send, answer.status, answer.body.decode(), JSON, *more)
+    await send_answer(send, refused(refusal, JSON), *_HEADERS)
 
 
 async def _redirect(send: Send, cookie: str) -> None:

@@ -21,6 +21,8 @@ import uvicorn
 
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.sharing import join
+from otel_letta.serve.api import Api
+from otel_letta.serve.asking import Asking
 from otel_letta.serve.connections import BoundedProtocol
 from otel_letta.serve.doors import Tokens
 from otel_letta.serve.http import Bounds, Doors, make_app
@@ -125,8 +127,10 @@ class Service:
         self._rpc: Any = None
         try:
             page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
+            self.asking = Asking(self.intake.tasks, settings, several=options.shared)
+            routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes()]
             app = make_app(
-                self.intake, self.doors, self.metrics, options.bounds, routes=page.routes(), lifespan=self._lifespan
+                self.intake, self.doors, self.metrics, options.bounds, routes=routes, lifespan=self._lifespan
             )
             self.server = _Server(self._config(app), self.intake)
             self._rpc = self._make_rpc()

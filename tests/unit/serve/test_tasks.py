@@ -31,7 +31,7 @@ def test_the_last_report_of_each_task_is_shown() -> None:
     tasks.take(report("a", 2, content="goes on", progress=0.5, started=BEGAN, chat_id="c", service="s", duration=2.0))
     (task,) = tasks.show().working
     assert task._replace(id="") == Task(
-        "", 2, "working", "a", "agent-1", "c", "s", 0.5, "goes on", BEGAN.timestamp(), BEGAN.timestamp() + 2, 2.0
+        "", 2, "working", "a", "agent-1", "c", "s", 0.5, "goes on", BEGAN.timestamp(), BEGAN.timestamp() + 2, 2.0, "a"
     )
 
 
