@@ -89,7 +89,8 @@ class ScriptedLLM:
         self._failures_left: int | None = None
         self._delay = 0.0
         self._holds: dict[object, str] = {}
-        self._tool: str | None = None
+        self._tool: tuple[str, str] | None = None
+        self._texts: list[str] = []
         self._chat_calls = 0
         self._in_flight = 0
         self._in_flight_max = 0
@@ -187,10 +188,15 @@ class ScriptedLLM:
         with self._changed:
             self._failure = self._failures_left = None
 
-    def call_tool_next(self, name: str) -> None:
-        """Answer the next request that offers a tool of this name with a call of it, without arguments."""
+    def call_tool_next(self, name: str, arguments: str = "{}") -> None:
+        """Answer the next request that offers a tool of this name with a call of it. ``arguments`` is JSON."""
         with self._changed:
-            self._tool = name
+            self._tool = name, arguments
+
+    def say_next(self, *texts: str) -> None:
+        """Answer the next requests with these texts, one each, instead of ``ack 1``…"""
+        with self._changed:
+            self._texts += texts
 
     @contextlib.contextmanager
     def hold(self, about: str = "") -> Iterator[Callable[[], None]]:
@@ -221,6 +227,7 @@ class ScriptedLLM:
             self._delay = 0.0
             self._holds.clear()
             self._tool = None
+            self._texts.clear()
             self._chat_calls = 0
             self._in_flight_max = self._in_flight
             self._changed.notify_all()
@@ -257,12 +264,16 @@ class ScriptedLLM:
     def _is_held(self, shown: str) -> bool:
         return any(about in shown for about in self._holds.values())
 
-    def _next_tool(self, offered: list[str | None]) -> str | None:
+    def _next_tool(self, offered: list[str | None]) -> tuple[str, str] | None:
         with self._changed:
-            tool = self._tool if self._tool in offered else None
+            tool = self._tool if self._tool is not None and self._tool[0] in offered else None
             if tool is not None:
                 self._tool = None
             return tool
+
+    def _next_text(self, number: int) -> str:
+        with self._changed:
+            return self._texts.pop(0) if self._texts else f"ack {number}"
 
     def _next_failure(self) -> Failure | None:
         failure = self._failure
@@ -320,7 +331,9 @@ class _Handler(Handler):
 
     def _answer(self, body: Prompt, number: int) -> None:
         offered = [tool.get("function", {}).get("name") for tool in body.get("tools") or []]
-        message, finish = _reply(body, f"ack {number}", self.server.llm._next_tool(offered))
+        llm = self.server.llm
+        tool = llm._next_tool(offered)
+        message, finish = _reply(body, f"ack {number}" if tool else llm._next_text(number), tool)
         usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
         head = {
             "id": f"chatcmpl-scripted-{number}",
@@ -362,14 +375,14 @@ class _Handler(Handler):
         self.send(404, {"error": error})
 
 
-def _reply(body: Prompt, text: str, tool: str | None = None) -> tuple[dict[str, Any], str]:
-    """The assistant message for a chat request, and its finish reason; ``tool`` names one to call.
+def _reply(body: Prompt, text: str, tool: tuple[str, str] | None = None) -> tuple[dict[str, Any], str]:
+    """The assistant message for a chat request, and its finish reason; ``tool`` is one to call, with its arguments.
 
     Plain text ends the turn of a current agent.  The older agent types speak through a ``send_message`` tool
     and treat plain text as a fault, so where that tool is offered it is called, thinking argument included.
     """
     if tool is not None:
-        return _tool_call(tool, "{}", text)
+        return _tool_call(*tool, text)
     functions = [offer.get("function", {}) for offer in body.get("tools") or []]
     speak = next((function for function in functions if function.get("name") == "send_message"), None)
     if speak is None:
