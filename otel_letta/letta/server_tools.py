@@ -65,8 +65,6 @@ class Tool:
 class Found:
     """What is there already, for one agent."""
 
-    name: str
-    """The agent's."""
     tools: Mapping[str, Tool]
     """Those with our names, by name: one name, one tool on a server."""
     attached: frozenset[str]
@@ -98,7 +96,6 @@ class ServerTools:
         agent = mapping(self._call("GET", self._agent))
         tools = [row for name in TOOLS for row in rows(self._call("GET", "/v1/tools/", params={"name": name}))]
         return Found(
-            name=clean_line(str(agent.get("name") or ""), _CAP),
             tools={tool.name: tool for tool in map(_tool, tools) if tool.name in TOOLS},
             attached=frozenset(str(row.get("id")) for row in rows(agent.get("tools"))),
             secrets=_secrets(agent),

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import click
 
-from otel_letta.cli.check.asking import Asking
+from otel_letta.cli.check.asking import Asking, cleaned
 from otel_letta.cli.check.findings import explained
 from otel_letta.cli.init.servers import NAMES
-from otel_letta.cli.setup import addresses, app_server, rest
+from otel_letta.cli.setup import addresses
+from otel_letta.cli.setup.app_server import AppServerAgent
 from otel_letta.cli.setup.merge import CannotMerge
-from otel_letta.cli.setup.steps import Refused, Step, Wishes
+from otel_letta.cli.setup.rest import RestAgent
+from otel_letta.cli.setup.steps import Refused, Wishes
 from otel_letta.errors import LettaError
 from otel_letta.letta.flavour import Flavour
-from otel_letta.letta.server_tools import ServerTools
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings import Settings
 
@@ -40,13 +41,11 @@ from otel_letta.settings import Settings
 @click.option(
     "--skills",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("~/.letta/skills"),
-    show_default=True,
-    help="The skills' folder of an App Server, where that is the server.",
+    help="An App Server's folder of skills; default is ~/.letta/skills, where the server runs on this machine.",
 )
 @click.option("--write", is_flag=True, help="Do it, or bring it up to date.")
 @click.option("--remove", is_flag=True, help="Take all of it back, and nothing else.")
-def letta(agent: str | None, url: str, token_file: Path | None, skills: Path, write: bool, remove: bool) -> None:
+def letta(agent: str | None, url: str, token_file: Path | None, skills: Path | None, write: bool, remove: bool) -> None:
     """Let your Letta agent see the tasks that are reported to it, and instruct them.
 
     Asks the Letta server what it is. On a REST server the agent gets the tools list_tasks, get_task and
@@ -55,10 +54,10 @@ def letta(agent: str | None, url: str, token_file: Path | None, skills: Path, wr
     """
     if write and remove:
         raise click.UsageError("--write and --remove exclude each other")
-    wishes = Wishes(addresses.checked(url, "--url"), token_file, skills.expanduser(), remove)
+    wishes = Wishes(addresses.checked(url, "--url"), token_file, skills, write, remove)
     try:
         with suppress_tracing():
-            sys.exit(_run(Settings.resolve(require_agent=False, agent_id=agent), wishes, write or remove))
+            sys.exit(_run(Settings.resolve(require_agent=False, agent_id=agent), wishes))
     except LettaError as error:
         what, fix = explained(error)
         raise click.ClickException(f"{what}{f'. Fix: {fix}' if fix else ''}") from None
@@ -69,38 +68,32 @@ def letta(agent: str | None, url: str, token_file: Path | None, skills: Path, wr
         raise click.ClickException(f"A file cannot be used: {why}") from None
 
 
-def _run(settings: Settings, wishes: Wishes, doing: bool) -> int:
+def _run(settings: Settings, wishes: Wishes) -> int:
+    """Say what would be done, or do it. Return the exit code."""
     agent_id = settings.agent_id
     if not agent_id:
         raise Refused("No agent is named: --agent does it, or LETTA_AGENT_ID")
     with closing(Asking(settings)) as asking:
-        info = asking.info()
-        asking.describe(agent_id)  # raises where there is no such agent
+        info, row = asking.info(), asking.describe(agent_id)
+    name = f'"{cleaned(settings, row["name"], 80)}" ' if isinstance(row.get("name"), str) else ""
     where = f"{NAMES[info.flavour]} {info.version}".rstrip() + f" at {settings.base_url}"
-    if info.flavour is Flavour.APP_SERVER:
-        click.echo(f"{where}:")
-        _work(app_server.steps(wishes, agent_id), doing)
-        return 0
-    with closing(ServerTools(settings, agent_id)) as server:
-        agent = rest.RestAgent(server, agent_id, wishes)
-        click.echo(f'Agent "{agent.name}" ({agent_id}), {where}:')
-        _work(agent.steps(), doing)
-        problem = agent.proof() if doing and not wishes.remove else None
-        if doing and not wishes.remove:
-            click.echo(f"  {'✗' if problem else '✓'} list_tasks, run by Letta: {problem or 'the bridge answers'}")
-        for note in rest.notes(wishes, settings):
+    make = AppServerAgent if info.flavour is Flavour.APP_SERVER else RestAgent
+    with closing(make(settings, agent_id, wishes)) as agent:
+        steps = agent.steps()
+        click.echo(f"Agent {name}({agent_id}), {where}:")
+        for step in steps:
+            if wishes.doing:
+                step.run()
+            click.echo(f"  {'✓' if wishes.doing else '-'} {step.text}")
+        if not steps:
+            click.echo("  nothing is to be done")
+        problem = agent.proof() if wishes.write else None
+        if wishes.write:
+            click.echo(f"  {'✗' if problem else '✓'} {agent.probe}: {problem or 'the bridge answers'}")
+        if steps and not wishes.doing:
+            click.echo("Nothing was changed yet: --write does it.", err=True)
+        for note in agent.notes():
             click.echo(note, err=True)
-        if not wishes.remove:
-            rest.show_mcp(wishes.url)
-        return 1 if problem else 0
-
-
-def _work(steps: list[Step], doing: bool) -> None:
-    for step in steps:
-        if doing:
-            step.run()
-        click.echo(f"  {'✓' if doing else '-'} {step.text}")
-    if not steps:
-        click.echo("  nothing is to be done")
-    elif not doing:
-        click.echo("Nothing was changed yet.", err=True)
+        if not wishes.doing:
+            click.echo(agent.shown(), nl=False)
+    return 1 if problem else 0

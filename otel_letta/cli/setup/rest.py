@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Iterator
 from functools import partial
 
-import click
-
 from otel_letta.cli.setup import addresses, token_file
 from otel_letta.cli.setup.steps import Refused, Step, Wishes
 from otel_letta.letta.server_tools import TOKEN, TOOLS, URL, Found, ServerTools
@@ -21,14 +19,20 @@ _STAND_IN = "TOKEN"
 class RestAgent:
     """The setting up of one agent, as it is found on the server."""
 
-    def __init__(self, server: ServerTools, agent_id: str, wishes: Wishes) -> None:
-        self._server = server
+    probe = "list_tasks, run by Letta"
+
+    def __init__(self, settings: Settings, agent_id: str, wishes: Wishes) -> None:
+        self._settings = settings
         self._agent_id = agent_id
         self._wishes = wishes
-        self._found: Found = server.found()
-        self.name = self._found.name
+        self._server = ServerTools(settings, agent_id)
+        self._found: Found = self._server.found()
         self._token = self._found.secret(TOKEN)
         """The agent's, once the steps are done."""
+
+    def close(self) -> None:
+        """Give connections back."""
+        self._server.close()
 
     def steps(self) -> list[Step]:
         """Return what is to be done; nothing if all of it is there, or gone.
@@ -108,38 +112,35 @@ class RestAgent:
             gone: dict[str, str | None] = dict.fromkeys(names)
             yield Step(f"take the agent's secrets {' and '.join(names)}", partial(self._server.set_secrets, gone))
 
+    # -- what a person should know -------------------------------------------------------------------------------------
 
-def notes(wishes: Wishes, settings: Settings) -> Iterator[str]:
-    """Say what a person should know about the address and the token."""
-    url = wishes.url
-    if wishes.remove:
-        if wishes.token_file is None:
-            yield "If the agent has a token of its own, --token-file takes it out of the receiver's file as well."
-        return
-    if addresses.is_of_this_machine(url) and not settings.is_loopback:
-        yield f"The tools run where the Letta server does: to them {url} is that machine, not this one."
-    if wishes.token_file is not None and not addresses.is_private(url):
-        yield f"The token goes to {url} unencrypted."
-    if not addresses.may_be_public(url):
-        yield "Letta takes no MCP server at a private address (0.16.8): there, these tools are the way."
+    def notes(self) -> Iterator[str]:
+        """Return lines about the address and the token."""
+        wishes, url = self._wishes, self._wishes.url
+        if wishes.remove:
+            if wishes.token_file is None and self._token is not None:
+                yield "Its token is good as long as it stands in the bridge's file: --token-file takes it out."
+            return
+        if addresses.is_of_this_machine(url) and not self._settings.is_loopback:
+            yield f"The tools run where the Letta server does: to them {url} is that machine, not this one."
+        if self._token is not None and not addresses.is_private(url):
+            yield f"The token goes to {url} unencrypted."
+        if not addresses.may_be_public(url):
+            yield "Letta takes no MCP server at a private address (0.16.8): these tools do without."
 
+    def shown(self) -> str:
+        """Return how the bridge can be had by MCP instead: what Letta's ``POST /v1/mcp-servers/`` takes.
 
-def mcp_server(url: str) -> str | None:
-    """Return what `POST /v1/mcp-servers/` takes for the bridge's MCP; None where Letta would refuse it."""
-    if not (addresses.may_be_public(url) and url.startswith("https://")):
-        return None
-    config = {
-        "mcp_server_type": "streamable_http",
-        "server_url": f"{url}/mcp",
-        "auth_header": "Authorization",
-        "auth_token": f"Bearer {_STAND_IN}",
-    }
-    return json.dumps({"server_name": "otel-letta", "config": config}, indent=2)
-
-
-def show_mcp(url: str) -> None:
-    """Print how the bridge can be had by MCP instead, where Letta allows that."""
-    config = mcp_server(url)
-    if config is not None:
-        click.echo(f"By MCP instead, for clients that prefer it, with the agent's token for {_STAND_IN}:", err=True)
-        click.echo(config)
+        Empty where Letta would refuse the address.
+        """
+        url = self._wishes.url
+        if self._wishes.remove or not (addresses.may_be_public(url) and url.startswith("https://")):
+            return ""
+        config = {
+            "mcp_server_type": "streamable_http",
+            "server_url": f"{url}/mcp",
+            "auth_header": "Authorization",
+            "auth_token": f"Bearer {_STAND_IN}",
+        }
+        text = json.dumps({"server_name": "otel-letta", "config": config}, indent=2)
+        return f"By MCP instead, for POST /v1/mcp-servers/ with the agent's token for {_STAND_IN}:\n{text}\n"

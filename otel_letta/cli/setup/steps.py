@@ -14,8 +14,16 @@ class Wishes:
     url: str
     """The bridge's address, for the machine of the Letta server."""
     token_file: Path | None
-    skills: Path
+    """The file that the bridge reads tokens from."""
+    skills: Path | None
+    """An App Server's folder of skills; None for the usual one."""
+    write: bool
     remove: bool
+
+    @property
+    def doing(self) -> bool:
+        """Whether anything may be changed."""
+        return self.write or self.remove
 
 
 @dataclass(frozen=True)
