@@ -2,8 +2,8 @@
 
 ``init`` sets reporting up, ``check`` finds out whether a report would get through, ``run`` reports the tasks of a
 program as it is, ``demo`` shows how reports look, ``replay`` turns recorded spans into reports, ``serve`` receives
-OTLP, ``watch`` shows the tasks, ``outbox`` shows and delivers what is not delivered yet, ``setup`` makes coding
-programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
+OTLP, ``watch`` shows the tasks, ``tasks`` lists and instructs them, ``outbox`` shows and delivers what is not delivered
+yet, ``setup`` makes coding programs report; ``hook`` and ``openhands-webhooks`` take events from OpenHands.
 
 Its libraries, click and rich above all, are the extra ``cli`` and are imported when the command runs, never before;
 ``hook``, which OpenHands waits for at every step, does without them.
@@ -27,6 +27,7 @@ _COMMANDS = {
     "replay": "otel_letta.cli.replay:replay",
     "serve": "otel_letta.cli.serve:serve",
     "watch": "otel_letta.cli.watch.command:watch",
+    "tasks": "otel_letta.cli.tasks:tasks",
     "outbox": "otel_letta.cli.outbox:outbox",
     "setup": "otel_letta.cli.setup.command:setup",
     "hook": "otel_letta.cli.hook:hook",

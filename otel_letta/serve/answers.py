@@ -24,6 +24,8 @@ class Answer(NamedTuple):
     body: bytes
     type: str
     retry_after: int | None = None
+    allow: str = ""
+    """The methods that would be understood."""
 
 
 class Refusal(Exception):
@@ -31,10 +33,12 @@ class Refusal(Exception):
 
     Args:
         status: HTTP's.
+        allow: the methods that would be understood, with 405.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, *, allow: str = "") -> None:
         super().__init__(text)
+        self.allow = allow
         self.status = status
         self.text = clean_line(text, _LONGEST_TEXT)
 
@@ -71,9 +75,9 @@ def refused(refusal: Refusal, kind: str) -> Answer:
     """Answer a request that was not taken in."""
     retry = RETRY_AFTER if refusal.status == 503 else None
     if kind == PROTOBUF:
-        return Answer(refusal.status, status_of(refusal), PROTOBUF, retry)
+        return Answer(refusal.status, status_of(refusal), PROTOBUF, retry, refusal.allow)
     body = json.dumps({"code": refusal.code, "message": refusal.text}).encode()
-    return Answer(refusal.status, body, JSON, retry)
+    return Answer(refusal.status, body, JSON, retry, refusal.allow)
 
 
 def status_of(refusal: Refusal) -> bytes:

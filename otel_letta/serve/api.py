@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
 from starlette.routing import Route
 
-from otel_letta.delivery.stats import Throttle
-from otel_letta.serve.answers import JSON, Answer, Refusal, refused
+from otel_letta.serve.answers import JSON, Answer, Refusal
 from otel_letta.serve.asking import Asker, Asking, asker_of
-from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space, send_answer, until_gone
+from otel_letta.serve.endpoint import Endpoint
+from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space, until_gone
 from otel_letta.serve.intake import Intake
-
-_logger = logging.getLogger(__name__)
 
 BOUNDS = Bounds(body=65_536, bodies=4_000_000, patience=10.0, whole=20.0)
 _LONGEST_WAIT = 60.0
@@ -28,7 +26,6 @@ _TICK = 0.2
 """Seconds between two looks at what has come."""
 _MOST_ASKING = 300
 """Programs that wait at once; each takes one of the receiver's connections."""
-_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 class Api:
@@ -46,44 +43,31 @@ class Api:
         self._doors = doors
         self._space = Space(BOUNDS)
         self._waiting = 0
-        self._errors = Throttle(_logger)
 
     def routes(self) -> list[Route]:
         """Return the routes for the application."""
-        return [Route("/api/tasks", self, methods=None), Route("/api/tasks/{rest:path}", self, methods=None)]
+        endpoint = Endpoint(self._serve)
+        return [Route(path, endpoint, methods=None) for path in ("/api/tasks", "/api/tasks/{rest:path}")]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, dict(scope["headers"]), receive)
-        more: list[tuple[bytes, bytes]] = []
-        try:
-            work, allowed = self._find(scope)
-            asker = asker_of(self._doors, request.headers)
-            if scope["method"] not in work:
-                more = [(b"allow", allowed)]
-                raise Refusal(405, f"only {allowed.decode()} is understood here")
-            answer = Answer(200, to_json(await work[scope["method"]](asker, request, receive)), JSON)
-        except Refusal as refusal:
-            answer = refused(refusal, JSON)
-        except Gone:
-            return
-        except asyncio.CancelledError:  # the end of the program; uvicorn would make a 500 of it
-            answer = refused(Refusal(503, "this receiver is shutting down"), JSON)
-        except Exception as error:
-            self._errors.log(logging.ERROR, type(error).__name__, "unexpected %s in a request", type(error).__name__)
-            _logger.debug("unexpected error", exc_info=True)
-            answer = refused(Refusal(503, "this receiver had an error of its own"), JSON)
-        await send_answer(send, answer, *_HEADERS, *more, close=request.must_close)
+    async def _serve(self, request: Request, receive: Receive, send: Send) -> Answer:
+        work = self._find(request.scope)
+        asker = asker_of(self._doors, request.headers)
+        method = request.scope["method"]
+        if method not in work:
+            allowed = ", ".join(work)
+            raise Refusal(405, f"only {allowed} is understood here", allow=allowed)
+        return Answer(200, to_json(await work[method](asker, request, receive)), JSON)
 
-    def _find(self, scope: Scope) -> tuple[dict[str, _Work], bytes]:
+    def _find(self, scope: Scope) -> dict[str, _Work]:
         """Return what can be done at a path, by method. An id of a task may hold anything, slashes too."""
         raw = scope.get("raw_path") or quote(scope["path"]).encode()
         _, _, *parts = (unquote(part) for part in raw.decode("latin-1").split("/") if part)
         if not parts:
-            return {"GET": self._list}, b"GET"
+            return {"GET": self._list}
         if len(parts) == 1:
-            return {"GET": _for(parts[0], self._show)}, b"GET"
+            return {"GET": _for(parts[0], self._show)}
         if len(parts) == 2 and parts[1] == "instructions":
-            return {"GET": _for(parts[0], self._take), "POST": _for(parts[0], self._instruct)}, b"GET, POST"
+            return {"GET": _for(parts[0], self._take), "POST": _for(parts[0], self._instruct)}
         raise Refusal(404, "nothing is here")
 
     async def _list(self, asker: Asker, request: Request, receive: Receive) -> Mapping[str, Any]:
@@ -151,3 +135,19 @@ def to_json(found: Mapping[str, Any]) -> bytes:
     """Write what an agent will read. No text of a task can look like a block in it: see `otel_letta.instruction`."""
     text = json.dumps(found, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode()
+
+
+class NoMcp:
+    """In place of `otel_letta.serve.mcp.Mcp` where the SDK is not installed."""
+
+    def routes(self) -> list[Route]:
+        """Return the routes for the application."""
+        return [Route("/mcp", Endpoint(self._serve), methods=None)]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Enter while requests may come."""
+        yield
+
+    async def _serve(self, request: Request, receive: Receive, send: Send) -> None:
+        raise Refusal(404, "MCP needs another package in the receiver's environment: pip install 'otel-letta[mcp]'")

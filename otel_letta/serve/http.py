@@ -90,12 +90,11 @@ class Receiver:
             _logger.debug("unexpected error", exc_info=True)
             answer = refused(Refusal(503, "this receiver had an error of its own"), kind or JSON)
         self._metrics.answered(self._signal, answer.status, request.size, time.perf_counter() - began)
-        allowed = [(b"allow", b"POST")] if answer.status == 405 else []
-        await send_answer(send, answer, *allowed, close=request.must_close)
+        await send_answer(send, answer, close=request.must_close)
 
     async def _answer(self, request: Request, kind: str | None) -> Answer:
         if request.scope["method"] != "POST":
-            raise Refusal(405, "only POST is understood here")
+            raise Refusal(405, "only POST is understood here", allow="POST")
         self._doors.check(request.headers)
         if kind is None:
             raise Refusal(415, f"Content-Type has to be {PROTOBUF} or {JSON}")
@@ -268,6 +267,8 @@ async def send_answer(send: Send, answer: Answer, *more: tuple[bytes, bytes], cl
     ]
     if answer.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    elif answer.allow:
+        headers.append((b"allow", answer.allow.encode()))
     elif answer.status == 415:
         headers.append((b"accept-encoding", b"gzip, zstd, deflate"))
     if answer.retry_after is not None:

@@ -21,7 +21,7 @@ import uvicorn
 
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.sharing import join
-from otel_letta.serve.api import Api
+from otel_letta.serve.api import Api, NoMcp
 from otel_letta.serve.asking import Asking
 from otel_letta.serve.connections import BoundedProtocol
 from otel_letta.serve.doors import Tokens
@@ -128,7 +128,8 @@ class Service:
         try:
             page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
             self.asking = Asking(self.intake.tasks, settings, several=options.shared)
-            routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes()]
+            self._mcp = _make_mcp(self.asking, self.intake, self.doors)
+            routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]
             app = make_app(
                 self.intake, self.doors, self.metrics, options.bounds, routes=routes, lifespan=self._lifespan
             )
@@ -210,7 +211,8 @@ class Service:
         if self._rpc is not None:
             self._rpc.start()
         try:
-            yield
+            async with self._mcp.running():
+                yield
         finally:
             timeout = self._settings.shutdown_timeout
             await loop.run_in_executor(None, self._close, timeout)
@@ -250,6 +252,16 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._intake.draining = True
         super().handle_exit(sig, frame)
+
+
+def _make_mcp(asking: Asking, intake: Intake, doors: Doors) -> Any:
+    try:
+        from otel_letta.serve.mcp import Mcp
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"mcp", "mcp_types"}:
+            raise
+        return NoMcp()  # it is not there, or of a release before 2.0
+    return Mcp(asking, intake, doors)
 
 
 def _spool_of(options: Options, settings: Settings) -> OwnSpool | None:

@@ -336,6 +336,8 @@ OTHER_VARIABLES = frozenset(
         "OTEL_LETTA_SPOOL",
         "OTEL_LETTA_TEST_CACHE",
         "OTEL_LETTA_TEST_ORDERS",
+        "OTEL_LETTA_TOKEN",
+        "OTEL_LETTA_URL",
         "OTEL_LETTA_WEBHOOK_TOKEN",
     }
 )

@@ -57,7 +57,22 @@ def test_completion_is_set_up_as_the_page_says(shell: str, monkeypatch: pytest.M
     assert "_OTEL_LETTA_COMPLETE" in result.output
 
 
-@pytest.mark.parametrize("command", ["", "init", "check", "run", "demo", "replay", "hook", "openhands-webhooks"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "init",
+        "check",
+        "run",
+        "demo",
+        "replay",
+        "tasks list",
+        "tasks show",
+        "tasks instruct",
+        "hook",
+        "openhands-webhooks",
+    ],
+)
 def test_the_help_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     output = CliRunner().invoke(app(), [*command.split(), "--help"], prog_name="otel-letta").output

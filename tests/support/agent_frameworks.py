@@ -61,6 +61,8 @@ _FRAMEWORKS: dict[str, tuple[str, ...]] = {
         "openinference-instrumentation-smolagents==0.1.43",
     ),
     "crewai": ("crewai==1.15.30", "openinference-instrumentation-crewai==1.1.21"),
+    # No framework, but what Letta 0.16.8 speaks MCP with; it does not start with a newer pydantic.
+    "mcp_client": ("mcp==1.12.4", "pydantic==2.11.7"),
     "uwsgi": ("uwsgi==2.0.31",),  # no agents, but a server with forks of its own; pip builds it with the C compiler
 }
 """What is installed beside `_COMMON` and whatever these packages need."""

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from otel_letta.cli.tokens import token_of
 from otel_letta.cli.watch import picture
 from otel_letta.cli.watch.places import Boards, NoReceiver, Receiver, Refused, Trouble
 from otel_letta.errors import LettaConfigurationError
@@ -50,7 +51,7 @@ def watch(
         raise click.UsageError("a URL is that of a receiver: leave it out for a board")
     console = Console(highlight=False, markup=False, emoji=False)
     try:
-        draw, close = _choose(url, _token_of(token, token_file), agent, console, board=board)
+        draw, close = _choose(url, token_of(token, token_file, sender=True), agent, console, board=board)
     except Refused as error:
         raise click.ClickException(str(error)) from None
     try:
@@ -105,13 +106,6 @@ def _boards(agent: str | None, why: str) -> Boards:
     except LettaConfigurationError as error:
         raise Refused(f"{why}And there is no agent whose board could be read: {error}") from None
     return Boards(SelectingTransport(settings))
-
-
-def _token_of(token: str | None, file: Path | None) -> str | None:
-    if file is None:
-        return token.strip() if token else None
-    lines = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
-    return next((line for line in lines if line and not line.startswith("#")), None)
 
 
 def _follow(draw: _Draw, console: Console, interval: float) -> None:
