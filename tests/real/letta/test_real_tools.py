@@ -5,106 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner, Result
 
-from otel_letta.cli.main import app
 from otel_letta.letta.server_tools import TOKEN, TOOLS, URL
+from tests.support.bridge import PATIENCE, SENDER, Bridge, bridge_to
 from tests.support.letta_harness import LettaHarness
-from tests.support.otlp_sender import post, request_of
-from tests.support.waiting import until
-from tests.unit.serve.test_durable import program
-
-SENDER = "the-sender-s-token"
-PATIENCE = 90.0
-
-
-@dataclass
-class Bridge:
-    """``otel-letta serve`` as a process of its own, which reports to two agents on their boards."""
-
-    letta: LettaHarness
-    agent: str
-    other: str
-    port: int
-    tokens: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def set_up(self, *flags: str, agent: str | None = None) -> Result:
-        """Run the command as a person would, in this process."""
-        more = ["--url", self.url, "--token-file", str(self.tokens), *flags]
-        environ = {
-            "LETTA_BASE_URL": self.letta.base_url,
-            "LETTA_PASSWORD": self.letta.password,
-            "LETTA_AGENT_ID": agent or self.agent,
-        }
-        return CliRunner().invoke(app(), ["setup", "letta", *more], env=environ)
-
-    def begin(self, number: int, task: str, agent: str, **more: str) -> None:
-        """Let a program report that a task is under way."""
-        values = {"letta.task.id": task, "letta.task.name": task, "letta.agent.id": agent, **more}
-        event = {
-            "timeUnixNano": "1795946401500000000",
-            "eventName": "letta.task.progress",
-            "traceId": f"{number:032x}",
-            "spanId": f"{number:016x}",
-            "attributes": [{"key": key, "value": {"stringValue": value}} for key, value in values.items()],
-        }
-        body = request_of(event, logs=True)
-        assert post(self.port, "/v1/logs", body, Authorization=f"Bearer {SENDER}").status == 200
-        assert until(lambda: task in self.known(), PATIENCE)
-
-    def known(self) -> list[str]:
-        """Return the ids of all tasks that the bridge knows, as a sender sees them."""
-        found = httpx.get(f"{self.url}/api/tasks", headers={"Authorization": f"Bearer {SENDER}"}, timeout=60)
-        return [task["task_id"] for task in found.json()["tasks"]]
-
-    def taken(self, task: str) -> Any:
-        """Wait, as the program that does the task, for an instruction."""
-        path = f"{self.url}/api/tasks/{task}/instructions?wait=60"
-        return httpx.get(path, headers={"Authorization": f"Bearer {SENDER}"}, timeout=90).json()["instructions"]
-
-    def call(self, agent: str, tool: str, **arguments: str) -> str:
-        """Let the agent's model call a tool, and return what it got to read of it."""
-        self.letta.llm.call_tool_next(tool, json.dumps(arguments))
-        answer = self.letta.say(agent, f"please {tool}")
-        (returned,) = [each for each in answer.messages if each.message_type == "tool_return_message"]
-        assert returned.status == "success"
-        return str(returned.tool_return)
 
 
 @pytest.fixture
 def bridge(letta: LettaHarness, tmp_path: Path) -> Iterator[Bridge]:
-    agent, other = letta.create_agent(), letta.create_agent()
-    with bridge_to(letta, agent, other, tmp_path) as running:
+    with bridge_to(letta, letta.create_agent(), letta.create_agent(), tmp_path) as running:
         yield running
 
 
-@contextmanager
-def bridge_to(letta: LettaHarness, agent: str, other: str, tmp_path: Path) -> Iterator[Bridge]:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"{SENDER}\n")
-    environ = {
-        "LETTA_PASSWORD": letta.password,
-        "OTEL_LETTA_AGENT_ALLOW_LIST": other,
-        "OTEL_LETTA_DELIVERY": "board",  # or a report's turn might make the call that is scripted for another
-    }
-    with program(letta, agent, "--token-file", str(tokens), **environ) as running:
-        bridge = Bridge(letta, agent, other, running.port, tokens)
-        try:
-            yield bridge
-        finally:  # tools are the server's, which other tests use as well
-            for each in (agent, other):
-                bridge.set_up("--remove", agent=each)
+def call(bridge: Bridge, agent: str, tool: str, **arguments: str) -> str:
+    """Let the agent's model call a tool, and return what it got to read of it."""
+    letta = bridge.letta
+    assert isinstance(letta, LettaHarness)
+    letta.llm.call_tool_next(tool, json.dumps(arguments))
+    answer = letta.say(agent, f"please {tool}")
+    (returned,) = [each for each in answer.messages if each.message_type == "tool_return_message"]
+    assert returned.status == "success"
+    return str(returned.tool_return)
 
 
 def read(shown: str) -> Any:
@@ -122,30 +48,31 @@ def test_an_agent_lists_and_looks_at_its_own_tasks_and_instructs_them(bridge: Br
     bridge.begin(2, "somebody else's", bridge.other)
 
     for agent, task in ((bridge.agent, "import the ledger"), (bridge.other, "somebody else's")):
-        listed = read(bridge.call(agent, "list_tasks"))["tasks"]
+        listed = read(call(bridge, agent, "list_tasks"))["tasks"]
         assert [(each["task_id"], each["state"]) for each in listed] == [(task, "working")]
 
-    shown = read(bridge.call(bridge.agent, "get_task", task_id="import the ledger"))
+    shown = read(call(bridge, bridge.agent, "get_task", task_id="import the ledger"))
     assert [step["line"] for step in shown["steps"]] == ["row 40 of 100"]
-    assert "no task of yours" in bridge.call(bridge.agent, "get_task", task_id="somebody else's")
+    assert "no task of yours" in call(bridge, bridge.agent, "get_task", task_id="somebody else's")
 
     with ThreadPoolExecutor(1) as program_s:
         waiting = program_s.submit(bridge.taken, "import the ledger")
-        said = bridge.call(
-            bridge.agent, "instruct_task", task_id="import the ledger", action="continue", text="Skip row 41 “ü”."
+        said = call(
+            bridge,
+            bridge.agent,
+            "instruct_task",
+            task_id="import the ledger",
+            action="continue",
+            text="Skip row 41 “ü”.",
         )
         assert read(said)["task_id"] == "import the ledger"
-        assert [(each["action"], each["text"]) for each in waiting.result(PATIENCE)] == [
-            ("continue", "Skip row 41 “ü”.")
-        ]
-    assert "no task of yours" in bridge.call(
-        bridge.agent, "instruct_task", task_id="somebody else's", action="continue", text="Stop."
-    )
-    assert (
-        "waits for no"
-        in (refused := bridge.call(bridge.agent, "instruct_task", task_id="import the ledger", action="accept"))
-        or "does not wait" in refused
-    )
+        assert waiting.result(PATIENCE) == [("continue", "Skip row 41 “ü”.")]
+    for task, action, words in (
+        ("somebody else's", "continue", "no task of yours"),
+        ("import the ledger", "accept", "does not wait for a yes or no"),
+    ):
+        refused = call(bridge, bridge.agent, "instruct_task", task_id=task, action=action, text="Stop.")
+        assert words in refused
 
 
 def test_letta_reads_the_sources_as_they_are_meant(bridge: Bridge) -> None:
@@ -232,4 +159,4 @@ def test_without_the_bridge_the_agent_reads_a_sentence_and_setup_says_so(bridge:
     result = bridge.set_up("--write", "--url", unheard)
     assert result.exit_code == 1
     assert "cannot be reached" in result.output
-    assert "cannot be reached" in bridge.call(bridge.agent, "list_tasks")
+    assert "cannot be reached" in call(bridge, bridge.agent, "list_tasks")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from otel_letta.instruction import _LONGEST_TEXT as LONGEST_TEXT
+from otel_letta.instruction import LONGEST_TEXT
 from otel_letta.letta.server_tools import TOOLS, source_of
 from tests.support.loopback import Handler, LoopbackServer
 
