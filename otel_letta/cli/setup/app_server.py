@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from otel_letta.cli.setup import token_file
 from otel_letta.cli.setup.files import read_settings, write_settings
 from otel_letta.cli.setup.steps import Refused, Step, Wishes
+from otel_letta.cli.setup.token_file import OwnToken
 from otel_letta.settings import Settings
 from otel_letta.text import clean_line
 
@@ -57,7 +56,8 @@ class AppServerAgent:
         self._tokens = skills.parent / "otel-letta"
         """Beside the skills, not among them: an agent is shown what is in a skill's folder."""
         self._own = self._tokens / f"{agent_id}.token"
-        self._token = read_settings(self._own).text.strip() or None
+        self._held = read_settings(self._own).text.strip() or None
+        self._token = OwnToken(wishes.token_file, agent_id, self._held)
 
     def steps(self) -> list[Step]:
         """Return what is to be done; nothing if all of it is there, or gone.
@@ -74,8 +74,7 @@ class AppServerAgent:
     def notes(self) -> Iterator[str]:
         """Return lines about the address, the token and the skill."""
         if self._wishes.remove:
-            if self._wishes.token_file is None and self._token is not None:
-                yield "Its token is good as long as it stands in the bridge's file: --token-file takes it out."
+            yield from self._token.notes_on_removal()
             return
         yield "Every agent of the App Server finds the skill; tokens are as private as files are among its agents."
 
@@ -108,23 +107,12 @@ class AppServerAgent:
 
     def _to_write(self) -> Iterator[Step]:
         before = self._ours()
-        yield from self._token_steps()
+        yield from self._token.to_write()
+        token = self._token.value
+        if token != self._held:
+            yield Step(f"write it to {self._own}", partial(self._write, self._own, lambda: f"{token}\n"))
         if before != self.text():
             yield Step(f"write the skill {self._skill}", partial(self._write, self._skill, self.text))
-
-    def _token_steps(self) -> Iterator[Step]:
-        path = self._wishes.token_file
-        if path is None:
-            return
-        own, there = self._token, token_file.tokens_of(path, self._agent_id)
-        if own in there:
-            return
-        token = there[-1] if there else secrets.token_urlsafe(32)
-        if not there:
-            yield Step(
-                f"add a token for this agent alone to {path}", partial(token_file.add, path, self._agent_id, token)
-            )
-        yield Step(f"write it to {self._own}", partial(self._write, self._own, lambda: f"{token}\n"))
 
     def _write(self, path: Path, text: Callable[[], str]) -> None:
         path.parent.mkdir(mode=0o700 if path == self._own else 0o777, parents=True, exist_ok=True)
@@ -133,10 +121,8 @@ class AppServerAgent:
     # -- gone ----------------------------------------------------------------------------------------------------------
 
     def _to_remove(self) -> Iterator[Step]:
-        path, token = self._wishes.token_file, self._token
-        if path is not None and token in token_file.tokens_of(path, self._agent_id):
-            yield Step(f"take its token out of {path}", partial(token_file.take_out, path, self._agent_id, str(token)))
-        if token is not None:
+        yield from self._token.to_remove()
+        if self._held is not None:
             yield Step(f"delete {self._own}", partial(self._delete, self._own))
         if self._skill.exists() and self._ours() and not self._has_tokens(of_others=True):
             yield Step(f"delete the skill {self._skill.parent}", partial(self._delete, self._skill))

@@ -90,6 +90,11 @@ def _run(settings: Settings, wishes: Wishes) -> int:
         problem = agent.proof() if wishes.write else None
         if wishes.write:
             click.echo(f"  {'✗' if problem else '✓'} {agent.probe}: {problem or 'the bridge answers'}")
+        if problem:
+            file = f" --token-file {wishes.token_file}" if wishes.token_file else ""
+            click.echo(
+                f"It is set up all the same: now 'otel-letta serve{file}' has to answer at {wishes.url}.", err=True
+            )
         if steps and not wishes.doing:
             click.echo("Nothing was changed yet: --write does it.", err=True)
         for note in agent.notes():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator
 from functools import partial
 
-from otel_letta.cli.setup import addresses, token_file
+from otel_letta.cli.setup import addresses
 from otel_letta.cli.setup.steps import Refused, Step, Wishes
+from otel_letta.cli.setup.token_file import OwnToken
 from otel_letta.letta.server_tools import TOKEN, TOOLS, URL, Found, ServerTools
 from otel_letta.settings import Settings
 
@@ -27,8 +27,7 @@ class RestAgent:
         self._wishes = wishes
         self._server = ServerTools(settings, agent_id)
         self._found: Found = self._server.found()
-        self._token = self._found.secret(TOKEN)
-        """The agent's, once the steps are done."""
+        self._token = OwnToken(wishes.token_file, agent_id, self._found.secret(TOKEN))
 
     def close(self) -> None:
         """Give connections back."""
@@ -44,7 +43,7 @@ class RestAgent:
 
     def proof(self) -> str | None:
         """Let Letta run a tool as the agent would. Return what went wrong, in words for the agent, or None."""
-        return self._server.tried(self._wishes.url, self._token)
+        return self._server.tried(self._wishes.url, self._token.value)
 
     # -- there ---------------------------------------------------------------------------------------------------------
 
@@ -55,7 +54,7 @@ class RestAgent:
                 f"The server has a tool {foreign[0]} that is not ours, and one name is one tool for all of its agents. "
                 "Rename it, or delete it, if it is not needed"
             )
-        yield from self._token_steps()  # first: once the tools are there they work
+        yield from self._token.to_write()  # first: once the tools are there they work
         for name in TOOLS:
             tool = self._found.tools.get(name)
             if tool is None:
@@ -65,22 +64,9 @@ class RestAgent:
                 yield Step(f"bring the tool {name} up to date, for all agents that have it", partial(self._make, name))
             if tool.id not in self._found.attached:
                 yield Step(f"give the agent the tool {name}", partial(self._server.attach, tool.id))
-        if self._found.secret(URL) != self._wishes.url or self._found.secret(TOKEN) != self._token:
-            names = f"{URL} ({self._wishes.url})" + (f" and {TOKEN}" if self._token else "")
+        if self._found.secret(URL) != self._wishes.url or self._found.secret(TOKEN) != self._token.value:
+            names = f"{URL} ({self._wishes.url})" + (f" and {TOKEN}" if self._token.value else "")
             yield Step(f"set the agent's secrets {names}", self._set_secrets)
-
-    def _token_steps(self) -> Iterator[Step]:
-        path = self._wishes.token_file
-        if path is None:
-            return
-        there = token_file.tokens_of(path, self._agent_id)
-        if self._token in there:
-            return
-        if there:
-            self._token = there[-1]
-            return
-        self._token = token = secrets.token_urlsafe(32)
-        yield Step(f"add a token for this agent alone to {path}", partial(token_file.add, path, self._agent_id, token))
 
     def _make(self, name: str) -> None:
         self._server.make(name)
@@ -89,14 +75,12 @@ class RestAgent:
         self._server.attach(self._server.make(name))
 
     def _set_secrets(self) -> None:
-        self._server.set_secrets({URL: self._wishes.url, TOKEN: self._token})
+        self._server.set_secrets({URL: self._wishes.url, TOKEN: self._token.value})
 
     # -- gone ----------------------------------------------------------------------------------------------------------
 
     def _to_remove(self) -> Iterator[Step]:
-        path, token = self._wishes.token_file, self._found.secret(TOKEN)
-        if path is not None and token in token_file.tokens_of(path, self._agent_id):
-            yield Step(f"take its token out of {path}", partial(token_file.take_out, path, self._agent_id, str(token)))
+        yield from self._token.to_remove()  # first: where it is known by the agent's secret, which goes last
         ours = [tool for tool in self._found.tools.values() if tool.ours]
         users = self._server.users_of(frozenset(tool.id for tool in ours)) if ours else {}
         for tool in ours:
@@ -116,14 +100,15 @@ class RestAgent:
 
     def notes(self) -> Iterator[str]:
         """Return lines about the address and the token."""
-        wishes, url = self._wishes, self._wishes.url
-        if wishes.remove:
-            if wishes.token_file is None and self._token is not None:
-                yield "Its token is good as long as it stands in the bridge's file: --token-file takes it out."
+        url = self._wishes.url
+        if self._wishes.remove:
+            yield from self._token.notes_on_removal()
             return
         if addresses.is_of_this_machine(url) and not self._settings.is_loopback:
             yield f"The tools run where the Letta server does: to them {url} is that machine, not this one."
-        if self._token is not None and not addresses.is_private(url):
+        elif self._settings.is_cloud and not addresses.may_be_public(url):
+            yield f"The tools run in Letta Cloud, which cannot reach {url}: the bridge needs a public address."
+        if self._token.value is not None and not addresses.is_private(url):
             yield f"The token goes to {url} unencrypted."
         if not addresses.may_be_public(url):
             yield "Letta takes no MCP server at a private address (0.16.8): these tools do without."
