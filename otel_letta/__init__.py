@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from otel_letta.runtime.imports import names_on_demand
 
 if TYPE_CHECKING:
+    from otel_letta.answer import Answer
     from otel_letta.errors import (
         LettaAgentNotFoundError,
         LettaAuthenticationError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         LettaTimeoutError,
         LettaUnsupportedError,
     )
+    from otel_letta.instruction import Instruction
     from otel_letta.otel.configure import Reporting, configure
     from otel_letta.otel.exporter import LettaSpanExporter
     from otel_letta.otel.heartbeats import LettaHeartbeatProcessor
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from otel_letta.settings import Settings
 
 __all__ = [
+    "Answer",
+    "Instruction",
     "LettaAgentNotFoundError",
     "LettaAuthenticationError",
     "LettaConfigurationError",
@@ -74,6 +78,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "answer": ("Answer",),
     "errors": (
         "LettaAgentNotFoundError",
         "LettaAuthenticationError",
@@ -91,6 +96,7 @@ _HOMES = {
         "LettaTimeoutError",
         "LettaUnsupportedError",
     ),
+    "instruction": ("Instruction",),
     "otel.configure": (
         "Reporting",
         "configure",

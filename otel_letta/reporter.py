@@ -9,6 +9,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from otel_letta.errors import (
@@ -26,8 +28,12 @@ from otel_letta.runtime.suppress import suppress_tracing
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Self, Unpack
 
+    from otel_letta.answer import OnAnswer
+    from otel_letta.delivery.answers import Answers
+    from otel_letta.delivery.visit import Attempt
     from otel_letta.letta.transport import Lane, Message, Transport
     from otel_letta.settings import SettingsOptions
 
@@ -35,6 +41,8 @@ __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
 
+_Ids = tuple[str | None, str | None]
+"""Of a trace and of a span in it; None where there is none."""
 StatusName = Literal["in_progress", "completed", "failed"]
 _MOST_FOREIGN = 1_000
 """Conversations of other agents that one reporter remembers."""
@@ -56,16 +64,29 @@ class LettaReporter:
 
     Args:
         transport: instead of the one that fits the server; for tests.
+        tracer_provider: gets the spans of the agent's turns, if ``OTEL_LETTA_ANSWER_SPANS`` asks for them; default is
+            the global one.
+        on_answer: called with each report that was sent, and what the agent answered to it, on a thread of its own; may
+            be a coroutine function. Whoever made the call gets Letta's answer as before.
         options: `Settings` keywords, or a finished ``settings``.
 
     Raises:
-        LettaConfigurationError: a setting is missing or bad.
+        LettaConfigurationError: a setting is missing or bad, or ``on_answer`` is not callable.
     """
 
-    def __init__(self, *, transport: Transport | None = None, **options: Unpack[SettingsOptions]) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Transport | None = None,
+        tracer_provider: TracerProvider | None = None,
+        on_answer: OnAnswer | None = None,
+        **options: Unpack[SettingsOptions],
+    ) -> None:
         # Whoever only imports the class pays for nothing. The threads shall find everything imported: a fork in the
         # middle of an import would leave its lock locked in the child.
         from otel_letta.delivery import envelope, gate  # noqa: F401
+        from otel_letta.delivery.answers import Answers, Callbacks
+        from otel_letta.delivery.stats import Stats
         from otel_letta.settings import Settings
 
         self._closed = threading.Event()
@@ -79,7 +100,17 @@ class LettaReporter:
             raise error.with_traceback(None) from None
         finally:
             keywords.clear()
+        if on_answer is not None and not callable(on_answer):
+            raise LettaConfigurationError(f"on_answer is not callable: it is a {type(on_answer).__name__}")
         self._settings = settings
+        callbacks = Callbacks()
+        if on_answer is not None:
+            callbacks.add(on_answer)
+        if settings.answer_spans:
+            from otel_letta.otel.answer_spans import AnswerSpans
+
+            callbacks.on_turn = (AnswerSpans(tracer_provider),)
+        self._answers = Answers(callbacks, Stats())
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
 
@@ -89,9 +120,10 @@ class LettaReporter:
         self._own: dict[Lane, Lane] = {}
         """Lanes of other agents' conversations, each with the one that is used instead."""
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
-        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport)
+        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport, self._answers)
         _reporters.add(self)
         _at_exit[transport] = settings.shutdown_timeout
+        _answers_at_exit[self._answers] = settings.shutdown_timeout
 
     def __repr__(self) -> str:
         settings = getattr(self, "_settings", None)
@@ -132,6 +164,7 @@ class LettaReporter:
         A cancelled call stops waiting; what it had sent goes on in the agent.
         """
         report = _report(chat_id, message_id, content, progress, status)
+        caller = self._caller()
         self._refuse_if_closed()
         import asyncio  # whoever awaits this has done so already
 
@@ -153,7 +186,7 @@ class LettaReporter:
             except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
                 _logger.debug("the answer to a report came after its event loop was closed")
 
-        self._on_thread(report, given_up, done)
+        self._on_thread(report, caller, given_up, done)
         try:
             return await future
         finally:
@@ -170,18 +203,28 @@ class LettaReporter:
     ) -> dict[str, Any]:
         """`send_progress_report` for code without an event loop, or inside a running one (a notebook); blocks."""
         report = _report(chat_id, message_id, content, progress, status)
+        caller = self._caller()
         self._refuse_if_closed()
         with suppress_tracing():
-            return self._send(report, threading.Event())
+            return self._send(report, caller, threading.Event())
 
     async def aclose(self) -> None:
-        """Close the session; quiet when called again."""
-        self.close()
+        """`close`, for an event loop: it goes on meanwhile."""
+        if self._answers.pending:
+            import asyncio  # whoever awaits this has done so already
+
+            await asyncio.to_thread(self.close)
+        else:
+            self.close()
 
     def close(self) -> None:
-        """Close the session; quiet when called again. Calls that wait for their turn give up."""
+        """Close the session; quiet when called again. Calls that wait for their turn give up.
+
+        Answers that ``on_answer`` was not given yet are waited for, ``OTEL_LETTA_SHUTDOWN_TIMEOUT`` at most (5 s).
+        """
         self._closed.set()
         self._finalizer()
+        self._answers.close(Deadline.after(self._settings.shutdown_timeout))
 
     async def __aenter__(self) -> Self:
         self._refuse_if_closed()
@@ -190,7 +233,7 @@ class LettaReporter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     def __enter__(self) -> Self:
         self._refuse_if_closed()
@@ -210,6 +253,7 @@ class LettaReporter:
     def _on_thread(
         self,
         report: ProgressReport,
+        caller: _Ids,
         given_up: threading.Event,
         done: Callable[[dict[str, Any] | None, BaseException | None], None],
     ) -> None:
@@ -218,7 +262,7 @@ class LettaReporter:
         def work() -> None:
             try:
                 with suppress_tracing():
-                    answer = self._send(report, given_up)
+                    answer = self._send(report, caller, given_up)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 done(None, error)
             else:
@@ -226,8 +270,20 @@ class LettaReporter:
 
         threading.Thread(target=work, name="otel_letta reporter", daemon=True).start()
 
-    def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
+    def _caller(self) -> _Ids:
+        """Return the ids of the span that the caller is in, if the agent's turn becomes a span with a link to it."""
+        if not self._settings.answer_spans:
+            return None, None
+        from opentelemetry import trace
+
+        span = trace.get_current_span().get_span_context()
+        if not span.is_valid:
+            return None, None
+        return trace.format_trace_id(span.trace_id), trace.format_span_id(span.span_id)
+
+    def _send(self, report: ProgressReport, caller: _Ids, given_up: threading.Event) -> dict[str, Any]:
         from otel_letta.delivery.envelope import render
+        from otel_letta.delivery.visit import Attempt
         from otel_letta.letta.transport import Message
 
         settings = self._settings
@@ -236,17 +292,23 @@ class LettaReporter:
             render(report, content_cap=settings.content_cap, trace_link=settings.trace_link), str(uuid.uuid4())
         )
 
+        about = replace(report, trace_id=caller[0], span_id=caller[1])
+        attempt = Attempt(partial(self._answers.put_turn, self._transport, lane, [about]))
         try:
-            answer = self._exchange(lane, message, given_up, report.status.is_terminal)
+            answer = self._exchange(lane, message, given_up, report.status.is_terminal, attempt)
         except LettaError as error:
             _logger.debug("report for chat %s (%s) not sent: %s", report.chat_id, report.status, error)
             if isinstance(error, LettaTimeoutError) and not error.may_have_landed:
                 self._refuse_if_closed()
             raise
         _logger.debug("report for chat %s (%s) sent: its caller asked for it", report.chat_id, report.status)
+        if message.otid in attempt.answers:
+            self._answers.put_response(self._transport, lane, [report], attempt.answers[message.otid])
         return answer
 
-    def _exchange(self, lane: Lane, message: Message, given_up: threading.Event, is_end: bool) -> dict[str, Any]:
+    def _exchange(
+        self, lane: Lane, message: Message, given_up: threading.Event, is_end: bool, attempt: Attempt
+    ) -> dict[str, Any]:
         from otel_letta.delivery.gate import exchange
 
         settings = self._settings
@@ -259,6 +321,7 @@ class LettaReporter:
                 patience=settings.read_timeout,
                 busy_patience=settings.busy_timeout,
                 must_stay={message.otid} if is_end else (),
+                attempt=attempt,
             )
         except LettaConversationNotFoundError as error:
             if not error.is_another_agents or lane in self._own:
@@ -267,21 +330,29 @@ class LettaReporter:
         self._own[lane] = lane._replace(conversation_id=None)
         if len(self._own) > _MOST_FOREIGN:
             self._own.pop(next(iter(self._own)))
-        return self._exchange(lane, message, given_up, is_end)
+        return self._exchange(lane, message, given_up, is_end, attempt)
 
 
-def _close(closed: threading.Event, until: Deadline, transport: Transport) -> None:
+def _close(closed: threading.Event, until: Deadline, transport: Transport, answers: Answers) -> None:
     closed.set()
     until.wake()
     transport.close()
+    answers.close_soon()
+
+
+def _after_fork_in_child(reporter: LettaReporter) -> None:
+    reporter._until.renew()
+    reporter._answers.renew()
 
 
 _reporters: weakref.WeakSet[LettaReporter] = weakref.WeakSet()
-fork.in_child_each(_reporters, lambda reporter: reporter._until.renew())
+fork.in_child_each(_reporters, _after_fork_in_child)
 
 
 _at_exit: weakref.WeakKeyDictionary[Transport, float] = weakref.WeakKeyDictionary()
 """Seconds that the exit may wait for calls under way, whose threads would die in the middle of them."""
+_answers_at_exit: weakref.WeakKeyDictionary[Answers, float] = weakref.WeakKeyDictionary()
+"""The same for answers that callbacks were not given yet."""
 
 
 @atexit.register
@@ -292,6 +363,8 @@ def _leave() -> None:
         transport.ending.bring_forward(deadline)
     for transport, deadline in waiting:
         transport.close(until=Deadline(deadline))
+    for answers, seconds in list(_answers_at_exit.items()):
+        answers.close(Deadline(began + seconds))
 
 
 def _report(chat_id: str, message_id: str, content: str, progress: float, status: str) -> ProgressReport:

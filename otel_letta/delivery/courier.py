@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.delivery.answers import Answers, Callbacks
 from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
@@ -35,16 +36,24 @@ class Courier:
         stats: counts what becomes of the reports.
         crew: what all workers of the desk share.
         journal: what remembers reports beyond the process.
+        answers: get what the agents answer.
     """
 
     def __init__(
-        self, transport: Transport, settings: Settings, stats: Stats, crew: Crew, journal: Journal | None = None
+        self,
+        transport: Transport,
+        settings: Settings,
+        stats: Stats,
+        crew: Crew,
+        journal: Journal | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.transport = transport
         self.settings = settings
         self.stats = stats
         self.crew = crew
         self.journal: Journal = journal or NoJournal()
+        self.answers = answers or Answers(Callbacks(), stats)
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from otel_letta.delivery.answers import Answers, Callbacks
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.keeper import BoardKeeper
 from otel_letta.delivery.stats import Stats
@@ -33,11 +34,18 @@ class Desk:
         settings: mode of delivery, pacing, patience and bounds.
         transport: the server; closed by `close`.
         stats: counts what becomes of the reports.
+        callbacks: whoever asked for the agents' answers.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, settings: Settings, transport: Transport, stats: Stats, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        transport: Transport,
+        stats: Stats,
+        *,
+        callbacks: Callbacks | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._transport = transport
@@ -50,7 +58,8 @@ class Desk:
         """Keeps what is not delivered beyond this process."""
         self.elsewhere = False
         """The tasks run in other programs: that this process dies ends none of them."""
-        self._courier = Courier(transport, settings, stats, self._crew, self.outbox)
+        self.answers = Answers(callbacks or Callbacks(), stats)
+        self._courier = Courier(transport, settings, stats, self._crew, self.outbox, self.answers)
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
@@ -88,6 +97,7 @@ class Desk:
         with self._crew.lock:
             for keeper in self._keepers.values():
                 keeper.stop()
+        self.answers.close(until)
         return delivered
 
     @property

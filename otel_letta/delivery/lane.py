@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.envelope import render, render_losses
@@ -192,7 +193,7 @@ class LaneWorker(Worker):
                 return
         now = self._clock()
         with self._lock:
-            attempt = self.attempt = Attempt()
+            attempt = self.attempt = Attempt(partial(courier.answers.take_request, courier.transport, lane, parcels))
             attempt.otids = frozenset(parcel.otid for parcel in parcels)
         for parcel in parcels:
             parcel.sent_at = now if parcel.sent_at is None else parcel.sent_at
@@ -226,7 +227,7 @@ class LaneWorker(Worker):
             return
         missing = [parcel for parcel in parcels if parcel.otid in attempt.missing]
         if len(missing) < len(parcels):
-            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing])
+            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing], until)
         if missing:
             self._erased(missing)
 
@@ -253,7 +254,7 @@ class LaneWorker(Worker):
             delay = self._keep(parcels, error, progress=False)
         self._log_failure(error, delay, None)
 
-    def _delivered(self, parcels: list[Parcel]) -> None:
+    def _delivered(self, parcels: list[Parcel], until: Deadline) -> None:
         with self._lock:
             self.mailbox.mark_delivered(parcels, self._clock())
             self.successes += 1
@@ -267,6 +268,8 @@ class LaneWorker(Worker):
         for parcel in parcels:
             report = parcel.report
             _logger.debug("report %s #%d (%s) sent", report.task_id, report.sequence, report.status)
+        lane, courier = self.mailbox.lane, self._courier
+        courier.answers.take(courier.transport, lane, parcels, self.attempt, until, self._age(parcels))
 
     def _remove_from_flight(self, parcels: list[Parcel]) -> None:
         self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
@@ -384,7 +387,7 @@ class LaneWorker(Worker):
             return parcels
         there = [parcel for parcel in ends if parcel.otid in stored]
         if there:
-            self._delivered(there)
+            self._delivered(there, until)
         return [parcel for parcel in ends if parcel.otid not in stored] + progress
 
 

@@ -41,10 +41,10 @@ class Stats:
             ``reports`` (made by tracking), ``sent`` (to the agent as messages), ``requests`` (POSTs that cost
             the agent a turn), ``board_writes``, ``conflated`` (replaced by a newer report of the same
             task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
-            ``retries``, and ``dropped``: reason → number.
+            ``retries``, ``answers`` (of agents, that callbacks were given), and ``dropped``: reason → number.
         """
         with self._lock:
-            names = ("reports", "sent", "requests", "board_writes", "conflated", "held", "retries")
+            names = ("reports", "sent", "requests", "board_writes", "conflated", "held", "retries", "answers")
             return {**{name: self._counts[name] for name in names}, "dropped": dict(self._dropped)}
 
 

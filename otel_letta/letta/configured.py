@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
+from otel_letta.answer import Answer
 from otel_letta.errors import LettaConnectionError, LettaConversationNotFoundError
+from otel_letta.letta.replies import answer_of
 from otel_letta.letta.transport import Lane
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings, http_url
@@ -42,6 +46,10 @@ class Configured:
         settings = self._settings
         conversation = chat_id if chat_id and self._is_conversation(chat_id) else None
         return Lane(http_url(settings.base_url), agent_id or settings.agent_id, conversation)
+
+    def answer(self, lane: Lane, response: Mapping[str, Any]) -> Answer:
+        """See `Messages.answer`: it shows by itself which server's form it has."""
+        return answer_of(lane.agent_id, response, reasoning=self._settings.answer_reasoning)
 
     def _is_conversation(self, chat_id: str) -> bool:
         """Return whether this is the form of an id of the server's conversations."""

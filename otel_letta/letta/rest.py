@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import httpx
@@ -26,6 +24,7 @@ from otel_letta.errors import (
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
 from otel_letta.letta.answers import parsed, refusal, rows, server_time
 from otel_letta.letta.configured import Configured, another_agents
+from otel_letta.letta.history import answers_in, is_older, moment_of, was_put_away
 from otel_letta.letta.http import HttpClient, segment
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
@@ -121,10 +120,10 @@ class RestTransport(Configured):
             if row.get("conversation_id") != lane.conversation_id or not isinstance(row.get("id"), str):
                 continue
             active = lately is None or row.get("status") in ("created", "running")
-            ended = _moment(row.get("completed_at"))
+            ended = moment_of(row.get("completed_at"))
             since_end = None if active or ended is None else (now - ended).total_seconds()
             if active or (since_end is not None and since_end < (lately or 0.0)):
-                created = _moment(row.get("created_at"))
+                created = moment_of(row.get("created_at"))
                 age = None if created is None else (now - created).total_seconds()
                 runs.append(Run(row["id"], age, since_end))
         return runs
@@ -143,6 +142,11 @@ class RestTransport(Configured):
                     break
         return found
 
+    def stored_answers(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, dict[str, Any]]:
+        return answers_in(self._newest(lane, age, until), otids)
+
     def _newest(self, lane: Lane, age: float, until: Deadline | None) -> Iterator[dict[str, Any]]:
         """Yield the stored messages, the newest first, back to those that are older than ``age`` seconds."""
         params = {"limit": str(_PAGE), "order": "desc"}
@@ -153,7 +157,7 @@ class RestTransport(Configured):
             page = rows(_content(response))
             yield from reversed(page)
             oldest = page[0].get("id") if len(page) >= _PAGE else None
-            if not isinstance(oldest, str) or _is_older(page[0], server_time(response), age + _CLOCKS):
+            if not isinstance(oldest, str) or is_older(page[0], server_time(response), age + _CLOCKS):
                 return
             if oldest == params.get("before"):
                 return  # a server that does not know ``before``
@@ -186,7 +190,7 @@ class RestTransport(Configured):
                 break
         if wanted:
             return set()
-        return {identifier for identifier in missing if _was_put_away(identifier, context[0], later)}
+        return {identifier for identifier in missing if was_put_away(identifier, context[0], later)}
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)
@@ -296,56 +300,11 @@ class RestTransport(Configured):
         return response
 
 
-def _is_older(row: dict[str, Any], now: datetime, seconds: float) -> bool:
-    date = _moment(row.get("date"))
-    return date is not None and (now - date).total_seconds() > seconds
-
-
-def _was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]]) -> bool:
-    """Return True if a compaction or a reset took a message out of the context, and not a turn at the same time.
-
-    Such a turn writes the context as it was when it began, and what it adds itself (measured). A compaction begins
-    with its summary, which is stored after all that it stands for; after a reset the context begins with a later turn.
-
-    Args:
-        message_id: is not in the context.
-        eldest: the first message that is, after the system's.
-        stored: stored messages, the newest first, as far back as the message at least.
-    """
-    by_id = {str(row.get("id")): position for position, row in enumerate(stored)}
-    ours, first = by_id[message_id], by_id.get(eldest)
-    if first is None or first > ours:
-        return False  # something older is still there
-    run, our_run = stored[first].get("run_id"), stored[ours].get("run_id")
-    if run is None or run == our_run:
-        return True  # compacted by a person, or by our own turn
-    our_end = max((_date_of(row) for row in stored if row.get("run_id") == our_run), default="")
-    its_begin = min((_date_of(row) for row in stored if row.get("run_id") == run), default="")
-    return its_begin > our_end
-
-
-def _date_of(row: dict[str, Any]) -> str:
-    date = _moment(row.get("date"))
-    return "" if date is None else date.astimezone(timezone.utc).isoformat()
-
-
 def _place(lane: Lane) -> str:
     """Return the path of the lane's conversation, or of its agent."""
     if lane.conversation_id:
         return f"/v1/conversations/{segment(lane.conversation_id)}"
     return f"/v1/agents/{segment(lane.agent_id)}"
-
-
-def _moment(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
-    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def _content(response: httpx.Response) -> Any:

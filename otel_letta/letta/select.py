@@ -78,6 +78,7 @@ class SelectingTransport(Configured):
     send = _forwarded(Transport.send)
     active_runs = _forwarded(Transport.active_runs)
     landed = _forwarded(Transport.landed)
+    stored_answers = _forwarded(Transport.stored_answers)
     in_context = _forwarded(Transport.in_context)
     probe = _forwarded(Transport.probe)
     describe = _forwarded(Transport.describe)

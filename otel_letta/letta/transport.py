@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from otel_letta.answer import Answer
 from otel_letta.errors import LettaTimeoutError
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.imports import Protocol
@@ -148,6 +149,18 @@ class Messages(Server, Protocol):
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         """Return which of these messages the agent has: those in its next prompt, and those that were in one until
         somebody compacted or reset its context. The rest was erased by a turn at the same time."""
+
+    def answer(self, lane: Lane, response: Mapping[str, Any]) -> Answer:
+        """Return what the agent says in a server's answer, as `send` or `stored_answers` returned it; asks nobody."""
+
+    def stored_answers(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the server's answers to messages of ours as far as they are stored, each in the form that `send`
+        returns: otid → answer, the same one for all messages of one turn. ``age`` as in `landed`.
+
+        For who lost the answer itself. One that cannot be told from another turn's is left out.
+        """
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         """Make a cheap authenticated request about the lane's agent, and raise what is wrong with it."""

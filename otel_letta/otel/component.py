@@ -14,8 +14,10 @@ from otel_letta.errors import LettaConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Unpack
 
+    from otel_letta.answer import OnAnswer
     from otel_letta.letta.transport import Transport
     from otel_letta.otel.diagnosis import Diagnosis
     from otel_letta.otel.selfmetrics import SelfMetrics
@@ -46,8 +48,11 @@ class Component:
     Args:
         transport: instead of the server that the settings name; for tests.
         meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        tracer_provider: for `otel_letta.otel.answer_spans`, if they are on; default is the global one.
         task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
             processor that shall report a task once need the same one.
+        on_answer: called with each report that the agent has, and what it answered to it, on a thread of its own; may
+            be a coroutine function. Of components that share a pipeline each one's is called for all of its reports.
         options: `Settings` keywords, such as ``base_url``, ``agent_id``, ``password``, ``delivery``, or a finished
             ``settings``. Bad or missing ones are logged as one error, and the component does nothing. An unknown one is
             ignored with a warning, unless nothing names the server: it may have been meant to.
@@ -65,13 +70,17 @@ class Component:
         *,
         transport: Transport | None = None,
         meter_provider: MeterProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
         task_filter: TaskFilter | None = None,
+        on_answer: OnAnswer | None = None,
         **options: Unpack[SettingsOptions],
     ) -> None:
         kind = self._kind
         self._life = Life.IDLE
         self._handle: Handle | None = None
         self._diagnosis: Diagnosis | None = None
+        self._on_answer: OnAnswer | None = None
+        self._forget_answers: Callable[[], None] = lambda: None
         self.flushed = False
         """Whether anybody has asked it to deliver since its last spans came."""
         self.problem = ""
@@ -93,6 +102,11 @@ class Component:
             self._metrics = _self_metrics(kind, settings, meter_provider)
             self._handle = join(settings, transport, live=self._live, metrics=self._metrics, task_filter=task_filter)
             self._life = Life.ACTIVE
+            self.answer_to(on_answer)
+            if settings.answer_spans:
+                from otel_letta.otel.answer_spans import AnswerSpans
+
+                self._handle.on_turn(AnswerSpans(tracer_provider))
             from otel_letta.otel.diagnosis import Diagnosis
 
             self._diagnosis = Diagnosis(self._handle.pipeline, self._examined)
@@ -108,6 +122,16 @@ class Component:
             self.problem = f"unexpected {type(error).__name__}"
             _logger.error("%s does nothing: unexpected %s", kind, type(error).__name__)
             _logger.debug("unexpected error", exc_info=True)
+
+    def answer_to(self, on_answer: OnAnswer | None) -> None:
+        """Call this with the agent's answers from now on, in place of what was given before; None changes nothing."""
+        if on_answer is None or self._handle is None or on_answer == self._on_answer:
+            return
+        if not callable(on_answer):
+            _logger.error("%s ignores on_answer: %s is not callable", self._kind, type(on_answer).__name__)
+            return
+        self._forget_answers()
+        self._on_answer, self._forget_answers = on_answer, self._handle.on_answer(on_answer)
 
     def _activated(self, pipeline: Pipeline) -> None:
         """Do what an active component needs more."""
@@ -158,11 +182,11 @@ class Component:
 
         Returns:
             ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
-            ``retries``; ``dropped``: reason → number; ``open_spans``, ``open_tasks``, ``evicted`` (traces of agents
-            that were given up because there were too many); ``lanes``: name → ``waiting``,
-            ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``, ``open_tasks``,
-            ``parked``. Empty for a component without valid settings. Components that are configured alike share a
-            pipeline and its numbers.
+            ``retries``, ``answers`` (that ``on_answer`` was given); ``dropped``: reason → number; ``open_spans``,
+            ``open_tasks``, ``evicted`` (traces of agents that were given up because there were too many); ``lanes``:
+            name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent →
+            ``label``, ``open_tasks``, ``parked``. Empty for a component without valid settings. Components that are
+            configured alike share a pipeline and its numbers.
         """
         return self._handle.pipeline.stats() if self._handle is not None else {}
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from typing_extensions import Self, Unpack
 
+    from otel_letta.answer import OnAnswer
     from otel_letta.letta.transport import Transport
     from otel_letta.settings import SettingsOptions
     from otel_letta.tracking.opt_in import TaskFilter
@@ -49,6 +50,7 @@ def configure(
     transport: Transport | None = None,
     meter_provider: MeterProvider | None = None,
     task_filter: TaskFilter | None = None,
+    on_answer: OnAnswer | None = None,
     **options: Unpack[SettingsOptions],
 ) -> Reporting:
     """Report the tasks of this program to a Letta agent, live.
@@ -76,6 +78,8 @@ def configure(
         transport: instead of the server that the settings name; for tests.
         meter_provider: for the metrics about itself, if ``OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED`` is ``true``.
         task_filter: asked about each span; True, or a name, makes a task of one that would be none.
+        on_answer: called with each report that the agent has, and what it answered to it, on a thread of its own; may
+            be a coroutine function. Another call with the same settings and another one replaces it.
         options: the settings as keywords, such as ``agent_id``, ``base_url``, ``password``, ``delivery``; or a finished
             ``settings``.
     """
@@ -93,10 +97,16 @@ def configure(
         before = _handle_of(known) if isinstance(known, LettaSpanProcessor) and known.active else None
         own_parts = any(part is not None for part in (transport, meter_provider, task_filter))
         if before is not None and not own_parts and before._fits(keywords):
+            before._processor_answers_to(on_answer)
             return before
         by_default = not keywords and not own_parts
         processor = LettaSpanProcessor(
-            transport=transport, meter_provider=meter_provider, task_filter=task_filter, **options
+            transport=transport,
+            meter_provider=meter_provider,
+            tracer_provider=provider,
+            task_filter=task_filter,
+            on_answer=on_answer,
+            **options,
         )
         handle = _handle_of(processor)
         handle._by_default = by_default
@@ -147,6 +157,10 @@ class Reporting:
         """
         if self._processor is not None:
             self._processor.shutdown(timeout_millis)
+
+    def _processor_answers_to(self, on_answer: OnAnswer | None) -> None:
+        if self._processor is not None:
+            self._processor.answer_to(on_answer)
 
     def _fits(self, keywords: dict[str, Any]) -> bool:
         """Return whether another call of `configure` wants nothing else than what there is."""

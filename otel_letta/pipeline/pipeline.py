@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from otel_letta.delivery.answers import Callbacks
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.pipeline import first_report
@@ -117,6 +118,8 @@ class Pipeline:
         self._metrics = metrics
         self._transport = transport if metrics is None else metrics.timed(transport)
         self._transport = first_report.announced(self._transport, settings)
+        self.callbacks = Callbacks()
+        """Whoever asked for the agents' answers."""
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
@@ -132,7 +135,7 @@ class Pipeline:
         self._budget_used = 0.0
         self._left_at = -math.inf
         self._stats = Stats() if self._metrics is None else self._metrics.stats(lambda: self.desk.stats()["lanes"])
-        self.desk = Desk(self.settings, self._transport, self._stats)
+        self.desk = Desk(self.settings, self._transport, self._stats, callbacks=self.callbacks)
         self._tracker = tracker_for(self.settings, self._emit, time.time_ns, self.claimed)
         self.watcher.restart(self._tracker, forked=forked)
         self._ended_spans.restart(self._tracker, self.watcher)
@@ -256,7 +259,9 @@ class Pipeline:
                 self._end_open_tasks(until.left(), sources=False)
             else:
                 self._work_off(until.left())
-            return self.desk.flush(until)
+            delivered = self.desk.flush(until)
+            self.desk.answers.wait(until)
+            return delivered
 
     def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
         """End what is open, deliver and stop, since the last component shuts down; True if everything was delivered.
@@ -335,6 +340,7 @@ class Pipeline:
                 self._end_open_tasks(self.settings.shutdown_timeout)
             if not self.desk.flush(until):
                 _logger.warning("not every report was delivered before this child process ended")
+            self.desk.answers.wait(until)
 
     def stats(self) -> dict[str, Any]:
         """Return counts of what became of reports; see `LettaSpanExporter.stats`."""

@@ -15,6 +15,8 @@ from otel_letta.pipeline.pipeline import Pipeline
 from otel_letta.runtime import fork, wake
 
 if TYPE_CHECKING:
+    from otel_letta.answer import OnAnswer
+    from otel_letta.delivery.answers import Turn
     from otel_letta.letta.transport import Transport
     from otel_letta.pipeline.measured import Metrics
     from otel_letta.pipeline.source import Source
@@ -40,6 +42,8 @@ class Handle:
         self.live = live
         self.closed = False
         self._shares = shares
+        self._callbacks: list[OnAnswer] = []
+        self._on_turn: list[Callable[[Turn], object]] = []
         shares.add(self)
 
     def add_source(self, source: _S) -> _S:
@@ -49,6 +53,30 @@ class Handle:
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the pipeline's thread call a source's method; nothing happens once the pipeline is closed."""
         self.pipeline.call(function, *arguments)
+
+    def on_answer(self, callback: OnAnswer) -> Callable[[], None]:
+        """Have the callback called with each report of the pipeline that the agent answers, and its answer.
+
+        On a thread of its own, until this share is closed, or the function that is returned is called. All of the
+        pipeline's reports, whichever component's spans they are of; a callback that several shares add is called once.
+        """
+        self._callbacks.append(callback)
+        self.pipeline.callbacks.add(callback)
+
+        def remove() -> None:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+                self.pipeline.callbacks.remove(callback)
+
+        return remove
+
+    def on_turn(self, callback: Callable[[Turn], object]) -> None:
+        """Have the callback called with each request that carries reports, until this share is closed; see `on_answer`.
+
+        Callbacks that are equal are called once.
+        """
+        self._on_turn.append(callback)
+        self.pipeline.callbacks.on_turn = (*self.pipeline.callbacks.on_turn, callback)
 
     def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
         """Leave the pipeline, which the last one closes; quiet when called again.
@@ -73,9 +101,19 @@ class Handle:
                         del _registry[key]
         if not others:
             return self.pipeline.close(timeout, end_tasks=end_tasks)
-        return self.pipeline.leave(
+        delivered = self.pipeline.leave(
             timeout, end_tasks=end_tasks and self.live and not any(other.live for other in others)
         )
+        self._forget_callbacks()
+        return delivered
+
+    def _forget_callbacks(self) -> None:
+        for callback in self._callbacks:
+            self.pipeline.callbacks.remove(callback)
+        left = list(self.pipeline.callbacks.on_turn)
+        for on_turn in self._on_turn:
+            left.remove(on_turn)
+        self.pipeline.callbacks.on_turn = tuple(left)
 
 
 _lock = threading.RLock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 import time
@@ -89,7 +90,8 @@ class Api:
             found = None
         if not isinstance(found, dict):
             raise Refusal(400, 'the body has to be a JSON object: {"action": "continue", "text": "..."}')
-        return self._asking.instruct_task(asker, task_id, found.get("action"), found.get("text", ""))
+        work = functools.partial(self._asking.instruct_task, asker, task_id, found.get("action"), found.get("text", ""))
+        return await asyncio.get_running_loop().run_in_executor(self._space.threads, work)  # it may be kept on disk
 
     async def _take(self, task_id: str, asker: Asker, request: Request, receive: Receive) -> Mapping[str, Any]:
         until = time.monotonic() + _wait_in(request.scope)

@@ -83,15 +83,18 @@ class Asking:
 
     Args:
         tasks: the tasks, by their reports.
+        instructions: those that wait for them.
         settings: how much of a report is shown, and where a trace is found.
         several: other processes have tasks that this one does not know.
     """
 
-    def __init__(self, tasks: TaskList, settings: Settings, *, several: bool = False) -> None:
+    def __init__(
+        self, tasks: TaskList, instructions: Instructions, settings: Settings, *, several: bool = False
+    ) -> None:
         self._tasks = tasks
+        self.instructions = instructions
         self._settings = settings
         self._note = _SEVERAL if several else ""
-        self.instructions = Instructions()
         self._lock = threading.Lock()
         self._calls: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         """Instructions that agents gave by a call: the same comes once more, in the agent's answer."""
@@ -127,7 +130,7 @@ class Asking:
         }
 
     def instruct_task(self, asker: Asker, task_id: object, action: object, text: object = "") -> dict[str, Any]:
-        """Keep an instruction for the program that does the task.
+        """Keep an instruction for the program that does the task. May block for the disk.
 
         Raises:
             Refusal: it is none of the bounded forms, or not for this task, or not now.
@@ -227,7 +230,7 @@ class Asking:
         try:
             return self.instructions.put(task.id, instruction, known.question)
         except FullError:
-            raise Refusal(409, "the program has not taken its last instructions: too many wait for it") from None
+            raise Refusal(409, "too many instructions wait: programs do not come for them") from None
 
     def _prospect(self, known: Known) -> str:
         """Say what will become of an instruction, no more than is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -17,8 +18,10 @@ from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.json import read_request
 from otel_letta.otlp.proto import read_logs, read_traces
 from otel_letta.report import ProgressReport
+from otel_letta.serve import instructions
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import Feed
+from otel_letta.serve.instructions import Instructions
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.spool import MemorySpool
 from otel_letta.serve.tasks import TaskList
@@ -65,6 +68,8 @@ class Intake:
         self.told = Told(self._note_ends if self.durable else lambda: None)
         self.tasks = TaskList(handle.pipeline.settings.agent_id)
         """What is known of them, for people."""
+        self.instructions = Instructions(functools.partial(self._keep, instructions.KIND), self._settle)
+        """What agents have asked these tasks to do."""
         handle.pipeline.gate = self._pass_on
         handle.pipeline.desk.elsewhere = True
         self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
@@ -125,6 +130,8 @@ class Intake:
                 if item.kind == KIND:
                     self.told.restore(item.body, item.created)
                     self._ends[item.id] = item.created
+                elif item.kind == instructions.KIND:
+                    self.instructions.restore(item.body, item.id)
                 else:
                     bodies.append(item.id)
         # Twice, since an end may stand behind the bodies that it is of.

@@ -6,7 +6,9 @@ process answers, and no streams. Needs the package mcp, the extra of that name.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -124,7 +126,8 @@ class Mcp:
         assert context.request is not None
         asker: Asker = context.request.scope[_ASKER]
         try:
-            found = self._answer(asker, params.name, params.arguments or {})
+            work = functools.partial(self._answer, asker, params.name, params.arguments or {})
+            found = await asyncio.get_running_loop().run_in_executor(self._space.threads, work)  # it may need the disk
         except Refusal as refusal:
             return _result(refusal.text, is_error=True)
         return _result(to_json(found).decode(), is_error=False)

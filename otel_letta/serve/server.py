@@ -127,7 +127,7 @@ class Service:
         self._rpc: Any = None
         try:
             page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
-            self.asking = Asking(self.intake.tasks, settings, several=options.shared)
+            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=options.shared)
             self._mcp = _make_mcp(self.asking, self.intake, self.doors)
             routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]
             app = make_app(

@@ -368,4 +368,6 @@ class SettingsOptions(TypedDict, total=False):
     chat_id_attributes: Iterable[str] | str | None
     tasks: Iterable[str] | str | None
     control_flow: Iterable[str] | str | None
+    answer_reasoning: bool | Literal["true", "false"] | None
+    answer_spans: bool | Literal["true", "false"] | None
     baggage: bool | Literal["true", "false"] | None

@@ -282,6 +282,18 @@ class Table:
         (),
         "Exceptions by which a framework steers its tasks: what they end has ended on purpose, and did not fail.",
     )
+    answer_reasoning: bool = _setting(
+        "OTEL_LETTA_ANSWER_REASONING",
+        Switch(),
+        False,
+        "Give on_answer the agent's reasoning too.",
+    )
+    answer_spans: bool = _setting(
+        "OTEL_LETTA_ANSWER_SPANS",
+        Switch(),
+        False,
+        "Make a span of each of the agent's turns that a report costs, linked to the task's.",
+    )
     baggage: bool = _setting(
         "OTEL_LETTA_BAGGAGE",
         Switch(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -25,6 +24,7 @@ from otel_letta.testing.bodies import (
     update_block,
 )
 from otel_letta.testing.faults import MODEL_FAILURES, Faults
+from otel_letta.testing.script import Script
 from otel_letta.testing.world import (
     UUID4,
     Agent,
@@ -35,7 +35,6 @@ from otel_letta.testing.world import (
     Request,
     Run,
     World,
-    new_id,
     now,
 )
 
@@ -113,9 +112,10 @@ class Api:
 
     routes: ClassVar[tuple[Route, ...]]
 
-    def __init__(self, world: World, faults: Faults) -> None:
+    def __init__(self, world: World, faults: Faults, script: Script) -> None:
         self._world = world
         self._faults = faults
+        self._script = script
 
     def answer(self, request: Request, raw: bytes, credentials: Mapping[str, str]) -> Answer:
         """Record the request and answer it: with a scripted mishap if there is one, else as Letta would."""
@@ -260,11 +260,11 @@ class Api:
             run.run_type = "send_conversation_message"  # the only thing that tells such a run apart (measured)
         outcome = self._take_turn(agent, context, snapshot, messages, run)
         if not forgotten:
-            run.status = "completed" if isinstance(outcome, Message) else "failed"
-            run.stop_reason = "end_turn" if isinstance(outcome, Message) else "llm_api_error"
+            run.status = "failed" if isinstance(outcome, str) else "completed"
+            run.stop_reason = "llm_api_error" if isinstance(outcome, str) else "end_turn"
             run.completed = now()
-        if isinstance(outcome, Message):
-            return turn_answer([outcome.row()], "end_turn", streaming)
+        if not isinstance(outcome, str):
+            return turn_answer([row.row() for row in outcome], "end_turn", streaming)
         if self._world.closed:
             return DROP
         status, error = MODEL_FAILURES[outcome]
@@ -272,8 +272,8 @@ class Api:
 
     def _take_turn(
         self, agent: Agent, context: Context, snapshot: list[Message], messages: list[Message], run: Run
-    ) -> Message | str:
-        """Take one LLM turn; return the reply, or how the model failed.
+    ) -> list[Message] | str:
+        """Take one LLM turn; return the replies, or how the model failed.
 
         As measured, a turn works on the context as it was when it began and writes that back with its own messages
         at its end. Of two turns at once, the one that ends last therefore erases the other from the context, while
@@ -298,20 +298,13 @@ class Api:
             agent.in_flight -= 1
         if failure is not None or world.closed:
             return failure or "504"
-        reply = Message(
-            "assistant",
-            f"ack {number}",
-            otid=str(uuid.uuid4()),
-            run_id=run.id,
-            step_id=new_id("step"),
-            conversation_id=context.conversation_id,
-        )
-        agent.history += [*messages, reply]
-        context.messages = [*snapshot, *messages, reply]
+        replies = self._script.replies(agent.id, number, run.id, context.conversation_id)
+        agent.history += [*messages, *replies]
+        context.messages = [*snapshot, *messages, *replies]
         if context.compacts:
             context.compacts = False
             context.compact(agent, run.id)
-        return reply
+        return replies
 
     # runs
 

@@ -18,8 +18,9 @@ its own HTTP client, threads and time-outs. The agents' LLM is simulated: each t
             assert letta.reports(agent)[-1]["status"] == "completed"
             assert letta.turns == 1  # what it would have cost: one LLM turn
 
-What a test can make go wrong:
+What the agent answers, and what goes wrong:
 
+    letta.answer_next("Use the second ledger.", calls=[("send_mail", {"to": "ops"})])
     letta.fail_next(503, headers={"Retry-After": "1"})       # the next request
     letta.drop_next(after_processing=True, path="/messages")  # the message lands, its answer does not
     letta.refuse(lambda content: "poison" in content)        # 400 for such messages, always
@@ -45,17 +46,14 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
-from xml.etree import ElementTree
 
 from otel_letta.testing.api import Api
 from otel_letta.testing.bodies import DROP, Answer
 from otel_letta.testing.faults import Fault, Faults, Hold, ModelFailure, scripted_answer
 from otel_letta.testing.http import HOST, Listener
+from otel_letta.testing.reports import reports_in
+from otel_letta.testing.script import Calls, Script, Scripted
 from otel_letta.testing.world import UUID4, Agent, Context, ReceivedMessage, Request, World
-
-_REPORT = re.compile(
-    r"""<task-progress(?:\s+[\w:.-]+=(?:"[^"]*"|'[^']*'))*\s*(?:/>|>.*?</task-progress\s*>)""", re.DOTALL
-)
 
 
 class InMemoryLetta:
@@ -78,7 +76,8 @@ class InMemoryLetta:
     ) -> None:
         self._world = World(password, turn_seconds, run_delay)
         self._faults = Faults()
-        self._listener = Listener(self._api_type(self._world, self._faults), port)
+        self._script = Script()
+        self._listener = Listener(self._api_type(self._world, self._faults, self._script), port)
         self._lifecycle = threading.Lock()
 
     # lifecycle
@@ -187,6 +186,31 @@ class InMemoryLetta:
         if conversation is None or conversation.agent is not agent:
             raise LookupError(f"agent {agent.id!r} has no conversation {conversation_id!r}")
         return conversation.context
+
+    # what agents answer
+
+    def answer_next(
+        self,
+        text: str | None = None,
+        *,
+        calls: Calls = (),
+        reasoning: str | None = None,
+        agent_id: str | None = None,
+        times: int | None = 1,
+    ) -> None:
+        """Let the next turns end with this answer instead of ``ack 1``. Several calls queue up.
+
+        Args:
+            text: of the assistant message; None: there is none.
+            calls: tools that the agent calls before, each with its arguments. Nothing runs.
+            reasoning: comes first.
+            agent_id: whose turns; None: anybody's.
+            times: how many turns, None for all.
+        """
+        if times is not None and times < 1:
+            raise ValueError(f"times must be at least 1, or None for always, not {times}")
+        with self._world.changed:
+            self._script.answers.append(Scripted(text, tuple(calls), reasoning, agent_id, times))
 
     # what shall go wrong
 
@@ -356,8 +380,7 @@ class InMemoryLetta:
         and ``"result"`` (None when there is none), unescaped. Raises `xml.etree.ElementTree.ParseError` for an
         element that is not well-formed.
         """
-        contents = [message.content for message in self.messages(agent_id) if message.role == "user"]
-        return [_report(found.group()) for content in contents for found in _REPORT.finditer(content)]
+        return reports_in(message.content for message in self.messages(agent_id) if message.role == "user")
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> bool:
         """Wait until the predicate holds, for ``timeout`` seconds at most; returns whether it does.
@@ -373,8 +396,3 @@ class InMemoryLetta:
         if not self.wait_for(lambda: len(self.messages(agent_id)) >= n, timeout):
             raise TimeoutError(f"{len(self.messages(agent_id))} of {n} messages arrived within {timeout:g} s")
         return self.messages(agent_id)
-
-
-def _report(element: str) -> dict[str, Any]:
-    root = ElementTree.fromstring(element)  # noqa: S314 (sent on loopback by the application under test)
-    return {**root.attrib, "content": (root.text or "").strip(), "result": root.findtext("result")}

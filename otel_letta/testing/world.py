@@ -70,6 +70,8 @@ class Message:
     step_id: str | None = None
     conversation_id: str | None = None
     received: bool = False
+    fields: dict[str, Any] | None = None
+    """What a row has instead of content, if it is not of a message but of a tool call or of reasoning."""
     id: str = field(default_factory=lambda: new_id("message"))
     date: str = field(default_factory=lambda: now().isoformat(timespec="seconds"))
 
@@ -92,7 +94,7 @@ class Message:
             "is_err": None,
             "seq_id": None,
             "run_id": self.run_id,
-            "content": self.content,
+            **({"content": self.content} if self.fields is None else self.fields),
         }
 
 

@@ -258,6 +258,8 @@ def test_no_page_names_a_variable_that_does_not_exist() -> None:
         "OTEL_LETTA_LOG_EVENTS",
         "OTEL_LETTA_SERVE_TOKEN",
         "OTEL_LETTA_TEST_CACHE",
+        "OTEL_LETTA_TOKEN",
+        "OTEL_LETTA_URL",
         "OTEL_LETTA_WEBHOOK_TOKEN",
     }
     for page, text in PAGES.items():

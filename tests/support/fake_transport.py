@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from otel_letta.answer import Answer
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
 from otel_letta.ids import REST_CONVERSATION
+from otel_letta.letta.replies import answer_of
 from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.runtime.deadline import Deadline
@@ -57,6 +59,10 @@ class FakeTransport:
         """Looks at each content of a request; an error refuses the whole request."""
         self.on_send: Callable[[Lane, Sequence[Message]], None] = lambda lane, messages: None
         """Runs inside `send`, on the sender's thread, without any lock."""
+        self.answers: Callable[[Sequence[Message]], dict[str, Any]] = lambda messages: {"messages": []}
+        """Makes what `send` returns."""
+        self.kept: dict[str, dict[str, Any]] = {}
+        """What `stored_answers` finds."""
         self.probe_error: LettaError | None = None
         self.runs: list[Run] = []
         self.on_reload: Callable[[], None] = lambda: None
@@ -118,7 +124,7 @@ class FakeTransport:
             self.delivered.append((lane, list(messages)))
             self.store(messages)
             self.changed.notify_all()
-        return {"messages": []}
+        return self.answers(messages)
 
     def store(self, messages: Sequence[Message]) -> None:
         """The server has these, whatever it answered."""
@@ -139,6 +145,15 @@ class FakeTransport:
         self._note("in_context")
         hidden = {self.stored[otid] for otid in self.forgotten if otid in self.stored}
         return set(message_ids) - hidden
+
+    def answer(self, lane: Lane, response: Mapping[str, Any]) -> Answer:
+        return answer_of(lane.agent_id, response, reasoning=False)
+
+    def stored_answers(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, dict[str, Any]]:
+        self._note("stored_answers")
+        return {otid: self.kept[otid] for otid in otids if otid in self.kept}
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         self._note("probe")

@@ -59,6 +59,31 @@ def stored(session: Session, agent_id: str, conversation: str, messages: Sequenc
     return {otid: str(identifier) for otid, identifier in found if isinstance(otid, str) and otid in wanted}
 
 
+def answers_in(newest: Sequence[dict[str, Any]], otids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the answers to messages, each in the form of a turn's: otid → answer.
+
+    Rows do not name their run (measured), but turns go one after another: an answer is what follows the message, up to
+    the next one that somebody sends.
+
+    Args:
+        newest: a conversation's messages, the newest first, while no turn runs.
+        otids: of the messages.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    asked: list[object] = []
+    answer: dict[str, Any] | None = None
+    for row in reversed(newest):
+        if row.get("message_type") == "user_message":
+            asked = [row.get("otid")] if answer is not None else [*asked, row.get("otid")]
+            answer = None
+            continue
+        if answer is None:
+            answer = {"messages": []}
+            found.update((otid, answer) for otid in otids if otid in asked)
+        answer["messages"].append(row)
+    return found
+
+
 class Conversations:
     """The conversations that lanes' messages go to, and the ways around those that are blocked."""
 

@@ -202,6 +202,11 @@ class AppServerHttpTransport(Configured):
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         return set(message_ids)
 
+    def stored_answers(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, dict[str, Any]]:
+        return {}  # a lost one comes with the same request, sent again
+
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         """Check the server and the token. Whether the agent exists shows only when it is sent something."""
         self._models(until)

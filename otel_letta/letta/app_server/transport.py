@@ -27,7 +27,13 @@ from otel_letta.errors import (
 )
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
 from otel_letta.letta.answers import rows
-from otel_letta.letta.app_server.conversations import Conversations, retrieve_agent, stored
+from otel_letta.letta.app_server.conversations import (
+    Conversations,
+    answers_in,
+    newest_messages,
+    retrieve_agent,
+    stored,
+)
 from otel_letta.letta.app_server.memory import Memory
 from otel_letta.letta.app_server.sending import Sender
 from otel_letta.letta.app_server.socket import Session, Sessions
@@ -120,6 +126,12 @@ class AppServerTransport(Configured):
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:
         # What is stored is in the next prompt: turns go one after another, and none replaces another's context.
         return set(message_ids)
+
+    def stored_answers(
+        self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
+    ) -> dict[str, dict[str, Any]]:
+        with self._towards(lane, until) as (session, conversation):
+            return answers_in(newest_messages(session, lane.agent_id, conversation), otids)
 
     # -- the directory -----------------------------------------------------------------------------------------------
 

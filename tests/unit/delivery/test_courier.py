@@ -937,6 +937,7 @@ def test_statistics_say_what_was_sent_conflated_dropped_and_parked(letta: FakeTr
         "conflated": 2,
         "held": 1,
         "retries": 1,
+        "answers": 0,
         "dropped": {},
     }
     ((name, lane),) = courier.lanes().items()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ class Desk:
     def __init__(self, **settings: Any) -> None:
         self.tasks = TaskList(ONE)
         resolved = Settings.resolve(base_url="http://127.0.0.1:1", agent_id=ONE, **settings)
-        self.asking = Asking(self.tasks, resolved)
+        self.asking = Asking(self.tasks, Instructions(), resolved)
         self._sequence = 0
 
     def report(self, task: str, **more: Any) -> ProgressReport:
@@ -386,6 +388,44 @@ def test_instructions_of_a_task_and_of_all_are_bounded(desk: Desk) -> None:
         box.put("first", go_on, 0)
     with pytest.raises(FullError):
         box.put("first", go_on, 0)
+
+
+def test_what_waits_is_kept_elsewhere_until_it_is_taken_and_all_of_it_is_bounded() -> None:
+    disk: dict[int, bytes] = {}
+    numbers = itertools.count(1)
+
+    def keep(body: bytes) -> int:
+        number = next(numbers)
+        disk[number] = body
+        return number
+
+    def forget(items: Sequence[int]) -> None:
+        for item in items:
+            del disk[item]
+
+    box = Instructions(keep, forget)
+    first = box.put("task", Instruction(task_id="x", action="continue", text="one"), 0)
+    box.put("task", Instruction(task_id="x", action="accept"), 7)  # for the moment, not for a later process
+    assert len(disk) == 1
+    again = Instructions(keep, forget)
+    again.restore(disk[1], 1)
+    assert [(each.id, each.at, each.text) for each in again.take("task", 0)] == [(first.id, first.at, "one")]
+    assert disk == {}
+    disk[0] = b'["task", "old", 1.0, "x"]'
+    again.restore(disk[0], 0)
+    assert disk == {} and again.take("task", 0) == []  # nobody came for it in a week
+    for broken in (b"{", b"[]", b'["a", "b", "c", "d"]', b"5", b"null"):
+        disk[0] = broken
+        again.restore(broken, 0)
+        assert disk == {}
+    long = Instruction(task_id="x", action="continue", text="x" * LONGEST_TEXT)
+    with pytest.raises(FullError):
+        for number in range(10_000):
+            again.put(str(number), long, 0)
+    assert len(disk) <= 500
+    again.take("0", 0)
+    assert len(again.of("0")[0].text) <= 300
+    again.put("0", long, 0)
 
 
 def test_an_unknown_task_is_waited_for(desk: Desk) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_letta.serve.doors import Tokens, Verdict, comes_from_a_page, is_loopback, is_own_host
+from otel_letta.serve.doors import Grant, Tokens, Verdict, comes_from_a_page, is_loopback, is_own_host
 
 
 class Clock:
@@ -86,6 +86,43 @@ def test_while_the_file_cannot_be_read_the_tokens_of_before_are_good_and_nobody_
     write(file, "new")
     assert judge(tokens, "new") is Verdict.WELCOME
     assert judge(tokens, "stranger") is Verdict.UNKNOWN
+
+
+def test_a_line_may_give_a_token_to_an_agent(file: Path) -> None:
+    write(file, "sender", "own agent=agent-1", "  both\tagent=agent-1  agent=agent-2", "any agent=*", "x", "x agent=y")
+    tokens = Tokens((), file)
+    assert tokens.look_up("Bearer sender") == (Verdict.WELCOME, Grant(sends=True))
+    assert tokens.look_up("Bearer own") == (Verdict.WELCOME, Grant(agents=frozenset({"agent-1"})))
+    assert tokens.look_up("Bearer both")[1].agents == {"agent-1", "agent-2"}
+    assert tokens.look_up("Bearer any")[1].agents == {"*"}
+    assert tokens.look_up("Bearer x")[1] == Grant(sends=True, agents=frozenset({"y"}))
+    assert tokens.look_up("Bearer stranger") == (Verdict.UNKNOWN, Grant())
+    # It opens nothing for a sender, and no cookie of the page can be made of it.
+    assert [judge(tokens, token) for token in ("own", "both", "any")] == [Verdict.AGENT] * 3
+    assert judge(tokens, "x") is Verdict.WELCOME
+    assert not tokens.any_is(lambda token: token in ("own", "both", "any"))
+
+
+def test_an_agents_token_changes_and_goes_like_any_other(file: Path) -> None:
+    write(file, "sender", "own agent=agent-1", "old agent=agent-1")
+    tokens = Tokens((), file)
+    write(file, "sender", "own agent=agent-2")
+    assert tokens.look_up("Bearer own")[1].agents == {"agent-2"}
+    assert tokens.look_up("Bearer old") == (Verdict.LATER, Grant())
+    write(file, "sender", "own")
+    assert judge(tokens, "own") is Verdict.WELCOME
+
+
+@pytest.mark.parametrize("slip", ["own agnet=agent-1", "own agent=", "own agent-1", "own agent=a b", "own # comment"])
+def test_a_slip_behind_a_token_makes_no_sender_of_it_and_the_error_does_not_show_it(file: Path, slip: str) -> None:
+    write(file, "sender", slip)
+    with pytest.raises(ValueError, match="line 2") as raised:
+        Tokens((), file)
+    assert "own" not in str(raised.value)
+    write(file, "sender", "own agent=agent-1")
+    tokens = Tokens((), file)
+    write(file, "sender", slip)  # later: what was read before stays good
+    assert tokens.look_up("Bearer own")[1].agents == {"agent-1"}
 
 
 def test_without_a_token_to_begin_with_nothing_starts(tmp_path: Path) -> None:

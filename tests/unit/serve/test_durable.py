@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from otel_letta.serve.server import listen
@@ -139,6 +141,36 @@ def test_with_an_outbox_a_crash_at_any_moment_loses_no_end_and_no_task_of_others
         second.stop()
     assert sorted(ends(letta, agent)) == ["at once", "away", "goes on"]
     assert {report["status"] for report in letta.reports(agent)} <= {"completed", "in_progress"}
+
+
+def test_an_instruction_survives_a_crash_and_is_taken_once(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    spool = str(tmp_path / "bodies")
+    open_task = {
+        "timeUnixNano": LONG,
+        "eventName": "letta.task.progress",
+        "attributes": [
+            {"key": name, "value": {"stringValue": value}}
+            for name, value in (("letta.task.id", "import"), ("letta.task.name", "Import"))
+        ],
+    }
+
+    def taken(running: Program) -> list[str] | None:
+        answer = httpx.get(f"http://127.0.0.1:{running.port}/api/tasks/import/instructions", timeout=60)
+        return [each["text"] for each in answer.json()["instructions"]] if answer.status_code == 200 else None
+
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/logs", request_of(open_task, logs=True)).status == 200
+        assert until(lambda: taken(first) == [], 60)
+        for text in ("one", "two"):
+            body = json.dumps({"action": "continue", "text": text}).encode()
+            assert post(first.port, "/api/tasks/import/instructions", body).status == 200
+        first.kill()
+    with program(letta, agent, "--spool", spool) as second:
+        found: list[str] = []
+        assert until(lambda: found.extend(taken(second) or []) or found == ["one", "two"], 60)
+        second.stop()
+    with program(letta, agent, "--spool", spool) as third:
+        assert until(lambda: taken(third) == [], 60)
 
 
 def _kept_ends(path: Path) -> bool:

@@ -1,0 +1,377 @@
+"""What agents answer, given to whoever asked for it: on a thread of its own, that delivery never waits for."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from otel_letta.answer import Answer, OnAnswer
+from otel_letta.delivery.stats import Stats, Throttle
+from otel_letta.errors import LettaError
+from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.text import clean_error
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from otel_letta.delivery.mailbox import Parcel
+    from otel_letta.delivery.visit import Attempt, Request
+    from otel_letta.letta.transport import Lane, Transport
+
+_logger = logging.getLogger(__name__)
+
+_C = TypeVar("_C")
+
+_MOST_WAITING = 200
+"""Answers that wait for slow callbacks. Each holds up to 100,000 characters."""
+_LOOKED_UP = 10.0
+"""Seconds that a lost answer may be looked for, while the lane's next reports wait."""
+
+
+class Turn(NamedTuple):
+    """One request with reports: a turn of the agent's, or a failure."""
+
+    lane: Lane
+    reports: Sequence[ProgressReport]
+    began: int
+    """Unix nanoseconds."""
+    ended: int
+    answer: Answer | None
+    error: LettaError | None
+
+
+class Callbacks:
+    """Whoever asked for answers. Outlives a fork: the child's reports are answered to the same ones.
+
+    A change replaces the tuple, so that any thread may read it at any time.
+    """
+
+    def __init__(self) -> None:
+        self.on_answer: tuple[OnAnswer, ...] = ()
+        self.on_turn: tuple[Callable[[Turn], object], ...] = ()
+        """Called with every request that carried reports, as telemetry wants them."""
+
+    def add(self, callback: OnAnswer) -> None:
+        """Have it called with every answer from now on. Two that are equal are called once."""
+        # What an awaitable needs is imported now, and not on a thread.
+        import asyncio  # noqa: F401
+
+        self.on_answer = (*self.on_answer, callback)
+
+    def remove(self, callback: OnAnswer) -> None:
+        """Take back one `add`."""
+        kept = list(self.on_answer)
+        if callback in kept:
+            kept.remove(callback)
+        self.on_answer = tuple(kept)
+
+
+def _distinct(callbacks: Iterable[_C]) -> list[_C]:
+    """Return each once, in the order in which they came."""
+    found: list[_C] = []
+    for callback in callbacks:
+        if callback not in found:
+            found.append(callback)
+    return found
+
+
+class _Entry(NamedTuple):
+    reports: Sequence[ProgressReport]
+    answer: Answer
+
+
+class Answers:
+    """The answers that one process gets. Safe to use from several threads; nothing here raises.
+
+    The thread begins with the first answer, and lives until `close`: an event loop of its own belongs to it, and what
+    async callbacks keep open belongs to that loop.
+
+    Args:
+        callbacks: get what is put here.
+        stats: counts what becomes of the answers.
+    """
+
+    def __init__(self, callbacks: Callbacks, stats: Stats) -> None:
+        self._callbacks = callbacks
+        self._stats = stats
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with nothing: also in a forked child, where no thread of the parent's is."""
+        self._log = Throttle(_logger)
+        self._failures = Throttle(_logger, math.inf)
+        # Reentrant: the garbage collector can run a destructor, and so our code, while this thread holds the lock.
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: deque[_Entry | Turn] = deque()
+        self._busy = False
+        self._closed = False
+        self._given_up = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are answers whose giving this thread could wait for."""
+        with self._changed:
+            return (bool(self._waiting) or self._busy) and threading.current_thread() is not self._thread
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody asked for answers."""
+        return bool(self._callbacks.on_answer)
+
+    # -- for delivery --------------------------------------------------------------------------------------------------
+
+    def take(
+        self,
+        transport: Transport,
+        lane: Lane,
+        parcels: Sequence[Parcel],
+        attempt: Attempt,
+        until: Deadline,
+        age: float = 0.0,
+    ) -> None:
+        """Take what the agent answered to reports that it has.
+
+        Of a report that was posted more than once only the last answer counts: the turns before were erased. An
+        answer that got lost is looked up, which takes seconds at most.
+
+        Args:
+            transport: where the answers came from.
+            lane: of the reports.
+            parcels: the reports.
+            attempt: the last one to send them.
+            until: when to give up a search.
+            age: seconds since the first of them may have been sent.
+        """
+        if not self.wanted:
+            return
+        sent = [parcel for parcel in parcels if parcel.losses is None]
+        found = {parcel.otid: attempt.answers[parcel.otid] for parcel in sent if parcel.otid in attempt.answers}
+        lost = [parcel.otid for parcel in sent if parcel.otid not in found]
+        if lost:
+            try:
+                limit = Deadline.after(_LOOKED_UP, within=until)
+                found |= transport.stored_answers(lane, lost, age=age, until=limit)
+            except LettaError as error:
+                _logger.debug("%s: an answer got lost: %s", lane, error)
+        for answer in _each_once(found.values()):
+            reports = [parcel.report for parcel in sent if found.get(parcel.otid) is answer]
+            if reports:
+                self.put_response(transport, lane, reports, answer)
+
+    def put_response(
+        self, transport: Transport, lane: Lane, reports: Sequence[ProgressReport], response: dict[str, Any]
+    ) -> None:
+        """Take a server's answer to reports, if anybody asked for answers."""
+        if not self.wanted:
+            return
+        try:
+            self.put(reports, transport.answer(lane, response))
+        except Exception as error:  # noqa: BLE001 - the reports are delivered, whatever came back
+            self._complain(error)
+
+    def take_request(self, transport: Transport, lane: Lane, parcels: Sequence[Parcel], request: Request) -> None:
+        """Take a request with reports that is over, however it ended, for telemetry."""
+        if self._callbacks.on_turn:
+            reports = [parcel.report for parcel in parcels if parcel.otid in request.otids and parcel.losses is None]
+            self.put_turn(transport, lane, reports, request)
+
+    def put_turn(self, transport: Transport, lane: Lane, reports: Sequence[ProgressReport], request: Request) -> None:
+        """Take a request about these reports, if anybody asked for turns."""
+        if not self._callbacks.on_turn:
+            return
+        try:
+            answer = None if request.answer is None else transport.answer(lane, request.answer)
+            self._enqueue(Turn(lane, reports, request.began, request.ended, answer, request.error))
+        except Exception as error:  # noqa: BLE001
+            self._complain(error)
+
+    def put(self, reports: Sequence[ProgressReport], answer: Answer) -> None:
+        """Have the callbacks called; never waits."""
+        self._enqueue(_Entry(reports, answer))
+
+    def _enqueue(self, entry: _Entry | Turn) -> None:
+        dropped = 0
+        with self._changed:
+            if self._closed:
+                dropped, reason = 1, "answer after the shutdown"
+            else:
+                if len(self._waiting) >= _MOST_WAITING:
+                    self._waiting.popleft()
+                    dropped, reason = 1, "answer over the limit of waiting answers"
+                self._waiting.append(entry)
+                self._start()
+                self._changed.notify_all()
+        if dropped:
+            self._stats.drop(reason)
+            if not self._closed:
+                self._log.log(logging.WARNING, reason, "on_answer is too slow: the oldest answers are dropped")
+
+    def _complain(self, error: Exception) -> None:
+        kind = type(error).__name__
+        self._log.log(logging.ERROR, f"bug {kind}", "an answer got lost: unexpected %s", kind)
+        _logger.debug("unexpected error", exc_info=error)
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        # In a context of its own: what suppresses tracing on the threads of delivery is not for callbacks, and some
+        # Pythons and instrumentations hand the context down to new threads.
+        thread = threading.Thread(
+            target=contextvars.Context().run, args=(self._run,), name="otel_letta answers", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # the interpreter is shutting down (Python 3.12 starts no thread then): `close` does the work
+        self._thread = thread
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def wait(self, until: Deadline) -> bool:
+        """Wait until all that was put here has been given. Return False if that took too long."""
+        with self._changed:
+            while (self._waiting or self._busy) and self._thread is not None:
+                if until.passed or threading.current_thread() is self._thread:
+                    return False
+                self._changed.wait(until.left(0.5))
+        return True
+
+    def close(self, until: Deadline) -> None:
+        """Take no more answers, and wait until the rest was given. What is not by then is dropped.
+
+        A callback may call this: then nobody waits, and the rest is given when it has returned.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            if threading.current_thread() is self._thread:
+                return
+            nobody = self._thread is None
+        if nobody:
+            contextvars.Context().run(self._work, until)
+        else:
+            self.wait(until)
+        with self._changed:
+            left = len(self._waiting)
+            self._waiting.clear()
+            self._given_up = True
+        if left:
+            self._stats.drop("answer not given before shutdown", left)
+            _logger.warning("%d answer(s) were not given to on_answer: no time left", left)
+
+    def close_soon(self) -> None:
+        """Take no more answers; the rest is given without anybody waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # -- on the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._work(Deadline())
+
+    def _work(self, until: Deadline) -> None:
+        """Give one answer after another, until there are no more to come or the time is over."""
+        loop = _Loop()
+        try:
+            while not until.passed:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._closed)
+                    if not self._waiting:
+                        return
+                    entry = self._waiting.popleft()
+                    self._busy = True
+                try:
+                    self._give(entry, loop)
+                finally:
+                    with self._changed:
+                        self._busy = False
+                        self._changed.notify_all()
+        finally:
+            loop.close()
+
+    def _give(self, entry: _Entry | Turn, loop: _Loop) -> None:
+        if isinstance(entry, Turn):
+            for on_turn in _distinct(self._callbacks.on_turn):
+                try:
+                    on_turn(entry)
+                except Exception as error:  # noqa: BLE001 - of the program's tracer provider
+                    self._complain(error)
+            return
+        self._stats.count("answers")
+        for report in entry.reports:
+            for callback in _distinct(self._callbacks.on_answer):
+                if self._given_up:
+                    return
+                try:
+                    result = callback(report, entry.answer)
+                    if inspect.isawaitable(result):
+                        loop.run(result)
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                        raise  # it is not the callback's
+                    self._failed(callback, error)  # a SystemExit, or a cancellation, ends nobody's thread either
+
+    def _failed(self, callback: OnAnswer, error: BaseException) -> None:
+        kind, name = type(error).__name__, getattr(callback, "__qualname__", type(callback).__name__)
+        self._stats.drop("answer that on_answer failed with")
+        self._failures.log(
+            logging.ERROR,
+            f"{name} {kind}",
+            "on_answer (%s) raised %s: %s; the same error is not logged again",
+            name,
+            kind,
+            clean_error(str(error)),
+        )
+        _logger.debug("on_answer raised", exc_info=error)
+
+
+class _Loop:
+    """An event loop for awaitables, made for the first one."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, awaitable: Any) -> None:
+        import asyncio  # was imported when the callback was added
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+
+        async def wait() -> None:
+            await awaitable
+
+        self._loop.run_until_complete(wait())
+
+    def close(self) -> None:
+        """Cancel what callbacks have left running, and close the loop."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        import asyncio
+
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        except Exception as error:
+            _logger.debug("the event loop of on_answer did not end well", exc_info=error)
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+def _each_once(responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {id(response): response for response in responses}
+    return list(found.values())

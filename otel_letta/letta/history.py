@@ -1,0 +1,87 @@
+"""The stored messages of a REST server: how old they are, what became of them, whose answer they are. Pure.
+
+What the comments call measured was measured on a real Letta 0.16.8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+_MOST_ROWS = 2_000
+"""Rows that are looked through for the answer to a message."""
+
+
+def answers_in(newest: Iterable[dict[str, Any]], otids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the answers to messages, each in the form of a turn's: otid → answer.
+
+    All rows of a turn carry the id of its run, the message's own among them (measured).
+
+    Args:
+        newest: stored messages, the newest first.
+        otids: of the messages.
+    """
+    wanted = set(otids)
+    runs: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    later: list[dict[str, Any]] = []
+    for row in newest:
+        otid, run_id = row.get("otid"), row.get("run_id")
+        if isinstance(otid, str) and otid in wanted:
+            wanted.discard(otid)  # an older one of the same report was erased before this was sent
+            if isinstance(run_id, str):
+                found[otid] = runs.setdefault(run_id, {"run_id": run_id})
+        if not wanted or len(later) == _MOST_ROWS:
+            break
+        later.append(row)
+    for run_id, answer in runs.items():
+        rows = [row for row in reversed(later) if row.get("run_id") == run_id]
+        answer["messages"] = [row for row in rows if row.get("message_type") != "user_message"]
+    return {otid: answer for otid, answer in found.items() if answer["messages"]}
+
+
+def is_older(row: dict[str, Any], now: datetime, seconds: float) -> bool:
+    date = moment_of(row.get("date"))
+    return date is not None and (now - date).total_seconds() > seconds
+
+
+def was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a compaction or a reset took a message out of the context, and not a turn at the same time.
+
+    Such a turn writes the context as it was when it began, and what it adds itself (measured). A compaction begins
+    with its summary, which is stored after all that it stands for; after a reset the context begins with a later turn.
+
+    Args:
+        message_id: is not in the context.
+        eldest: the first message that is, after the system's.
+        stored: stored messages, the newest first, as far back as the message at least.
+    """
+    by_id = {str(row.get("id")): position for position, row in enumerate(stored)}
+    ours, first = by_id[message_id], by_id.get(eldest)
+    if first is None or first > ours:
+        return False  # something older is still there
+    run, our_run = stored[first].get("run_id"), stored[ours].get("run_id")
+    if run is None or run == our_run:
+        return True  # compacted by a person, or by our own turn
+    our_end = max((_date_of(row) for row in stored if row.get("run_id") == our_run), default="")
+    its_begin = min((_date_of(row) for row in stored if row.get("run_id") == run), default="")
+    return its_begin > our_end
+
+
+def _date_of(row: dict[str, Any]) -> str:
+    date = moment_of(row.get("date"))
+    return "" if date is None else date.astimezone(timezone.utc).isoformat()
+
+
+def moment_of(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
+    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
