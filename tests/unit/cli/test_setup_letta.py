@@ -130,6 +130,14 @@ def test_writing_makes_tools_secrets_and_a_token_and_a_second_time_changes_nothi
     assert (state_of(letta_tools, tokens), len(letta_tools.changes)) == (before, changes)
 
 
+def test_a_token_is_never_printed(letta_tools: LettaTools, agent: str, tokens: Path) -> None:
+    written = setup(letta_tools, agent, "--token-file", tokens, "--write").output
+    token = letta_tools.secrets(agent)[TOKEN]
+    for flags in ([], ["--write"], ["--url", "https://bridge.example"], ["--remove"]):
+        written += setup(letta_tools, agent, "--token-file", tokens, *flags).output
+    assert token not in written
+
+
 def test_a_new_token_file_is_for_its_owner_alone(letta_tools: LettaTools, agent: str, tmp_path: Path) -> None:
     setup(letta_tools, agent, "--token-file", tmp_path / "new", "--write")
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
