@@ -82,7 +82,7 @@ def test_an_agent_reads_the_skill_and_lists_shows_and_instructs_its_tasks(bridge
         waiting = program_s.submit(bridge.taken, "import the ledger")
         command = continuing.replace("TASK_ID", "import the ledger").replace("what to do next", "Skip row 41.")
         assert shell(bridge, bridge.agent, command)["task_id"] == "import the ledger"
-        assert waiting.result(PATIENCE) == [("continue", "Skip row 41.")]
+        assert waiting.result(3 * PATIENCE) == [("continue", "Skip row 41.")]
     accepting = accepting.replace("TASK_ID", "import the ledger")
     refused = call(bridge, bridge.agent, "Bash", command=accepting, description="ask")
     assert "does not wait for a yes or no" in refused

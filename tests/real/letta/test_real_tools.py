@@ -66,7 +66,7 @@ def test_an_agent_lists_and_looks_at_its_own_tasks_and_instructs_them(bridge: Br
             text="Skip row 41 “ü”.",
         )
         assert read(said)["task_id"] == "import the ledger"
-        assert waiting.result(PATIENCE) == [("continue", "Skip row 41 “ü”.")]
+        assert waiting.result(3 * PATIENCE) == [("continue", "Skip row 41 “ü”.")]
     for task, action, words in (
         ("somebody else's", "continue", "no task of yours"),
         ("import the ledger", "accept", "does not wait for a yes or no"),
