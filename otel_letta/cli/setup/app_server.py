@@ -51,7 +51,7 @@ class AppServerAgent:
             raise Refused("The agent's id is none that could be the name of a file")
         self._agent_id = agent_id
         self._wishes = wishes
-        skills = (wishes.skills or Path("~/.letta/skills").expanduser()).resolve()
+        skills = (wishes.skills or Path("~/.letta/skills")).expanduser().resolve()
         self._skill = skills / _NAME / "SKILL.md"
         self._tokens = skills.parent / "otel-letta"
         """Beside the skills, not among them: an agent is shown what is in a skill's folder."""

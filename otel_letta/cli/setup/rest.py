@@ -11,6 +11,7 @@ from otel_letta.cli.setup.steps import Refused, Step, Wishes
 from otel_letta.cli.setup.token_file import OwnToken
 from otel_letta.letta.server_tools import TOKEN, TOOLS, URL, Found, ServerTools
 from otel_letta.settings import Settings
+from otel_letta.text import clean_line
 
 _STAND_IN = "TOKEN"
 """What is printed in place of a token: it may end in a terminal's history, or in a bug report."""
@@ -37,8 +38,14 @@ class RestAgent:
         """Return what is to be done; nothing if all of it is there, or gone.
 
         Raises:
-            Refused: a tool of the same name is somebody else's.
+            Refused: a tool of the same name is somebody else's, or other secrets of the agent would be lost.
         """
+        hidden = [clean_line(name, 80) for name, secret in self._found.secrets.items() if secret is None]
+        if hidden:
+            raise Refused(
+                f"The server does not show the agent's secret {hidden[0]}, which would be lost: secrets can only be "
+                f"written all at once. Change {URL} and {TOKEN} among them yourself"
+            )
         return list(self._to_remove() if self._wishes.remove else self._to_write())
 
     def proof(self) -> str | None:

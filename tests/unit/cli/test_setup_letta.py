@@ -206,14 +206,34 @@ def test_a_tool_of_somebody_else_is_neither_replaced_nor_attached(
     assert state_of(letta_tools, tokens) == before
 
 
-def test_where_a_secret_of_another_tool_is_not_shown_none_is_written(letta_tools: LettaTools, agent: str) -> None:
+@pytest.mark.parametrize("flag", ["--write", "--remove"])
+@pytest.mark.parametrize("name", ["SEALED", TOKEN])
+def test_where_a_secret_of_another_tool_is_not_shown_none_is_written(
+    letta_tools: LettaTools, agent: str, tokens: Path, flag: str, name: str
+) -> None:
     """A change writes all secrets: what cannot be read would be lost."""
-    letta_tools.agents[agent]["secrets"].append({"key": "SEALED", "value": "<encrypted>", "value_enc": "gAAAA"})
-    before = letta_tools.agents[agent]["secrets"]
-    result = setup(letta_tools, agent, "--write")
+    letta_tools.agents[agent]["secrets"].append({"key": name, "value": "<encrypted>", "value_enc": "gAAAA"})
+    before = state_of(letta_tools, tokens)
+    result = setup(letta_tools, agent, flag, "--token-file", tokens)
     assert result.exit_code == 1
-    assert "SEALED" in result.output
-    assert letta_tools.agents[agent]["secrets"] == before
+    assert name in result.output
+    assert "Nothing was changed" in result.output
+    assert state_of(letta_tools, tokens) == before
+
+
+def test_a_secret_that_came_meanwhile_is_not_lost_either(
+    letta_tools: LettaTools, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = letta_tools.create_tool
+    rows = letta_tools.agents[agent]["secrets"]
+
+    def another_person(source: str, tags: list[str]) -> dict[str, Any]:
+        rows.append({"key": f"NEW_{len(rows)}", "value": "theirs", "value_enc": "theirs"})
+        return make(source, tags)
+
+    monkeypatch.setattr(letta_tools, "create_tool", another_person)
+    assert setup(letta_tools, agent, "--write").exit_code == 0
+    assert list(letta_tools.secrets(agent).values()).count("theirs") == len(TOOLS)
 
 
 @pytest.mark.parametrize(
