@@ -9,6 +9,8 @@ wheel = zipfile.ZipFile(sys.argv[1])
 names = set(wheel.namelist())
 assert "otel_letta/py.typed" in names, sorted(names)
 assert "otel_letta/cli/run/first_on_path/sitecustomize.py" in names, sorted(names)
+assert "otel_letta/letta/uploads/task_tools.py" in names, sorted(names)
+assert "otel_letta/cli/setup/skill/SKILL.md" in names, sorted(names)
 assert "openhands/runtime/plugins/agent_skills/letta_reporter.py" in names, sorted(names)
 inits = [name for name in names if name.startswith("openhands/") and name.endswith("__init__.py")]
 assert not inits, inits

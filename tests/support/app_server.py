@@ -161,6 +161,11 @@ class AppServer:
         return _tail(self._folder.log("app-server"), n) if self._folder else ""
 
     @property
+    def home(self) -> Path:
+        """The home folder of the server's user: what is in ``~/.letta`` there is what the server sees."""
+        return Path(self._run_folder.home)
+
+    @property
     def _known_port(self) -> int:
         if self._port is None:
             raise RuntimeError("the server has not been started")

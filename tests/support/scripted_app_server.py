@@ -73,6 +73,8 @@ class ScriptedAppServer:
         self.token: str | None = None
         self.refusal: tuple[int, str, bytes] | None = None
         """Status, reason and body of the answer to a handshake."""
+        self.info: Frame | None = None
+        """What it says of itself over HTTP; None for nothing."""
         self.agents: dict[str, Frame] = {}
         self.conversations: dict[str, Frame] = {}
         self.messages: dict[tuple[str, str], list[Frame]] = {}
@@ -130,6 +132,10 @@ class ScriptedAppServer:
     # -- the protocol ------------------------------------------------------------------------------------------------
 
     def check(self, socket: ServerConnection, request: Request) -> Response | None:
+        if self.info is not None and request.path != "/ws":
+            known = request.path == "/app-server-info"
+            body = json.dumps(self.info) if known else ""
+            return socket.respond(http.HTTPStatus.OK if known else http.HTTPStatus.NOT_FOUND, body)
         given = request.headers.get("Authorization")
         self.handshakes.append(given)
         if self.refusal is not None:

@@ -1,4 +1,7 @@
-"""`otel-letta setup PROGRAM`: print what makes a program report here, or merge it into the program's own settings."""
+"""`otel-letta setup PROGRAM`: print what makes a program report here, or merge it into the program's own settings.
+
+And `otel-letta setup letta`, for an agent that shall see the tasks: see `otel_letta.cli.setup.letta`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
+from otel_letta.cli.setup.addresses import checked, is_private
 from otel_letta.cli.setup.files import read_settings, write_settings
+from otel_letta.cli.setup.letta import letta
 from otel_letta.cli.setup.merge import CannotMerge, merge, render
 from otel_letta.cli.setup.programs import PROGRAMS, Program, Target
 
@@ -19,24 +23,43 @@ _STAND_IN = "TOKEN"
 _TOKEN = r"[A-Za-z0-9._~+/-]+=*"  # noqa: S105 - RFC 6750's form of a token, the one that all these programs pass on unharmed
 
 
-@click.command(short_help="Make a coding program report its tasks.")
-@click.argument("program", type=click.Choice(list(PROGRAMS)))
-@click.option("--write", is_flag=True, help="Merge it into the program's own settings; a backup is kept beside them.")
-@click.option("--replace", is_flag=True, help="With --write: also where the settings have another value.")
-@click.option("--endpoint", default="http://127.0.0.1:4318", show_default=True, help="Where the program reports to.")
-@click.option(
-    "--token-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file whose first line is the token that the endpoint asks for.",
-)
-def setup(program: str, write: bool, replace: bool, endpoint: str, token_file: Path | None) -> None:
-    """Make a coding program report its tasks: print its settings, or write them.
+@click.group(short_help="Make a coding program report, or let your agent see tasks.")
+def setup() -> None:
+    """Make a coding program report its tasks, or give your Letta agent the means to see them and to instruct them.
 
-    The settings leave content out: prompts, answers, the arguments and outputs of tools. What cannot be said in the
-    program's settings file is printed as lines for your shell.
+    For a program: print its settings, or write them. They leave content out: prompts, answers, the arguments and
+    outputs of tools. What cannot be said in the program's settings file is printed as lines for your shell.
     """
-    chosen = PROGRAMS[program]
-    target = Target(_endpoint(endpoint), None if token_file is None else _token(token_file))
+
+
+def _command_for(program: Program) -> click.Command:
+    @click.command(program.name, short_help=f"Make {program.title} report its tasks.")
+    @click.option(
+        "--write", is_flag=True, help="Merge it into the program's own settings; a backup is kept beside them."
+    )
+    @click.option("--replace", is_flag=True, help="With --write: also where the settings have another value.")
+    @click.option(
+        "--endpoint", default="http://127.0.0.1:4318", show_default=True, help="Where the program reports to."
+    )
+    @click.option(
+        "--token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file whose first line is the token that the endpoint asks for.",
+    )
+    def command(write: bool, replace: bool, endpoint: str, token_file: Path | None) -> None:
+        _set_up(program, write, replace, endpoint, token_file)
+
+    command.help = f"Make {program.title} report its tasks: print its settings, or write them."
+    return command
+
+
+for _program in PROGRAMS.values():
+    setup.add_command(_command_for(_program))
+setup.add_command(letta)
+
+
+def _set_up(chosen: Program, write: bool, replace: bool, endpoint: str, token_file: Path | None) -> None:
+    target = Target(checked(endpoint, "--endpoint"), None if token_file is None else _token(token_file))
     if write:
         done = _write(chosen, target, replace)
     else:
@@ -45,7 +68,7 @@ def setup(program: str, write: bool, replace: bool, endpoint: str, token_file: P
     _print_environment(chosen, target, token_file)
     for note in chosen.notes:
         click.echo(note, err=True)
-    if target.token and not _is_private(target.endpoint):
+    if target.token and not is_private(target.endpoint):
         click.echo(f"The token goes to {target.endpoint} unencrypted.", err=True)
     sys.exit(0 if done else 1)
 
@@ -108,17 +131,6 @@ def _write(program: Program, target: Target, replace: bool) -> bool:
     return True
 
 
-def _endpoint(text: str) -> str:
-    url = urlsplit(text)
-    try:
-        fine = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port)
-    except ValueError:
-        fine = False
-    if not fine or url.username or url.path.strip("/") or url.query or url.fragment or re.search(r"[\s\"'\\$`]", text):
-        raise click.BadParameter("it has to look like http://127.0.0.1:4318, without a path", param_hint="--endpoint")
-    return text.rstrip("/")
-
-
 def _token(file: Path) -> str:
     try:
         line = file.read_text("utf-8").partition("\n")[0].strip()
@@ -127,11 +139,6 @@ def _token(file: Path) -> str:
     if not re.fullmatch(_TOKEN, line):
         raise click.BadParameter("its first line is no bearer token", param_hint="--token-file")
     return line
-
-
-def _is_private(endpoint: str) -> bool:
-    url = urlsplit(endpoint)
-    return url.scheme == "https" or url.hostname in ("localhost", "::1") or (url.hostname or "").startswith("127.")
 
 
 __all__ = ["setup"]

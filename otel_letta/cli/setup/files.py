@@ -38,7 +38,7 @@ def read_settings(path: Path) -> Before:
         raise CannotMerge("it is not UTF-8") from None
 
 
-def write_settings(path: Path, before: Before, text: str, *, private: bool) -> Path | None:
+def write_settings(path: Path, before: Before, text: str, *, private: bool, backup: bool = True) -> Path | None:
     """Put a new text in place of a file, all at once, and return where the old one is kept.
 
     Args:
@@ -46,12 +46,13 @@ def write_settings(path: Path, before: Before, text: str, *, private: bool) -> P
         before: what the file was when it was read. CannotMerge if it is not that any more.
         text: its new content.
         private: it holds a secret, and a new file is for its owner alone.
+        backup: False keeps nothing of the old one: it held secrets that shall be gone.
     """
     if before != read_settings(path):
         raise CannotMerge("somebody changed it just now")
     real = path.resolve()
     real.parent.mkdir(parents=True, exist_ok=True)
-    backup = _backup(real) if before.exists else None
+    kept = _backup(real) if backup and before.exists else None
     handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -60,13 +61,14 @@ def write_settings(path: Path, before: Before, text: str, *, private: bool) -> P
             os.fsync(file.fileno())
         if before.exists:
             shutil.copymode(real, name)
+            _give_to_owner_of(real, name)
         elif not private:
             Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(real)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return backup
+    return kept
 
 
 def _backup(path: Path) -> Path:
@@ -77,6 +79,13 @@ def _backup(path: Path) -> Path:
             shutil.copy2(path, backup)
             return backup
     raise CannotMerge("it has too many backups")
+
+
+def _give_to_owner_of(path: Path, name: str) -> None:
+    """Let root change a file of somebody else, who goes on to read it: a service, for one."""
+    owner = path.stat()
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.chown(name, owner.st_uid, owner.st_gid)
 
 
 def _umask() -> int:

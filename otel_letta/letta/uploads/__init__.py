@@ -1,0 +1,1 @@
+"""Sources that are sent to a Letta server, and run there."""
