@@ -1,4 +1,4 @@
-"""`collector/kubernetes/collector.yaml`: gateway.yaml and privacy.yaml as the operator has it, so that each stands once.
+"""`collector/kubernetes/collector.yaml`: gateway.yaml and privacy.yaml as the operator has it; so each stands once.
 
     python -m tests.support.collector_manifests        # write the file anew
 
