@@ -54,7 +54,7 @@ RECORDINGS = CASES | {
 
 
 def _route(item: Item, chance: random.Random) -> object:
-    """What `collector/privacy.yaml` makes of a resource; `tests/unit/test_collector.py` compares."""
+    """What `collector/privacy.yaml` makes of a resource; `tests/real/collector/test_scale_out.py` compares."""
     own = item.resource.attributes
     name, instance, host = (own.get(key) for key in (semconv.SERVICE_NAME, "service.instance.id", semconv.HOST_NAME))
     if own.get(semconv.AGENT_ID) is not None:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +35,10 @@ _ATTEMPTS = 200
 
 
 class Sink(LoopbackServer):
-    """Takes OTLP/HTTP, and remembers it. ``status``: the answer; anything but 200 remembers nothing."""
+    """Takes OTLP/HTTP, and remembers it. ``status``: the answer; anything but 200 remembers nothing.
+
+    While ``open`` is not set, whoever sends has to wait for the answer.
+    """
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(_Taking, port=port)
@@ -45,6 +49,12 @@ class Sink(LoopbackServer):
         self.logs: list[ExportLogsServiceRequest] = []
         self.raw: list[bytes] = []
         self.tokens: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def __exit__(self, *arguments: object) -> None:
+        self.open.set()
+        super().__exit__(*arguments)
 
     @property
     def spans(self) -> list[Any]:
@@ -76,6 +86,7 @@ class _Taking(Handler):
                 else:
                     sink.logs.append(ExportLogsServiceRequest.FromString(body))
             status = sink.status
+        sink.open.wait(300)
         self.send(status)
 
 
@@ -120,10 +131,28 @@ class Bridge:
             self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
 
     def kill(self) -> None:
+        """End it as kill -9 does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(60)
             self._process = None
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(300)
+        self._process = None
+        return code
+
+    def freeze(self) -> None:
+        """It stays, and does nothing any more: its port takes connections that nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
 
 @dataclass
@@ -138,13 +167,16 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", **environ: str) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", small_disk: str = "", **environ: str
+) -> Iterator[Gateway]:
     """Run a configuration of `collector/`, and a second Collector as its backend.
 
     Args:
         bridge: the URL of the bridge.
         more: further files of configuration, after those of the repository.
         first: the file of `collector/`.
+        small_disk: size of a disk of its own for the queue, as ``mount`` has it; it goes with the process.
         environ: variables that differ.
     """
     grpc, http, hop, backend, health, its_health = (f"127.0.0.1:{port}" for port in ports(6))
@@ -156,6 +188,7 @@ def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml",
         "LETTA_HOP": hop,
         "LETTA_BRIDGE": bridge,
         "LETTA_QUEUE_DIR": str(folder / "queue"),
+        "LETTA_HOP_DIR": str(folder / "hop"),
         "HEALTH_ENDPOINT": health,
         **environ,
     }
@@ -164,7 +197,9 @@ def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml",
         files = [FOLDER / first, FOLDER / "privacy.yaml", *more]
         with (
             Collector([_REAL / "backend.yaml"], its, folder / "backend.log") as second,
-            Collector(files, ours, folder / "gateway.log") as ours_,
+            Collector(
+                files, ours, folder / "gateway.log", {ours["LETTA_QUEUE_DIR"]: small_disk} if small_disk else {}
+            ) as ours_,
         ):
             yield Gateway(ours_, second, sink, f"http://{http}", ours)
 
