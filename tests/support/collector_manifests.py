@@ -69,7 +69,7 @@ def collector_resource() -> dict[str, Any]:
                 {"name": "LETTA_BRIDGE_TOKEN", "valueFrom": token},
                 {"name": "LETTA_BRIDGE", "value": "http://otel-letta:4318"},
                 {"name": "BACKEND_ENDPOINT", "value": "jaeger-collector.tracing:4317"},
-                {"name": "GOMEMLIMIT", "value": "820MiB"},
+                {"name": "GOMEMLIMIT", "value": "700MiB"},
             ],
             "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
             "podDisruptionBudget": {"maxUnavailable": 1},
@@ -86,7 +86,11 @@ def collector_resource() -> dict[str, Any]:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             },
-            "volumeMounts": [{"name": "queue", "mountPath": "/var/lib/otelcol"}],
+            "volumes": [{"name": "hop", "emptyDir": {"medium": "Memory", "sizeLimit": "160Mi"}}],
+            "volumeMounts": [
+                {"name": "queue", "mountPath": "/var/lib/otelcol"},
+                {"name": "hop", "mountPath": "/dev/shm"},
+            ],
             "volumeClaimTemplates": [
                 {
                     "metadata": {"name": "queue"},

@@ -6,10 +6,10 @@ from collections import Counter
 from typing import Any
 
 from otel_letta.testing import InMemoryLetta
-from tests.support.collector_run import Sink
+from tests.support.collector_run import Gateway, Sink
 from tests.support.waiting import until
 
-__all__ = ["PATIENCE", "ends", "every_end_once", "ids", "names_at", "once", "tasks"]
+__all__ = ["PATIENCE", "ends", "every_end_once", "gave_up", "ids", "names_at", "once", "tasks"]
 
 PATIENCE = 240.0
 """Seconds; a machine may be busy with other things."""
@@ -63,3 +63,8 @@ def every_end_once(letta: InMemoryLetta, agent: str, count: int) -> None:
     wanted = {f"task {number}" for number in range(count)}
     assert until(lambda: ends(letta, agent).keys() >= wanted, PATIENCE), wanted - ends(letta, agent).keys()
     assert ends(letta, agent) == Counter(wanted)
+
+
+def gave_up(running: Gateway) -> bool:
+    """Return True once the hop has dropped something, since the queue behind it stays full or its disk does."""
+    return "no more retries left" in running.collector.log

@@ -8,7 +8,7 @@ import pytest
 
 from otel_letta.testing import InMemoryLetta
 from tests.support.collector_run import Bridge, Gateway, Sink, gateway, send
-from tests.support.collector_tasks import PATIENCE, ends, every_end_once, ids, names_at, once, tasks
+from tests.support.collector_tasks import PATIENCE, ends, every_end_once, gave_up, ids, names_at, once, tasks
 from tests.support.waiting import until
 
 _HERE = Path(__file__).parent
@@ -179,6 +179,7 @@ def test_a_small_disk_that_is_full_costs_letta_s_branch_alone_and_the_backend_no
             send(running.http, request)
         once(running.backend, count * spans)
         assert until(lambda: "no space left on device" in running.collector.log, PATIENCE)
+        assert until(lambda: gave_up(running), PATIENCE)
         bridge.status = 200
         assert until(lambda: names_at(bridge), PATIENCE)
         # What was kept goes out, and makes room again.

@@ -109,8 +109,9 @@ def test_what_the_resources_name_is_there() -> None:
     read = set(re.findall(r"\$\{env:(\w+)", json.dumps(configuration())))
     assert set(environ) - {"GOMEMLIMIT"} <= read
     paths = [mount["mountPath"] for mount in collector["volumeMounts"]]
-    storage = configuration()["extensions"]["file_storage/letta"]["directory"].partition(":-")[2].rstrip("}")
-    assert any(Path(storage).is_relative_to(path) for path in paths), "the queue has to be on the volume"
+    for storage in ("file_storage/letta", "file_storage/hop"):
+        folder = configuration()["extensions"][storage]["directory"].partition(":-")[2].rstrip("}")
+        assert any(Path(folder).is_relative_to(path) for path in paths), "it has to be on a volume"
 
 
 def test_nobody_is_root_or_writes_beside_the_volumes_and_every_image_has_a_version() -> None:
