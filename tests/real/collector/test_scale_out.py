@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import ssl
+import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import ExitStack
@@ -87,11 +88,15 @@ def test_a_replica_that_is_killed_loses_no_end(letta: InMemoryLetta, agent: str,
 
 
 def _taken(replica: Bridge, ca: Path) -> float:
-    """Return how many spans a replica has taken in."""
+    """Return how many spans a replica has taken in; 0 before it listens."""
     url = replica.url.replace("http://127.0.0.1", "https://localhost")
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context(cafile=str(ca))) as answer:
-        text = answer.read().decode()
+    context = ssl.create_default_context(cafile=str(ca))
+    try:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+            text = answer.read().decode()
+    except urllib.error.URLError:
+        return 0.0
     found = re.search(r'^otel_letta_items_total\{signal="traces"\} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
