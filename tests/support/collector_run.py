@@ -21,10 +21,10 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_letta.testing import InMemoryLetta
 from tests.support.collector import Collector
 from tests.support.collector_keys import FOLDER
 from tests.support.loopback import Handler, LoopbackServer
+from tests.support.program import Address
 
 __all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "send"]
 
@@ -99,7 +99,7 @@ class Bridge:
         environ: variables that differ.
     """
 
-    def __init__(self, letta: InMemoryLetta, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, letta: Address, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
         (self.port,) = ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
@@ -108,6 +108,7 @@ class Bridge:
             "PYTHONPATH": str(_ROOT),
             "LETTA_BASE_URL": letta.base_url,
             "LETTA_AGENT_ID": agent,
+            **({"LETTA_PASSWORD": letta.password} if letta.password else {}),
             "OTEL_LETTA_MESSAGE_INTERVAL": "0",
             "OTEL_LETTA_SERVE_TOKEN": TOKEN,
             "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
