@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -83,10 +85,19 @@ class Collector:
         files: its configuration, in order.
         environ: variables that the configuration reads; ``HEALTH_ENDPOINT`` is needed.
         log: file for what it writes.
+        disks: folders that are small disks, and their sizes: in its own view of the file system alone, which needs
+            root, and empty at every start.
     """
 
-    def __init__(self, files: list[Path], environ: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, files: list[Path], environ: dict[str, str], log: Path, disks: Mapping[str, str] | None = None
+    ) -> None:
         self._command = [str(binary()), *(f"--config={file}" for file in files)]
+        for folder, size in (disks or {}).items():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            mount = f"mount -t tmpfs -o size={shlex.quote(size)} tmpfs {shlex.quote(folder)}"
+            # Each program takes the place of the one before, so that signals reach the Collector.
+            self._command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *self._command]
         self._environ = {"PATH": os.environ["PATH"], **environ}
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -116,6 +127,10 @@ class Collector:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
+
+    def forget(self, file: Path) -> None:
+        """Start it without this file of its configuration the next time."""
+        self._command.remove(f"--config={file}")
 
     def kill(self) -> None:
         """End it as kill -9 does."""

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_letta.testing import InMemoryLetta
 from tests.support.collector import Collector
 from tests.support.collector_keys import FOLDER
 from tests.support.loopback import Handler, LoopbackServer
+from tests.support.program import Address
 
 __all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "send"]
 
@@ -34,7 +35,10 @@ _ATTEMPTS = 200
 
 
 class Sink(LoopbackServer):
-    """Takes OTLP/HTTP, and remembers it. ``status``: the answer; anything but 200 remembers nothing."""
+    """Takes OTLP/HTTP, and remembers it. ``status``: the answer; anything but 200 remembers nothing.
+
+    While ``open`` is not set, whoever sends has to wait for the answer.
+    """
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(_Taking, port=port)
@@ -45,6 +49,12 @@ class Sink(LoopbackServer):
         self.logs: list[ExportLogsServiceRequest] = []
         self.raw: list[bytes] = []
         self.tokens: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def __exit__(self, *arguments: object) -> None:
+        self.open.set()
+        super().__exit__(*arguments)
 
     @property
     def spans(self) -> list[Any]:
@@ -76,6 +86,7 @@ class _Taking(Handler):
                 else:
                     sink.logs.append(ExportLogsServiceRequest.FromString(body))
             status = sink.status
+        sink.open.wait(300)
         self.send(status)
 
 
@@ -88,7 +99,7 @@ class Bridge:
         environ: variables that differ.
     """
 
-    def __init__(self, letta: InMemoryLetta, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, letta: Address, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
         (self.port,) = ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
@@ -97,6 +108,7 @@ class Bridge:
             "PYTHONPATH": str(_ROOT),
             "LETTA_BASE_URL": letta.base_url,
             "LETTA_AGENT_ID": agent,
+            **({"LETTA_PASSWORD": letta.password} if letta.password else {}),
             "OTEL_LETTA_MESSAGE_INTERVAL": "0",
             "OTEL_LETTA_SERVE_TOKEN": TOKEN,
             "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
@@ -120,10 +132,28 @@ class Bridge:
             self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
 
     def kill(self) -> None:
+        """End it as kill -9 does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(60)
             self._process = None
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(300)
+        self._process = None
+        return code
+
+    def freeze(self) -> None:
+        """It stays, and does nothing any more: its port takes connections that nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
 
 @dataclass
@@ -138,13 +168,16 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", **environ: str) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml", small_disk: str = "", **environ: str
+) -> Iterator[Gateway]:
     """Run a configuration of `collector/`, and a second Collector as its backend.
 
     Args:
         bridge: the URL of the bridge.
         more: further files of configuration, after those of the repository.
         first: the file of `collector/`.
+        small_disk: size of a disk of its own for the queue, as ``mount`` has it; it goes with the process.
         environ: variables that differ.
     """
     grpc, http, hop, backend, health, its_health = (f"127.0.0.1:{port}" for port in ports(6))
@@ -156,6 +189,7 @@ def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml",
         "LETTA_HOP": hop,
         "LETTA_BRIDGE": bridge,
         "LETTA_QUEUE_DIR": str(folder / "queue"),
+        "LETTA_HOP_DIR": str(folder / "hop"),
         "HEALTH_ENDPOINT": health,
         **environ,
     }
@@ -164,7 +198,9 @@ def gateway(folder: Path, bridge: str, *more: Path, first: str = "gateway.yaml",
         files = [FOLDER / first, FOLDER / "privacy.yaml", *more]
         with (
             Collector([_REAL / "backend.yaml"], its, folder / "backend.log") as second,
-            Collector(files, ours, folder / "gateway.log") as ours_,
+            Collector(
+                files, ours, folder / "gateway.log", {ours["LETTA_QUEUE_DIR"]: small_disk} if small_disk else {}
+            ) as ours_,
         ):
             yield Gateway(ours_, second, sink, f"http://{http}", ours)
 

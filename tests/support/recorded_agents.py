@@ -28,7 +28,7 @@ from otel_letta.cli.replay import Replay, _as_json, _as_text
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 
-__all__ = ["AGENTS", "CASES", "REPROS", "Played", "faults", "not_yet", "play", "play_case", "play_repro"]
+__all__ = ["AGENTS", "CASES", "REPROS", "Played", "faults", "not_yet", "play", "play_case", "play_repro", "verdicts"]
 
 AGENTS = Path(__file__).parent.parent / "data" / "agents"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((AGENTS / "expected.json").read_text("utf-8"))
@@ -126,6 +126,14 @@ def play_case(name: str, reverse: bool = False) -> Played:
 def play_repro(name: str, reverse: bool = False) -> Played:
     file = AGENTS / "repro" / f"{name}.jsonl"
     return _play_reversed([file]) if reverse else play([file])
+
+
+def verdicts(played: Played) -> list[object]:
+    """Return tasks with their ends, chats and names, how many wait, and how many tools were reported."""
+    ends = sorted((report.task_id, report.status.value) for report in played.ends)
+    chats = sorted({(report.task_id, report.chat_id or "") for report in played.reports})
+    names = sorted({(report.task_id, report.name) for report in played.reports})
+    return [ends, len(played.tasks), played.waiting, played.tools, chats, names]
 
 
 def _play_reversed(files: Iterable[Path]) -> Played:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -13,53 +11,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_letta.testing import InMemoryLetta
 from tests.support.collector_run import Bridge, Sink, gateway, send
+from tests.support.collector_tasks import PATIENCE, ends, every_end_once, gave_up, ids, once, tasks
 from tests.support.waiting import until
 
 _IMPATIENT = Path(__file__).with_name("impatient.yaml")
-_PATIENCE = 240.0
 _MANY = 60
 """Tasks of a run; each is a trace of three spans."""
-
-
-def _traces(numbers: range, spans: int = 3) -> list[dict[str, Any]]:
-    """Requests of one task each: the task's span, and others below it."""
-    return [{"resourceSpans": [{"scopeSpans": [{"spans": _of_task(number, spans)}]}]} for number in numbers]
-
-
-def _of_task(number: int, spans: int) -> list[dict[str, Any]]:
-    trace = f"{number + 1:032x}"
-    times = {"startTimeUnixNano": "1795946400000000000", "endTimeUnixNano": "1795946401000000000"}
-    found = []
-    for part in range(spans):
-        span = {"traceId": trace, "spanId": f"{number * 1000 + part + 1:016x}", "name": f"part {part}", **times}
-        if part:
-            span["parentSpanId"] = f"{number * 1000 + 1:016x}"
-        else:
-            span["name"] = f"task {number}"
-            span["attributes"] = [{"key": "letta.task.id", "value": {"stringValue": f"t{number}"}}]  # type: ignore[assignment]
-        found.append(span)
-    return found
-
-
-def _ids(sink: Sink) -> Counter[tuple[bytes, bytes]]:
-    return Counter((span.trace_id, span.span_id) for span in sink.spans)
-
-
-def _once(sink: Sink, spans: int) -> None:
-    assert until(lambda: len(_ids(sink)) >= spans, _PATIENCE), len(_ids(sink))
-    found = _ids(sink)
-    assert len(found) == spans
-    assert set(found.values()) == {1}, "sent twice"
-
-
-def _ends(letta: InMemoryLetta, agent: str) -> Counter[str]:
-    return Counter(report["task"] for report in letta.reports(agent) if report["status"] != "in_progress")
-
-
-def _every_end_once(letta: InMemoryLetta, agent: str, tasks: int) -> None:
-    wanted = {f"task {number}" for number in range(tasks)}
-    assert until(lambda: _ends(letta, agent).keys() >= wanted, _PATIENCE), wanted - _ends(letta, agent).keys()
-    assert _ends(letta, agent) == Counter(wanted)
 
 
 # --- With the bridge itself -----------------------------------------------------------------------------------------
@@ -78,8 +35,8 @@ def test_a_program_with_the_sdk_reports_through_the_gateway(letta: InMemoryLetta
             ):
                 pass
         provider.shutdown()
-        _every_end_once(letta, agent, _MANY)
-        _once(running.backend, 2 * _MANY)
+        every_end_once(letta, agent, _MANY)
+        once(running.backend, 2 * _MANY)
 
 
 def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
@@ -87,19 +44,19 @@ def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
 ) -> None:
     with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         bridge.start()
-        requests = _traces(range(_MANY))
+        requests = tasks(range(_MANY))
         for request in requests[:20]:
             send(running.http, request)
-        assert until(lambda: _ends(letta, agent), _PATIENCE)
+        assert until(lambda: ends(letta, agent), PATIENCE)
         bridge.kill()
         for request in requests[20:40]:
             send(running.http, request)
-        _once(running.backend, 3 * 40)  # the backend waits for nobody
+        once(running.backend, 3 * 40)  # the backend waits for nobody
         bridge.start()
         for request in requests[40:]:
             send(running.http, request)
-        _every_end_once(letta, agent, _MANY)
-        _once(running.backend, 3 * _MANY)
+        every_end_once(letta, agent, _MANY)
+        once(running.backend, 3 * _MANY)
 
 
 # --- Beside it ------------------------------------------------------------------------------------------------------
@@ -109,38 +66,38 @@ def test_a_bridge_that_is_killed_and_away_for_a_while_loses_no_end(
 def test_a_bridge_that_cannot_take_more_gets_it_later_and_the_backend_now(status: int, tmp_path: Path) -> None:
     with Sink() as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         bridge.status = status
-        for request in _traces(range(_MANY)):
+        for request in tasks(range(_MANY)):
             send(running.http, request)
-        assert until(lambda: bridge.refused >= 1, _PATIENCE)
-        _once(running.backend, 3 * _MANY)
+        assert until(lambda: bridge.refused >= 1, PATIENCE)
+        once(running.backend, 3 * _MANY)
         assert not bridge.spans
         bridge.status = 200
-        _once(bridge, 3 * _MANY)
+        once(bridge, 3 * _MANY)
 
 
 def test_a_full_queue_drops_on_letta_s_branch_alone(tmp_path: Path) -> None:
     """Without the hop the client sends again, and the backend gets all of it twice and more."""
     with Sink() as bridge, gateway(tmp_path, bridge.url, _IMPATIENT, LETTA_QUEUE_SIZE="600") as running:
         bridge.status = 503
-        tasks = 200
-        for request in _traces(range(tasks), spans=50):
+        count = 200
+        for request in tasks(range(count), spans=50):
             send(running.http, request)
-        _once(running.backend, 50 * tasks)
-        assert until(lambda: bridge.refused >= 1, _PATIENCE)
+        once(running.backend, 50 * count)
+        assert until(lambda: gave_up(running), PATIENCE)
         bridge.status = 200
-        send(running.http, _traces(range(tasks, tasks + 1))[0])
-        assert until(lambda: len(bridge.spans) >= 1, _PATIENCE)
-        _once(running.backend, 50 * tasks + 3)
-        found = _ids(bridge)
+        send(running.http, tasks(range(count, count + 1))[0])
+        assert until(lambda: len(bridge.spans) >= 1, PATIENCE)
+        once(running.backend, 50 * count + 3)
+        found = ids(bridge)
         assert set(found.values()) == {1}
-        assert len(found) < 50 * tasks, "the queue was never full"
+        assert len(found) < 50 * count, "the queue was never full"
 
 
 def test_a_backend_that_is_away_keeps_nothing_from_the_agent(tmp_path: Path) -> None:
     with Sink() as bridge, gateway(tmp_path, bridge.url, _IMPATIENT) as running:
         running.backend_collector.kill()
-        for request in _traces(range(_MANY)):
+        for request in tasks(range(_MANY)):
             send(running.http, request)
-        _once(bridge, 3 * _MANY)
+        once(bridge, 3 * _MANY)
         running.backend_collector.start()
-        _once(running.backend, 3 * _MANY)
+        once(running.backend, 3 * _MANY)

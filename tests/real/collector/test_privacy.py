@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from tests.support.collector_run import TOKEN, Sink, gateway, send
-from tests.support.recorded_agents import CASES, Played, play, play_case
+from tests.support.recorded_agents import CASES, play, play_case, verdicts
 from tests.support.waiting import until
 
 _HERE = Path(__file__).parent
@@ -71,15 +71,7 @@ def test_the_verdicts_are_those_without_a_collector(
     for file in CASES[name]:
         files.append(tmp_path / file.name.removesuffix(".gz"))
         files[-1].write_text("".join(json.dumps(line) + "\n" for line in through[0].get(file.name, [])), "utf-8")
-    assert _verdicts(play(files)) == _verdicts(play_case(name))
-
-
-def _verdicts(played: Played) -> list[object]:
-    """Tasks with their ends, chats and names, how many wait, and how many tools were reported."""
-    ends = sorted((report.task_id, report.status.value) for report in played.ends)
-    chats = sorted({(report.task_id, report.chat_id or "") for report in played.reports})
-    names = sorted({(report.task_id, report.name) for report in played.reports})
-    return [ends, len(played.tasks), played.waiting, played.tools, chats, names]
+    assert verdicts(play(files)) == verdicts(play_case(name))
 
 
 # --- A hostile request ----------------------------------------------------------------------------------------------
