@@ -7,10 +7,11 @@ import math
 from collections import deque
 
 from otel_letta.delivery.answers import Answers, Callbacks
+from otel_letta.delivery.capacity import Capacity
 from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
-from otel_letta.delivery.mailbox import Capacity, Parcel
+from otel_letta.delivery.mailbox import Mailbox, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
@@ -57,7 +58,7 @@ class Courier:
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
-        self.capacity = Capacity(settings.max_pending_tasks)
+        self.capacity = Capacity(settings.max_pending_tasks, self._collapsed)
         crew.circuits.probe_interval = settings.probe_interval
         self.closing = False
         self._finished = False
@@ -65,7 +66,7 @@ class Courier:
         self._wakes: dict[str, deque[float]] = {}
         self._gone: dict[Lane, None] = {}
         self._last_lane: dict[str, Lane] = {}
-        """Of the open tasks."""
+        """Of the open tasks: those that are not reported to the agent's own conversation."""
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
@@ -73,20 +74,41 @@ class Courier:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
                 lane = Lane(lane.server, lane.agent_id)
-            before = self._last_lane.pop(report.key, lane)
+            before = self._last_lane.pop(report.key, Lane(lane.server, lane.agent_id))
             if before != lane and before in self._lanes:
                 # The chat was named late: what waits for the other conversation would arrive after the end.
-                self._lanes[before].mailbox.forget(report.key)
-            if not report.status.is_terminal:
+                self._lanes[before].mailbox.forget(report.key, "its chat changed")
+            if lane.conversation_id and not report.status.is_terminal:
                 self._last_lane[report.key] = lane
             if self.journal.put(report, lane):
                 self._worker(lane).accept(Parcel(report, ""))
+
+    def end_silently(self, report: ProgressReport) -> None:
+        """Forget a task whose end is worth no message; it may have been reported before that."""
+        with self.lock:
+            lane = self._last_lane.pop(report.key, None) or self.transport.lane(report.agent_id, None)
+            if lane in self._lanes:
+                self._lanes[lane].mailbox.forget(report.key, "its end came")
 
     def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
         """Accept what the journal kept, from this process or one before it. Lock held."""
         if lane in self._gone:
             lane = Lane(lane.server, lane.agent_id)
         self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
+
+    def _collapsed(self, box: Mailbox) -> None:
+        lane = box.lane
+        self.log.log(
+            logging.ERROR,
+            f"{lane.agent_id} collapsed",
+            "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
+            lane,
+        )
+        losses = box.take_losses() if lane.conversation_id else None
+        if losses is not None:
+            # There may be ever new conversations. The agent is told in its own how many ends are lost.
+            self.reroute([losses], Lane(lane.server, lane.agent_id))
+            self._lanes[lane].on_idle()
 
     def _worker(self, lane: Lane) -> LaneWorker:
         worker = self._lanes.get(lane)
@@ -110,8 +132,10 @@ class Courier:
         """Drop a conversation's lane that has nothing to do any more. Lock held."""
         # A program that talks in ever new conversations would otherwise remember each of them for ever.
         lane = worker.mailbox.lane
-        if lane.conversation_id and self._lanes.get(lane) is worker:
+        if lane.conversation_id and self._lanes.get(lane) is worker and not worker.busy:
             del self._lanes[lane]
+            worker.alarm = None
+            self.crew.circuits.leave(worker)
 
     def workers(self) -> list[Worker]:
         """Return the lanes. Lock held."""
@@ -178,7 +202,7 @@ class Courier:
                 attempt.counted = False
                 return
             self.stats.count("requests")
-            self._wakes.setdefault(agent_id, deque()).append(self.clock())
+            self._wakes.setdefault(agent_id, deque(maxlen=max(self.settings.wake_budget, 1))).append(self.clock())
 
     def lanes(self) -> dict[str, dict[str, object]]:
         """Return what waits for each lane and what is wrong with it, for statistics."""

@@ -58,15 +58,7 @@ class LaneWorker(Worker):
     def accept(self, parcel: Parcel) -> None:
         now = self._clock()
         report = parcel.report
-        collapsed = self.mailbox.collapsed
         due = self.mailbox.adopt(parcel, now)
-        if self.mailbox.collapsed > collapsed:
-            self._courier.log.log(
-                logging.ERROR,
-                f"{self.mailbox.lane} collapsed",
-                "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
-                self.mailbox.lane,
-            )
         if due is math.inf:
             self._courier.stats.count("held")
             _logger.debug("report %s #%d held: nothing worth a turn yet", report.task_id, report.sequence)
@@ -284,7 +276,6 @@ class LaneWorker(Worker):
             if parcel.refusals < most:
                 raise error
         with self._lock:
-            self.mailbox.mark_delivered([parcel] if parcel.is_end else [], self._clock())
             self._courier.journal.settled([parcel.report], f"refused: {error}")
             self._remove_from_flight([parcel])
         self._courier.stats.drop("end refused by Letta" if parcel.is_end else "in_progress refused")
