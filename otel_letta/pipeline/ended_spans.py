@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -50,9 +50,14 @@ class EndedSpans:
         self._passed: deque[tuple[SpanKey, SpanKey | None, bool]] = deque(maxlen=_MOST_PASSED)
         """Plain spans that ended while nothing waited, with what was above them."""
 
-    def export(self, spans: Sequence[ReadableSpan]) -> None:
-        """Take over ended spans, on an exporter's thread."""
+    def export(self, spans: Sequence[ReadableSpan], *, together: bool = False) -> None:
+        """Take over ended spans, on an exporter's thread.
+
+        Args:
+            together: enqueue few calls for many spans.
+        """
         fork.check()
+        calls: list[tuple[Any, ...]] = []
         for span in in_order(spans):
             if is_no_record(span) or self._watcher.is_inherited(span):
                 continue
@@ -67,14 +72,19 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(self._pass, passed, span)
+                    calls.append((self._pass, passed, span))
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
             elif self._watcher.open.get(key) is None:
                 # From here on plain spans matter too: one may be what this one waits for to know its task.
                 self._waiting |= declares
-                self.put(span, opted)
+                calls.append((self._end_alone, span, opted))
+        if together:
+            self._inbox.put_together(calls)
+        else:
+            for call in calls:
+                self._inbox.put_checked(*call)
 
     def put(self, span: ReadableSpan, opted: str | None = None) -> None:
         """Enqueue one span of interest."""

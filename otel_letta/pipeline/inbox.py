@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from otel_letta.runtime import fork
@@ -31,6 +31,9 @@ _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
 _MOST = 30_000
 """Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted."""
+_TOGETHER = 16
+"""Calls that are made as one, which takes no longer than a slice; more of them where there would be too many parts."""
+_MOST_PARTS = 1_000
 _PATIENCE = 0.002
 """Seconds that a hook waits for its turn to help, where it would otherwise lose its call."""
 _LINGER = 0.004
@@ -60,6 +63,8 @@ class Inbox:
         self._on_thread = on_thread
         # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
         # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        self.must_rest: Callable[[], bool] = lambda: True
+        """Asked before each rest: a receiver's process has nothing else to do between requests."""
         self.calls: deque[tuple[Any, ...]] = deque()
         """Functions with their arguments. Always the same object: the hooks hold it, and append themselves."""
         self.restart()
@@ -104,6 +109,19 @@ class Inbox:
         self.calls.append(call)
         if not self.awake or len(self.calls) > self.backlog:
             self.attend()
+
+    def put_together(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        """Enqueue many calls, as a few."""
+        size = max(_TOGETHER, len(calls) // _MOST_PARTS + 1)
+        for start in range(0, len(calls), size):
+            self.put(self._make_all, calls[start : start + size])
+
+    def _make_all(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        for function, *arguments in calls:
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001, PERF203 - one bad span must not take the others with it
+                self._complain("reading spans", error)
 
     def attend(self) -> None:
         """See to it that a call which was just appended is made: wake the thread, or start it, or help it."""
@@ -246,7 +264,7 @@ class Inbox:
                 self._make_calls(_SLICE)
             if self.calls:
                 free = max(1.0 - len(self.calls) / _CROWD, 0.0)
-                time.sleep((time.perf_counter() - began) * _REST * free)
+                time.sleep((time.perf_counter() - began) * _REST * free if self.must_rest() else 0.0)
             else:
                 time.sleep(_LINGER)
                 if not self.calls:

@@ -302,6 +302,7 @@ def make_app(
         lifespan: see `Starlette`.
     """
     space = Space(bounds)
+    intake.rest_only_if(lambda: space.used > 0)
 
     def ready(scope: Scope) -> Answer:
         trouble = "shutting down" if intake.draining else "cannot keep anything" if intake.troubled else ""

@@ -133,12 +133,20 @@ class LiveSpans:
         watcher: of the pipeline; gets starts and ends.
         now: the wall clock, Unix nanoseconds.
         silence: nanoseconds without a word after which a span without heartbeats is lost.
+        ended: True for a span that is known elsewhere to be over.
     """
 
-    def __init__(self, watcher: Watcher, now: Callable[[], int], silence: int) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        now: Callable[[], int],
+        silence: int,
+        ended: Callable[[SpanKey], bool] = lambda key: False,
+    ) -> None:
         self._watcher = watcher
         self._now = now
         self._silence = silence
+        self._ended = ended
         self._held: OrderedDict[SpanKey, _Held] = OrderedDict()
         self._over: set[SpanKey] = set()
         self._over_before: set[SpanKey] = set()
@@ -177,7 +185,7 @@ class LiveSpans:
             self._over, self._over_before = set(), self._over
 
     def _is_over(self, key: SpanKey) -> bool:
-        return key in self._over or key in self._over_before
+        return key in self._over or key in self._over_before or self._ended(key)
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
