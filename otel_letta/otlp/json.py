@@ -58,6 +58,8 @@ _KINDS = {
 }
 _KIND_NAMES = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUSES = {0: StatusCode.UNSET, 1: StatusCode.OK, 2: StatusCode.ERROR}
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_WITHOUT_WORDS = {code: Status(code) for code in _STATUSES.values()}
 _STATUS_NAMES = {"UNSET": 0, "OK": 1, "ERROR": 2}
 
 
@@ -272,12 +274,13 @@ def span_of(span: dict[str, Any], resource: Resource, scope: InstrumentationScop
     if parent_id:
         flags = integer_in(span, "flags")
         away = flags & PARENT_IS_AWAY == PARENT_IS_AWAY
-        parent = SpanContext(trace_id, parent_id, away, TraceFlags(TraceFlags.SAMPLED))
+        parent = SpanContext(trace_id, parent_id, away, _SAMPLED)
     status = object_in(span, "status")
     code = _STATUSES.get(enum_in(status, "code", "STATUS_CODE_", _STATUS_NAMES), StatusCode.UNSET)
+    words = text_in(status, "message") if code is StatusCode.ERROR else ""
     return ReadableSpan(
         name=text_in(span, "name"),
-        context=SpanContext(trace_id, span_id, False, TraceFlags(TraceFlags.SAMPLED)),
+        context=SpanContext(trace_id, span_id, False, _SAMPLED),
         parent=parent,
         resource=resource,
         attributes=attributes_in(span),
@@ -286,12 +289,12 @@ def span_of(span: dict[str, Any], resource: Resource, scope: InstrumentationScop
             for event in objects_in(span, "events")
         ],
         links=[
-            Link(SpanContext(trace, linked, True, TraceFlags(TraceFlags.SAMPLED)))
+            Link(SpanContext(trace, linked, True, _SAMPLED))
             for link in objects_in(span, "links")
             if (trace := id_in(link, "traceId", 32)) and (linked := id_in(link, "spanId", 16))
         ],
         kind=_KINDS.get(enum_in(span, "kind", "SPAN_KIND_", _KIND_NAMES), SpanKind.INTERNAL),
-        status=Status(code, (text_in(status, "message") or None) if code is StatusCode.ERROR else None),
+        status=Status(code, words) if words else _WITHOUT_WORDS[code],
         start_time=time_in(span, "startTimeUnixNano"),
         end_time=time_in(span, "endTimeUnixNano"),
         instrumentation_scope=scope,

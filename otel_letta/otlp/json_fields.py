@@ -1,4 +1,4 @@
-"""The fields of OTLP-JSON's objects, each checked for what OTLP has in its place: BrokenError says what is there instead.
+"""The fields of OTLP-JSON's objects, checked: BrokenError says what is there instead of what OTLP has in its place.
 
 A field that is missing or null has its default value, as in protobuf.
 """
@@ -65,13 +65,13 @@ def id_in(holder: Mapping[str, Any], name: str, digits: int) -> int:
 
 def integer_in(holder: Mapping[str, Any], name: str) -> int:
     value = holder.get(name, 0)
+    if type(value) is int:  # bool is a kind of it, and no number here
+        return value
     if isinstance(value, str) and len(value) <= 30:
         try:
             return int(value)
         except ValueError:
             pass
-    elif isinstance(value, int) and not isinstance(value, bool):
-        return value
     elif isinstance(value, float) and value.is_integer():
         return int(value)
     elif value is None:

@@ -131,13 +131,14 @@ class WireSpan(ReadableSpan):
             raise BrokenError("its start or end is no time")
         self._message = message
         self._of = resource, scope
-        self._ids = SpanContext(trace, span, False, _SAMPLED)
-        self._above: SpanContext | None = None
+        self._ids = trace, span
+        self._parent_id = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
         self._start: int = start
         self._end: int = end
-        if parent_id and len(parent_id) == 8 and (above := int.from_bytes(parent_id, "big")):
-            self._above = SpanContext(trace, above, message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY, _SAMPLED)
         self._values: _Values | None = None
+        # Made when somebody asks: each takes longer than all of the above.
+        self._own_context: SpanContext | None = None
+        self._above: SpanContext | None = None
 
     @property
     def name(self) -> str:
@@ -145,14 +146,19 @@ class WireSpan(ReadableSpan):
         return name
 
     def get_span_context(self) -> SpanContext:
-        return self._ids
+        return self.context
 
     @property
     def context(self) -> SpanContext:
-        return self._ids
+        if self._own_context is None:
+            self._own_context = SpanContext(*self._ids, False, _SAMPLED)
+        return self._own_context
 
     @property
     def parent(self) -> SpanContext | None:
+        if self._above is None and self._parent_id:
+            away = self._message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
+            self._above = SpanContext(self._ids[0], self._parent_id, away, _SAMPLED)
         return self._above
 
     @property

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from otel_letta.runtime import fork
@@ -31,9 +31,6 @@ _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
 _MOST = 30_000
 """Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted."""
-_TOGETHER = 16
-"""Calls that are made as one, which takes no longer than a slice; more of them where there would be too many parts."""
-_MOST_PARTS = 1_000
 _PATIENCE = 0.002
 """Seconds that a hook waits for its turn to help, where it would otherwise lose its call."""
 _LINGER = 0.004
@@ -110,17 +107,12 @@ class Inbox:
         if not self.awake or len(self.calls) > self.backlog:
             self.attend()
 
-    def put_together(self, calls: Sequence[tuple[Any, ...]]) -> None:
-        """Enqueue many calls, as a few."""
-        size = max(_TOGETHER, len(calls) // _MOST_PARTS + 1)
-        for start in range(0, len(calls), size):
-            self.put(self._make_all, calls[start : start + size])
-
-    def _make_all(self, calls: Sequence[tuple[Any, ...]]) -> None:
+    def make(self, calls: Iterable[tuple[Any, ...]]) -> None:
+        """Make some calls inside another one: one that fails does not take the others with it."""
         for function, *arguments in calls:
             try:
                 function(*arguments)
-            except Exception as error:  # noqa: BLE001, PERF203 - one bad span must not take the others with it
+            except Exception as error:  # noqa: BLE001
                 self._complain("reading spans", error)
 
     def attend(self) -> None:

@@ -171,8 +171,9 @@ class Pipeline:
         self._ended_spans.export(spans)
 
     def take_ended(self, spans: Sequence[ReadableSpan]) -> None:
-        """Do the same for many spans that a receiver has got; it looks at `waiting_calls` before it takes them."""
-        self._ended_spans.export(spans, together=True)
+        """Do the same for spans that a receiver has got, which leaves the work to the inbox and looks at
+        `waiting_calls` before it takes more."""
+        self._ended_spans.take(spans)
 
     @property
     def waiting_calls(self) -> int:

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.stats import Throttle
-from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp import json_request, proto
+from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.json import read_request
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport

@@ -1,4 +1,4 @@
-"""Ended spans that say nothing, of traces in which nothing has mattered so far: who was above whom, for what may come."""
+"""Ended spans that say nothing, of traces in which nothing has mattered: who is above whom, in case something does."""
 
 from __future__ import annotations
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_letta.store import statements as sql
-from otel_letta.store.model import SpoolItem, StoreFullError
+from otel_letta.store.model import SpoolItem
 from otel_letta.store.postgres import prepare
 from otel_letta.store.sessions import Session, first
+from otel_letta.store.together import Together, Waiting, fitting
 
 if TYPE_CHECKING:
     import psycopg
@@ -33,6 +34,7 @@ class PostgresSpool:
         self._fsync = fsync
         self._most_bytes = most_bytes
         self._held: tuple[int, int] | None = None
+        self._together = Together(self._write)
 
     def open(self) -> None:
         with self._session.lock:
@@ -47,14 +49,16 @@ class PostgresSpool:
             self._held = None
 
     def append(self, kind: str, body: bytes) -> int:
-        with self._session.lock:
-            number, held = self.size()
-            if self._most_bytes is not None and held + len(body) > self._most_bytes:
-                raise StoreFullError(f"{self.place} holds {held / 1e6:.0f} MB of bodies, which is as much as it may")
-            values = (kind, body, time.time())
-            new = int(self._do(lambda c: first(c.execute(sql.SPOOL_ADD, values)), durable=True))
-            self._held = number + 1, held + len(body)
-            return new
+        return self._together.append(self._session.lock, kind, body)
+
+    def _write(self, waiting: Sequence[Waiting]) -> None:
+        number, held = self.size()
+        found, now = fitting(held, self._most_bytes, self.place, waiting), time.time()
+        rows = [(each.kind, each.body, now) for each in found]
+        ids = self._do(lambda c: [int(first(c.execute(sql.SPOOL_ADD, row))) for row in rows], durable=True)
+        for each, new in zip(found, ids, strict=True):
+            each.id = new
+        self._held = number + len(found), held + sum(len(each.body) for each in found)
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         rows = self._do(lambda c: c.execute(sql.SPOOL_REST, (after, limit)).fetchall())
