@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.json import read_request
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import Feed
 from otel_letta.serve.metrics import Metrics
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _MOST_DIGESTS = 20_000
+_OUTBOX_PATIENCE = 10.0
+"""Seconds that what was not settled waits for the outbox."""
 _TROUBLED_FOR = 10.0
 """Seconds. A balancer that hears of trouble sends nothing more, so nothing but time can end it."""
 _READERS: dict[tuple[str, bool], Callable[[bytes, Gate | None], Batch]] = {
@@ -121,19 +124,21 @@ class Intake:
         while not self.feed.take(batch, number, size):
             batch = read()
 
-    def replay(self, orphans: Sequence[Spool] = ()) -> int:
+    def replay(self, only: Collection[int] | None = None) -> int:
         """Take in again what was not settled when a process ended. Returns how many bodies that are.
 
         Args:
-            orphans: spools of processes that are gone; what is in them comes into this one's.
+            only: ids of those that came from another process; None for all that are there, when this one starts.
         """
-        for orphan in orphans:
-            self._move(orphan)
+        if self.durable:
+            self._expect_ends()
         bodies = []
-        after = 0
+        after = 0 if only is None else min(only, default=0) - 1
         while items := self.spool.unsettled(after):
             after = items[-1].id
             for item in items:
+                if only is not None and item.id not in only:
+                    continue
                 if item.kind == KIND:
                     self.told.restore(item.body, item.created)
                     self._ends[item.id] = item.created
@@ -155,12 +160,17 @@ class Intake:
             self.feed.work_off()
         return len(bodies)
 
-    def _move(self, orphan: Spool) -> None:
-        while items := orphan.unsettled():
-            for item in items:
-                self.spool.append(item.kind, item.body)
-            orphan.settle([item.id for item in items])
-        orphan.close()
+    def _expect_ends(self) -> None:
+        """Report no end that a process had put into the outbox when it died, before it could note that here."""
+        outbox, settings = self._handle.pipeline.desk.outbox, self._handle.pipeline.settings
+        if outbox is None or not outbox.wait_ready(Deadline.after(_OUTBOX_PATIENCE)):
+            return
+        try:
+            for report in outbox.waiting():
+                if report.status.is_terminal:
+                    self.told.expect(report, settings.agent_id)
+        except StoreError as error:
+            self._errors.log(logging.WARNING, "outbox", "the outbox cannot be read at the moment: %s", error)
 
     def close(self, timeout: float) -> bool:
         """Deliver what is known, and stop; True if everything was delivered.

@@ -25,7 +25,7 @@ from otel_letta import semconv
 from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord
 from otel_letta.otlp.json import read_request
 from otel_letta.text import as_text
-from otel_letta.tracking.reading import Reading, SpanKey, key_of
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.watcher import Watcher
@@ -176,7 +176,9 @@ class LiveSpans:
         held = self._held.pop(key, None)
         self.remember([key])
         if held is not None:
-            self._watcher.on_end(_Ended(span, held.span.said) if held.span.said else span)
+            # The end has to say by itself what it is the end of: its start may still be in the inbox.
+            said = {name: value for name, value in held.span.attributes.items() if name in NOTED}
+            self._watcher.on_end(_Ended(span, said) if said else span)
 
     def remember(self, keys: Iterable[SpanKey]) -> None:
         """Note that spans are over: log records about them may come later, by a request of their own."""

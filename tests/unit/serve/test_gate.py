@@ -1,4 +1,4 @@
-"""What a receiver leaves unread changes no report: it is known as far as it takes, and read where it comes to matter."""
+"""What a receiver leaves unread changes no report: its place is known, and it is read where it comes to matter."""
 
 from __future__ import annotations
 
@@ -144,5 +144,3 @@ def test_only_so_many_traces_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None
     found.want([1])
     found.want([3])
     assert [int.from_bytes(each, "big") for each in found.wanted] == [1, 3]
-
-
