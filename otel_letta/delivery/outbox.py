@@ -16,7 +16,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from otel_letta.delivery.estate import Estate
@@ -355,6 +355,15 @@ class Outbox(Worker):
             while self.usable is None and not until.passed:
                 self._crew.settled.wait(until.left(0.5))
             return self.usable is not None
+
+    def waiting(self) -> Iterator[ProgressReport]:
+        """Yield what is in the database, anybody's. Raises StoreError."""
+        after = 0
+        while page := self._opened().all_entries(after):
+            after = page[-1][0].id
+            for entry, _ in page:
+                with contextlib.suppress(ValueError):
+                    yield read_report(entry.body)
 
     def start(self) -> None:
         """Open the database soon, though nothing is to be written yet."""

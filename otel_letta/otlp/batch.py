@@ -19,6 +19,17 @@ G-Research's otel-partial-python, -dotnet and -java of 2025).
 """
 
 
+PARENT_IS_AWAY = 0x300
+"""Bits of a span's ``flags``: it is known whether the parent is in another process, and it is (opentelemetry-proto,
+SpanFlags)."""
+LATEST = 2**63
+"""Nanoseconds; no time is as late."""
+
+
+class BrokenError(ValueError):
+    """A part of a request is not what OTLP has in its place. The text quotes nothing of it."""
+
+
 class UndecodableError(ValueError):
     """A request as a whole is not what OTLP has in its place. The text quotes nothing of it."""
 
@@ -47,9 +58,16 @@ class Batch:
     line: int = 0
     """The line of a file, counted from 1."""
     spans: list[ReadableSpan] = field(default_factory=list)
+    plain: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)
+    """Of traces in which nothing matters, by trace and span: the span above, see `Glance`. Only where a gate is set."""
     records: list[LogRecord] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """One line for each span, log record or group of them; they quote nothing of the input."""
+
+    @property
+    def size(self) -> int:
+        """The number of spans and log records that could be read."""
+        return len(self.spans) + len(self.records) + sum(map(len, self.plain.values()))
 
     @property
     def newest(self) -> int:

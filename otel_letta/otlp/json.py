@@ -6,8 +6,6 @@ the wild differ, so enums may also be names, and 64-bit integers numbers or text
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
@@ -18,17 +16,31 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord, UndecodableError, as_attribute
+from otel_letta.otlp.batch import (
+    PARENT_IS_AWAY,
+    PARTIAL_EVENT,
+    Batch,
+    BrokenError,
+    LogRecord,
+    UndecodableError,
+)
+from otel_letta.otlp.json_fields import (
+    MOST_DEPTH,
+    attributes_in,
+    enum_in,
+    id_in,
+    integer_in,
+    object_in,
+    objects_in,
+    text_in,
+    time_in,
+    value_of,
+)
 from otel_letta.otlp.lines import LONGEST_LINE, TOO_LONG
 
-_PARENT_IS_REMOTE = 0x200
-"""Bit of a span's ``flags``; it means something only together with the next one (opentelemetry-proto, SpanFlags)."""
-_HAS_IS_REMOTE = 0x100
-_MOST_DEPTH = 20
 LONGEST_DOCUMENT = 32 * 2**20
 """Bytes of one document over many lines."""
 _P = TypeVar("_P")
-_LATEST = 2**63
 NoneType = type(None)
 
 try:
@@ -46,11 +58,9 @@ _KINDS = {
 }
 _KIND_NAMES = {"UNSPECIFIED": 0, "INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUSES = {0: StatusCode.UNSET, 1: StatusCode.OK, 2: StatusCode.ERROR}
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_WITHOUT_WORDS = {code: Status(code) for code in _STATUSES.values()}
 _STATUS_NAMES = {"UNSET": 0, "OK": 1, "ERROR": 2}
-
-
-class _BrokenError(ValueError):
-    """Something is not what OTLP has in its place."""
 
 
 def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
@@ -66,7 +76,7 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
         return
     try:
         document = _parsed(first[1])
-    except _BrokenError as error:
+    except BrokenError as error:
         # The first line of an indented document ends in an opening bracket, and so may one that was cut off. Only
         # behind that another request can begin.
         second = next(numbered, None)
@@ -81,7 +91,7 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
     for number, line in numbered:
         try:
             document = _parsed(line)
-        except _BrokenError as error:
+        except BrokenError as error:
             yield Batch(number, broken=[str(error)])
         else:
             yield _batch(number, document)
@@ -90,7 +100,7 @@ def read_batches(lines: Iterable[bytes]) -> Iterator[Batch]:
 def _is_request(text: bytes) -> bool:
     try:
         return isinstance(_parsed(text), dict)
-    except _BrokenError:
+    except BrokenError:
         return False
 
 
@@ -102,7 +112,7 @@ def _one_document(line: int, parts: Iterable[bytes]) -> Batch:
             return Batch(line, broken=[f"a document of more than {LONGEST_DOCUMENT / 2**20:.0f} MB is not read"])
     try:
         return _batch(line, _parsed(bytes(text)))
-    except _BrokenError as error:
+    except BrokenError as error:
         return Batch(line, broken=[str(error)])
 
 
@@ -121,7 +131,7 @@ def read_request(body: bytes, of_resources: str) -> Batch:
     except ValueError:
         try:  # The fast parser refuses what many write: halves of surrogate pairs, and the bare word NaN.
             document = _parsed(body)
-        except _BrokenError as error:
+        except BrokenError as error:
             raise UndecodableError(str(error)) from None
     if not isinstance(document, dict):
         raise UndecodableError("not an object")
@@ -139,15 +149,15 @@ def read_request(body: bytes, of_resources: str) -> Batch:
 
 def _parsed(text: bytes) -> object:
     if text is TOO_LONG:
-        raise _BrokenError(f"longer than {LONGEST_LINE / 2**20:.0f} MB, skipped")
+        raise BrokenError(f"longer than {LONGEST_LINE / 2**20:.0f} MB, skipped")
     try:
         return json.loads(text.removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError as error:
-        raise _BrokenError(f"not UTF-8 at byte {error.start}") from None
+        raise BrokenError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise _BrokenError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+        raise BrokenError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except (RecursionError, ValueError):
-        raise _BrokenError("not JSON that can be read: too deep, or a number with too many digits") from None
+        raise BrokenError("not JSON that can be read: too deep, or a number with too many digits") from None
 
 
 def _batch(line: int, document: object) -> Batch:
@@ -168,7 +178,7 @@ def _batch(line: int, document: object) -> Batch:
 
 def spans_of(request: object) -> Iterator[ReadableSpan | str]:
     """Yield the spans of an export request that was parsed as JSON; for one that cannot be read, what is wrong."""
-    return _parts(request, "resourceSpans", "scopeSpans", "spans", "span", _span)
+    return _parts(request, "resourceSpans", "scopeSpans", "spans", "span", span_of)
 
 
 def records_of(request: object) -> Iterator[LogRecord | str]:
@@ -188,39 +198,49 @@ def _parts(
     number = 0
     try:
         if not isinstance(request, dict):
-            raise _BrokenError("not an object")
-        groups = _objects(request, of_resources)
-    except _BrokenError as error:
+            raise BrokenError("not an object")
+        groups = objects_in(request, of_resources)
+    except BrokenError as error:
         yield str(error)
         return
     for of_resource in groups:
         try:
-            resource = Resource(_attributes(_object(of_resource, "resource")))
-            inner = _objects(of_resource, of_scopes)
-        except _BrokenError as error:
+            resource = resource_of(of_resource)
+            inner = objects_in(of_resource, of_scopes)
+        except BrokenError as error:
             yield str(error)
             continue
         for of_scope in inner:
             try:
-                about = _object(of_scope, "scope")
-                scope = InstrumentationScope(_text(about, "name"), _text(about, "version"))
-                found = _objects(of_scope, parts)
-            except _BrokenError as error:
+                scope = scope_of(of_scope)
+                found = objects_in(of_scope, parts)
+            except BrokenError as error:
                 yield str(error)
                 continue
             for part in found:
                 number += 1
                 try:
                     yield read(part, resource, scope)
-                except _BrokenError as error:
+                except BrokenError as error:
                     yield f"{word} {number}: {error}"
 
 
+def resource_of(group: Mapping[str, Any]) -> Resource:
+    """Read the resource of a group of spans or records. Raises BrokenError."""
+    return Resource(attributes_in(object_in(group, "resource")))
+
+
+def scope_of(group: Mapping[str, Any]) -> InstrumentationScope:
+    """Read the scope of a group of spans or records. Raises BrokenError."""
+    about = object_in(group, "scope")
+    return InstrumentationScope(text_in(about, "name"), text_in(about, "version"))
+
+
 def _record(record: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> LogRecord:
-    attributes = _attributes(record)
+    attributes = attributes_in(record)
     return LogRecord(
-        _time(record, "timeUnixNano") or _time(record, "observedTimeUnixNano"),
-        _text(record, "eventName"),
+        time_in(record, "timeUnixNano") or time_in(record, "observedTimeUnixNano"),
+        text_in(record, "eventName"),
         attributes,
         _lenient_hex(record, "traceId", 32),
         _lenient_hex(record, "spanId", 16),
@@ -231,170 +251,51 @@ def _record(record: dict[str, Any], resource: Resource, scope: InstrumentationSc
 
 
 def _content(record: dict[str, Any]) -> str | bytes | None:
-    content = _value(_object(record, "body"), _MOST_DEPTH)
+    content = value_of(object_in(record, "body"), MOST_DEPTH)
     return content if isinstance(content, (str, bytes)) else None
 
 
 def _lenient_hex(holder: Mapping[str, Any], name: str, digits: int) -> int:
     """Return an id, 0 for a text that is none: such a log record counts as one without (opentelemetry-proto, logs)."""
-    _text(holder, name)
+    text_in(holder, name)
     try:
-        return _hex(holder, name, digits)
-    except _BrokenError:
+        return id_in(holder, name, digits)
+    except BrokenError:
         return 0
 
 
-def _span(span: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    trace_id, span_id = _hex(span, "traceId", 32), _hex(span, "spanId", 16)
+def span_of(span: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    """Read a span. Raises BrokenError for what can never be one."""
+    trace_id, span_id = id_in(span, "traceId", 32), id_in(span, "spanId", 16)
     if not trace_id or not span_id:
-        raise _BrokenError("it has no id")
-    parent_id = _hex(span, "parentSpanId", 16)
+        raise BrokenError("it has no id")
+    parent_id = id_in(span, "parentSpanId", 16)
     parent = None
     if parent_id:
-        flags = _integer(span, "flags")
-        away = bool(flags & _PARENT_IS_REMOTE and flags & _HAS_IS_REMOTE)
-        parent = SpanContext(trace_id, parent_id, away, TraceFlags(TraceFlags.SAMPLED))
-    status = _object(span, "status")
-    code = _STATUSES.get(_enum(status, "code", "STATUS_CODE_", _STATUS_NAMES), StatusCode.UNSET)
+        flags = integer_in(span, "flags")
+        away = flags & PARENT_IS_AWAY == PARENT_IS_AWAY
+        parent = SpanContext(trace_id, parent_id, away, _SAMPLED)
+    status = object_in(span, "status")
+    code = _STATUSES.get(enum_in(status, "code", "STATUS_CODE_", _STATUS_NAMES), StatusCode.UNSET)
+    words = text_in(status, "message") if code is StatusCode.ERROR else ""
     return ReadableSpan(
-        name=_text(span, "name"),
-        context=SpanContext(trace_id, span_id, False, TraceFlags(TraceFlags.SAMPLED)),
+        name=text_in(span, "name"),
+        context=SpanContext(trace_id, span_id, False, _SAMPLED),
         parent=parent,
         resource=resource,
-        attributes=_attributes(span),
+        attributes=attributes_in(span),
         events=[
-            Event(_text(event, "name"), _attributes(event), _time(event, "timeUnixNano"))
-            for event in _objects(span, "events")
+            Event(text_in(event, "name"), attributes_in(event), time_in(event, "timeUnixNano"))
+            for event in objects_in(span, "events")
         ],
         links=[
-            Link(SpanContext(trace, linked, True, TraceFlags(TraceFlags.SAMPLED)))
-            for link in _objects(span, "links")
-            if (trace := _hex(link, "traceId", 32)) and (linked := _hex(link, "spanId", 16))
+            Link(SpanContext(trace, linked, True, _SAMPLED))
+            for link in objects_in(span, "links")
+            if (trace := id_in(link, "traceId", 32)) and (linked := id_in(link, "spanId", 16))
         ],
-        kind=_KINDS.get(_enum(span, "kind", "SPAN_KIND_", _KIND_NAMES), SpanKind.INTERNAL),
-        status=Status(code, (_text(status, "message") or None) if code is StatusCode.ERROR else None),
-        start_time=_time(span, "startTimeUnixNano"),
-        end_time=_time(span, "endTimeUnixNano"),
+        kind=_KINDS.get(enum_in(span, "kind", "SPAN_KIND_", _KIND_NAMES), SpanKind.INTERNAL),
+        status=Status(code, words) if words else _WITHOUT_WORDS[code],
+        start_time=time_in(span, "startTimeUnixNano"),
+        end_time=time_in(span, "endTimeUnixNano"),
         instrumentation_scope=scope,
     )
-
-
-def _object(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = holder.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _BrokenError(f"{name} is not an object")
-    return value
-
-
-def _objects(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    value = holder.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _BrokenError(f"{name} is not a list of objects")
-    for item in value:
-        if type(item) is not dict:
-            break
-    else:
-        return value
-    found = [item for item in value if item is not None]
-    if not all(isinstance(item, dict) for item in found):
-        raise _BrokenError(f"{name} is not a list of objects")
-    return found
-
-
-def _text(holder: Mapping[str, Any], name: str) -> str:
-    value = holder.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _BrokenError(f"{name} is not text")
-    return value
-
-
-def _hex(holder: Mapping[str, Any], name: str, digits: int) -> int:
-    text = _text(holder, name)
-    if not text:
-        return 0
-    try:
-        if len(text) != digits or not text.isascii() or not text.isalnum():
-            raise ValueError
-        return int(text, 16)
-    except ValueError:
-        raise _BrokenError(f"{name} is not {digits} hexadecimal digits") from None
-
-
-def _integer(holder: Mapping[str, Any], name: str) -> int:
-    value = holder.get(name, 0)
-    if isinstance(value, str) and len(value) <= 30:
-        try:
-            return int(value)
-        except ValueError:
-            pass
-    elif isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif isinstance(value, float) and value.is_integer():
-        return int(value)
-    elif value is None:
-        return 0
-    raise _BrokenError(f"{name} is not a whole number")
-
-
-def _time(holder: Mapping[str, Any], name: str) -> int:
-    value = _integer(holder, name)
-    if not 0 <= value < _LATEST:
-        raise _BrokenError(f"{name} is no time")
-    return value
-
-
-def _enum(holder: Mapping[str, Any], name: str, prefix: str, names: Mapping[str, int]) -> int:
-    value = holder.get(name)
-    if isinstance(value, str) and not value.lstrip("-").isdigit():
-        return names.get(value.removeprefix(prefix), 0)
-    return _integer(holder, name)
-
-
-def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        _text(item, "key"): as_attribute(_value(_object(item, "value"), _MOST_DEPTH))
-        for item in _objects(holder, "attributes")
-        if item.get("value") is not None
-    }
-
-
-def _value(value: Mapping[str, Any], depth: int) -> Any:
-    for kind, content in value.items():
-        if kind == "intValue":
-            return _integer(value, kind)
-        if kind == "doubleValue":
-            return _double(content)
-        if kind in ("stringValue", "boolValue"):
-            return content if isinstance(content, (str, bool)) else None
-        if kind == "bytesValue":
-            return _bytes(content)
-        if kind == "arrayValue" and depth and isinstance(content, dict):
-            return tuple(_value(item, depth - 1) for item in _objects(content, "values"))
-        if kind == "kvlistValue" and depth and isinstance(content, dict):
-            return {
-                _text(pair, "key"): _value(_object(pair, "value"), depth - 1) for pair in _objects(content, "values")
-            }
-    return None
-
-
-def _double(content: object) -> float:
-    # Infinities and NaN are text in protobuf's JSON mapping, in words that float() knows.
-    if isinstance(content, (int, float, str)) and not isinstance(content, bool) and len(str(content)[:50]) < 50:
-        try:
-            return float(content)
-        except (ValueError, OverflowError):
-            pass
-    raise _BrokenError("doubleValue is not a number")
-
-
-def _bytes(content: object) -> bytes:
-    try:
-        return base64.b64decode(content if isinstance(content, str) else "", validate=True)
-    except (binascii.Error, ValueError):
-        raise _BrokenError("bytesValue is not base64") from None

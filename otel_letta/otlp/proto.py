@@ -6,12 +6,10 @@ that is of no interest costs little more than its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.sdk.resources import Resource
@@ -19,81 +17,105 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord, UndecodableError, as_attribute
-from otel_letta.otlp.wire import salvage
+from otel_letta.otlp.batch import (
+    LATEST,
+    PARENT_IS_AWAY,
+    PARTIAL_EVENT,
+    Batch,
+    BrokenError,
+    LogRecord,
+    UndecodableError,
+    as_attribute,
+)
+from otel_letta.otlp.glances import RequestGlance, SpanGlance
+from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, read_into, sift
 
-_T = TypeVar("_T")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_AWAY = 0x300
-"""Bits of a span's ``flags``: it is known whether the parent is in another process, and it is."""
-_LATEST = 2**63
 _MOST_DEPTH = 20
 _KINDS = (SpanKind.INTERNAL, *SpanKind)
 """By number; the first is "unspecified"."""
 _UNSET = Status(StatusCode.UNSET)
 _OK = Status(StatusCode.OK)
+_UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
 
 
-class _BrokenError(ValueError):
-    """A span or log record is not what OTLP has in its place."""
-
-
-def read_traces(body: bytes) -> Batch:
+def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
     """Read the body of an export request for spans.
+
+    Args:
+        gate: says which traces are worth it.
 
     Raises:
         UndecodableError: it is none. A span that cannot be read costs the others nothing: it is named in ``broken``.
     """
     batch = Batch()
-    request = _parsed(ExportTraceServiceRequest, SpanMessage, body, batch)
-    for group in request.resource_spans:
-        resource = Resource(_attributes(group.resource.attributes))
-        for inner in group.scope_spans:
-            scope = InstrumentationScope(inner.scope.name, inner.scope.version)
-            _read_all("span", inner.spans, lambda span: WireSpan(span, resource, scope), batch.spans, batch)  # noqa: B023
+    if gate is not None:
+        sift(_glances(body, gate.names), gate, _span, batch)
+        return batch
+    for parts, of in _groups(body):
+        for raw in parts:
+            read_into(batch, _span, raw, of)
     return batch
 
 
 def read_logs(body: bytes) -> Batch:
     """Read the body of an export request for log records, as `read_traces` does spans."""
     batch = Batch()
-    request = _parsed(ExportLogsServiceRequest, LogRecordMessage, body, batch)
-    for group in request.resource_logs:
-        resource = Resource(_attributes(group.resource.attributes))
-        for inner in group.scope_logs:
-            scope = InstrumentationScope(inner.scope.name, inner.scope.version)
-            _read_all("log record", inner.log_records, lambda it: _record(it, resource, scope), batch.records, batch)  # noqa: B023
+    for parts, of in _groups(body):
+        for raw in parts:
+            try:
+                batch.records.append(_record(_parsed(LogRecordMessage, raw), *of))
+            except BrokenError as error:
+                batch.broken.append(f"a log record: {error}")
     return batch
 
 
-def _parsed(kind: type[Any], part: type[Any], body: bytes, batch: Batch) -> Any:
+def _groups(body: bytes) -> Iterator[tuple[Sequence[bytes], Of]]:
     try:
-        return kind.FromString(body)
+        request = RequestGlance.FromString(body)
     except (DecodeError, RecursionError):
-        # One text that is not UTF-8, or one value that is nested too deep, and the parser refuses all of it.
-        whole, lost = salvage(body, lambda raw: _parses(part, raw))
-        try:
-            request = kind.FromString(whole)
-        except (DecodeError, RecursionError):
-            raise UndecodableError("not an export request in protobuf") from None
-        batch.broken += ["not readable: text that is not UTF-8, or nested too deep"] * lost
-        return request
+        raise UndecodableError("not an export request in protobuf") from None
+    for group in request.groups:
+        resource = Resource(_attributes(group.resource.attributes))
+        for inner in group.groups:
+            yield inner.parts, (resource, InstrumentationScope(inner.scope.name, inner.scope.version))
 
 
-def _parses(kind: type[Any], raw: bytes) -> bool:
+def _parsed(kind: type[Any], raw: bytes) -> Any:
     try:
-        kind.FromString(raw)
+        return kind.FromString(raw)
     except (DecodeError, RecursionError):
-        return False
-    return True
+        raise BrokenError(_UNREADABLE) from None
 
 
-def _read_all(word: str, parts: Sequence[Any], read: Callable[[Any], _T], found: list[_T], batch: Batch) -> None:
-    for part in parts:
-        try:
-            found.append(read(part))
-        except _BrokenError as error:
-            batch.broken.append(f"{word} {len(found) + len(batch.broken) + 1}: {error}")
+def _glances(body: bytes, names: frozenset[str]) -> Iterator[Glance[bytes]]:
+    parse, says_nothing = SpanGlance.FromString, names.isdisjoint
+    for parts, of in _groups(body):
+        for raw in parts:
+            try:
+                span = parse(raw)
+            except (DecodeError, RecursionError):
+                yield b"", b"", b"", True, raw, of
+                continue
+            trace_id, span_id, above = span.trace_id, span.span_id, span.parent_span_id
+            if (
+                len(trace_id) != 16
+                or len(span_id) != 8
+                or trace_id == NO_TRACE
+                or span_id == NO_SPAN
+                or span.start_time_unix_nano >= LATEST
+                or span.end_time_unix_nano >= LATEST
+            ):
+                trace_id = b""  # to be read, which says what is wrong with it
+            if above and (len(above) != 8 or above == NO_SPAN):
+                above = b""
+            elif above and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
+                above += AWAY
+            yield trace_id, span_id, above, not says_nothing(span.attributes), raw, of
+
+
+def _span(raw: bytes, resource: Resource, scope: InstrumentationScope) -> WireSpan:
+    return WireSpan(_parsed(SpanMessage, raw), resource, scope)
 
 
 class WireSpan(ReadableSpan):
@@ -103,19 +125,20 @@ class WireSpan(ReadableSpan):
         trace_id, span_id, parent_id = message.trace_id, message.span_id, message.parent_span_id
         trace, span = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
         if len(trace_id) != 16 or len(span_id) != 8 or not trace or not span:
-            raise _BrokenError("it has no id")
+            raise BrokenError("it has no id")
         start, end = message.start_time_unix_nano, message.end_time_unix_nano
-        if start >= _LATEST or end >= _LATEST:
-            raise _BrokenError("its start or end is no time")
+        if start >= LATEST or end >= LATEST:
+            raise BrokenError("its start or end is no time")
         self._message = message
         self._of = resource, scope
-        self._ids = SpanContext(trace, span, False, _SAMPLED)
-        self._above: SpanContext | None = None
+        self._ids = trace, span
+        self._parent_id = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
         self._start: int = start
         self._end: int = end
-        if parent_id and len(parent_id) == 8 and (above := int.from_bytes(parent_id, "big")):
-            self._above = SpanContext(trace, above, message.flags & _AWAY == _AWAY, _SAMPLED)
         self._values: _Values | None = None
+        # Made when somebody asks: each takes longer than all of the above.
+        self._own_context: SpanContext | None = None
+        self._above: SpanContext | None = None
 
     @property
     def name(self) -> str:
@@ -123,14 +146,19 @@ class WireSpan(ReadableSpan):
         return name
 
     def get_span_context(self) -> SpanContext:
-        return self._ids
+        return self.context
 
     @property
     def context(self) -> SpanContext:
-        return self._ids
+        if self._own_context is None:
+            self._own_context = SpanContext(*self._ids, False, _SAMPLED)
+        return self._own_context
 
     @property
     def parent(self) -> SpanContext | None:
+        if self._above is None and self._parent_id:
+            away = self._message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
+            self._above = SpanContext(self._ids[0], self._parent_id, away, _SAMPLED)
         return self._above
 
     @property
@@ -162,7 +190,7 @@ class WireSpan(ReadableSpan):
     @property
     def events(self) -> Sequence[Event]:
         return tuple(
-            Event(event.name, _attributes(event.attributes), min(event.time_unix_nano, _LATEST - 1))
+            Event(event.name, _attributes(event.attributes), min(event.time_unix_nano, LATEST - 1))
             for event in self._message.events
         )
 
@@ -220,8 +248,8 @@ class _Values(Mapping[str, Any]):
 
 def _record(message: Any, resource: Resource, scope: InstrumentationScope) -> LogRecord:
     time = message.time_unix_nano or message.observed_time_unix_nano
-    if time >= _LATEST:
-        raise _BrokenError("it has no time that can be")
+    if time >= LATEST:
+        raise BrokenError("it has no time that can be")
     attributes = _attributes(message.attributes)
     trace_id, span_id = message.trace_id, message.span_id
     return LogRecord(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_TOGETHER = 16
+"""Spans of one request that are taken in one call, which is to be no longer than a slice of the inbox; more of them
+where there would be too many calls."""
+_MOST_PARTS = 1_000
 _MOST_PASSED = 10_000
 """Plain spans that are remembered while no task waits."""
 
@@ -53,7 +57,25 @@ class EndedSpans:
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans, on an exporter's thread."""
         fork.check()
-        for span in in_order(spans):
+        for call in self._calls(in_order(spans)):
+            self._inbox.put_checked(*call)
+
+    def take(self, spans: Sequence[ReadableSpan]) -> None:
+        """Take over the spans of one request. Their order, and what to do with each, is found out by the inbox."""
+        ordered: list[ReadableSpan] = []
+
+        def take_part(start: int) -> None:
+            if not ordered:
+                ordered.extend(in_order(spans))
+            self._inbox.make(self._calls(ordered[start : start + size]))
+
+        size = max(_TOGETHER, len(spans) // _MOST_PARTS + 1)
+        for start in range(0, len(spans), size):
+            self._inbox.put(take_part, start)
+
+    def _calls(self, spans: Iterable[ReadableSpan]) -> Iterator[tuple[Any, ...]]:
+        """Yield what is to be called for spans that come in order."""
+        for span in spans:
             if is_no_record(span) or self._watcher.is_inherited(span):
                 continue
             opted = None if self._opt_in is None else self._opt_in.name_of(span)
@@ -67,14 +89,14 @@ class EndedSpans:
                 above = None if parent is None else (parent.trace_id, parent.span_id)
                 passed = key, above, parent is not None and parent.is_remote
                 if self._waiting:
-                    self._inbox.put(self._pass, passed, span)
+                    yield self._pass, passed, span
                 else:
                     self._passed.append(passed)
             # The watcher of an open span will bring its end, and knows more about it.
             elif self._watcher.open.get(key) is None:
                 # From here on plain spans matter too: one may be what this one waits for to know its task.
                 self._waiting |= declares
-                self.put(span, opted)
+                yield self._end_alone, span, opted
 
     def put(self, span: ReadableSpan, opted: str | None = None) -> None:
         """Enqueue one span of interest."""

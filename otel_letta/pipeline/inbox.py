@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from otel_letta.runtime import fork
@@ -60,6 +60,8 @@ class Inbox:
         self._on_thread = on_thread
         # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
         # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        self.must_rest: Callable[[], bool] = lambda: True
+        """Asked before each rest: a receiver's process has nothing else to do between requests."""
         self.calls: deque[tuple[Any, ...]] = deque()
         """Functions with their arguments. Always the same object: the hooks hold it, and append themselves."""
         self.restart()
@@ -104,6 +106,14 @@ class Inbox:
         self.calls.append(call)
         if not self.awake or len(self.calls) > self.backlog:
             self.attend()
+
+    def make(self, calls: Iterable[tuple[Any, ...]]) -> None:
+        """Make some calls inside another one: one that fails does not take the others with it."""
+        for function, *arguments in calls:
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001
+                self._complain("reading spans", error)
 
     def attend(self) -> None:
         """See to it that a call which was just appended is made: wake the thread, or start it, or help it."""
@@ -246,7 +256,7 @@ class Inbox:
                 self._make_calls(_SLICE)
             if self.calls:
                 free = max(1.0 - len(self.calls) / _CROWD, 0.0)
-                time.sleep((time.perf_counter() - began) * _REST * free)
+                time.sleep((time.perf_counter() - began) * _REST * free if self.must_rest() else 0.0)
             else:
                 time.sleep(_LINGER)
                 if not self.calls:

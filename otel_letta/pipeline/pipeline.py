@@ -128,7 +128,7 @@ class Pipeline:
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
         self.instructions = Instructions(self.callbacks.add)
         """What the agents ask for, and the tasks that wait for it."""
-        opt_in = OptIn.wanted(settings.tasks, task_filter)
+        opt_in = self._opt_in = OptIn.wanted(settings.tasks, task_filter)
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)
         self._ended_spans = EndedSpans(self._inbox, opt_in)
         self.watcher = Watcher(settings, self._inbox, opt_in, self._ended_spans.put, self.complain)
@@ -177,6 +177,34 @@ class Pipeline:
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         """Take over ended spans from an exporter; never waits."""
         self._ended_spans.export(spans)
+
+    def take_ended(self, spans: Sequence[ReadableSpan]) -> None:
+        """Do the same for spans that a receiver has got, which leaves the work to the inbox and looks at
+        `waiting_calls` before it takes more."""
+        self._ended_spans.take(spans)
+
+    @property
+    def waiting_calls(self) -> int:
+        """The number of calls that wait for the inbox's thread."""
+        return len(self._inbox)
+
+    def rest_only_if(self, busy: Callable[[], bool]) -> None:
+        """Let the inbox's thread rest between its slices only while somebody else has to do; see `Inbox`."""
+        self._inbox.must_rest = busy
+
+    @property
+    def names_tasks(self) -> bool:
+        """True if a setting or a filter makes tasks of spans that say nothing by themselves."""
+        return self._opt_in is not None
+
+    def pass_by(self, links: Sequence[tuple[SpanKey, SpanKey | None, bool]]) -> None:
+        """Take over what is known of ended spans that say nothing: each one's parent, and whether that is in another
+        process; never waits."""
+        self._inbox.put(self._pass_by, links)
+
+    def _pass_by(self, links: Sequence[tuple[SpanKey, SpanKey | None, bool]]) -> None:
+        for link in links:
+            self._tracker.passed(*link)
 
     def take_event(self, event: LogEvent) -> None:
         """Take over a log event that tells of an agent's turn; never waits."""

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta import semconv
 from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord
+from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
 from otel_letta.serve.live import LiveSpans
+from otel_letta.serve.plain import PlainSpans
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
-from otel_letta.tracking.reading import SpanKey, key_of
+from otel_letta.tracking.reading import NOTED, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
 
 _SOON = 50_000_000
 """Nanoseconds until the next try, where a batch is going in."""
+_MOST_BYTES = 32 * 2**20
+_MOST_CALLS = 8_000
+"""Of bodies, and calls of the pipeline, that are on their way to the tracker. Their spans take three to five times the
+bytes in memory. A fifth of the calls that the pipeline would lose; one body makes at most a thousand."""
+_PATIENCE = 60.0
+"""Seconds for the pipeline's calls."""
 _SWEEP = 10**9
 """Nanoseconds between two looks at what has settled."""
 
@@ -29,10 +37,11 @@ _SWEEP = 10**9
 class _Body:
     """What a body holds, as far as its settling depends on it."""
 
-    __slots__ = ("conversations", "id", "live", "traces")
+    __slots__ = ("conversations", "id", "live", "size", "traces")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, size: int) -> None:
         self.id = number
+        self.size = size
         self.traces: set[int] = set()
         self.conversations: set[tuple[str, str]] = set()
         self.live: dict[SpanKey, int] = {}
@@ -58,9 +67,13 @@ class Feed:
         """Held while a batch goes in: an end must not overtake what came before it. Reentrant, since a full inbox makes
         calls, and `tick`, on the thread that puts one in."""
         silence = int(pipeline.settings.idle_timeout * 8e9)
-        self.live = LiveSpans(pipeline.watcher, now, silence)
+        self._plain = PlainSpans()
+        self.live = LiveSpans(pipeline.watcher, now, silence, self._plain.__contains__)
+        self.gate = None if pipeline.names_tasks else Gate(NOTED, self._plain.wanted)
+        """Says which spans are worth reading; None if any may be a task."""
         self._bodies: dict[int, _Body] = {}
         self._next_sweep = 0
+        self._taken = self._placed = 0
 
     # -- a source ------------------------------------------------------------------------------------------------------
 
@@ -96,19 +109,47 @@ class Feed:
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, number: int) -> None:
+    def take(self, batch: Batch, number: int, size: int = 0) -> bool:
         """Hand a batch to the pipeline; never waits for anything but another batch.
 
         Args:
             number: id of its body in the spool.
+            size: bytes of that.
+
+        Returns:
+            False if it has to be read again, and nothing has happened: since it was read, a trace has come to matter
+            of which it has plain spans.
         """
-        body = _Body(number)
+        body = _Body(number, size)
         with self._lock:
+            if any(trace_id in self._plain.wanted for trace_id in batch.plain):
+                return False
             for record in sorted(batch.records, key=lambda record: record.time):
                 self._take_record(record, body)
+            if batch.plain:
+                body.traces.update(int.from_bytes(trace_id, "big") for trace_id in batch.plain)
+                self._plain.keep(batch.plain)
             if batch.spans:
                 self._take_spans(batch.spans, body)
+            self._taken += size
         self._pipeline.call(self._place, body)
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """True if so much is on its way to the tracker that no more should be taken."""
+        return self._taken - self._placed > _MOST_BYTES or self._pipeline.waiting_calls > _MOST_CALLS
+
+    def work_off(self) -> None:
+        """Wait while it is full."""
+        while self.is_full and self._pipeline.catch_up(_PATIENCE):
+            pass
+
+    def _want(self, trace_ids: Collection[int]) -> None:
+        """Have all spans of some traces read from now on, and hand over what is known of those that came before."""
+        links = self._plain.want(trace_ids)
+        if links:
+            self._pipeline.pass_by(links)
 
     def _take_record(self, record: LogRecord, body: _Body) -> None:
         if PARTIAL_EVENT in record.attributes or semconv.TASK_PROGRESS in (
@@ -117,6 +158,7 @@ class Feed:
         ):
             key = self.live.take(record)
             if key is not None:
+                self._want(key[:1])
                 body.live[key] = self.live.version(key)
             return
         event = LogEvent.of(
@@ -129,6 +171,8 @@ class Feed:
             scope=record.scope.name,
         )
         if event is not None:
+            if event.trace_id:
+                self._want([event.trace_id])
             self._pipeline.take_event(event)
             body.traces.add(event.trace_id)
             service = record.resource.attributes.get(semconv.SERVICE_NAME)
@@ -136,26 +180,29 @@ class Feed:
 
     def _take_spans(self, spans: Sequence[ReadableSpan], body: _Body) -> None:
         keys = [key_of(span) for span in spans]
-        body.traces |= {trace_id for trace_id, _ in keys}
+        traces = {trace_id for trace_id, _ in keys}
+        body.traces |= traces
+        self._want(traces)
         if not len(self.live):
             self.live.remember(keys)
-            self._pipeline.export(spans)
+            self._pipeline.take_ended(spans)
             return
         waiting: list[ReadableSpan] = []
         for span in in_order(spans):
             if key_of(span) in self.live:
-                self._pipeline.export(waiting)
+                self._pipeline.take_ended(waiting)
                 waiting = []
                 self.live.end(span)
             else:
                 self.live.remember([key_of(span)])
                 waiting.append(span)
-        self._pipeline.export(waiting)
+        self._pipeline.take_ended(waiting)
 
     # -- settling, on the pipeline's thread ----------------------------------------------------------------------------
 
     def _place(self, body: _Body) -> None:
         self._bodies[body.id] = body
+        self._placed += body.size
 
     def _sweep(self) -> None:
         """Settle the bodies of which no task under way, and no open span, depends."""

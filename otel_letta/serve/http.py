@@ -33,7 +33,8 @@ _SLASHES = re.compile(r"/{2,}")
 _AT_ONCE = 2 * 2**20
 """Bytes of a body from which on it is decoded beside the loop, so that others need not wait for it. Below that it takes
 milliseconds, and a change of threads as long."""
-_THREADS = 4
+_THREADS = 8
+"""Each may wait for the disk, which confirms what all of them have written at once."""
 
 
 class Bounds(NamedTuple):
@@ -327,6 +328,7 @@ def make_app(
         lifespan: see `Starlette`.
     """
     space = Space(bounds)
+    intake.rest_only_if(lambda: space.used > 0)
 
     def ready(scope: Scope) -> Answer:
         trouble = "shutting down" if intake.draining else "cannot keep anything" if intake.troubled else ""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.stats import Throttle
+from otel_letta.otlp import json_request, proto
 from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.json import read_request
-from otel_letta.otlp.proto import read_logs, read_traces
+from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve import instructions
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import Feed
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _MOST_DIGESTS = 20_000
+_OUTBOX_PATIENCE = 10.0
+"""Seconds that what was not settled waits for the outbox."""
 _TROUBLED_FOR = 10.0
 """Seconds. A balancer that hears of trouble sends nothing more, so nothing but time can end it."""
-_READERS: dict[tuple[str, bool], Callable[[bytes], Batch]] = {
-    ("traces", True): lambda body: read_request(body, "resourceSpans"),
-    ("logs", True): lambda body: read_request(body, "resourceLogs"),
-    ("traces", False): read_traces,
-    ("logs", False): read_logs,
+_READERS: dict[tuple[str, bool], Callable[[bytes, Gate | None], Batch]] = {
+    ("traces", True): json_request.read_traces,
+    ("logs", True): lambda body, gate: read_request(body, "resourceLogs"),
+    ("traces", False): proto.read_traces,
+    ("logs", False): lambda body, gate: proto.read_logs(body),
 }
 
 
@@ -57,7 +60,8 @@ class Intake:
         self._handle = handle
         self._metrics = metrics
         self._errors = Throttle(_logger)
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        """Hashes of bodies; Python keeps a body's own with it, keyed with a secret of the process."""
         self._seen_lock = threading.Lock()
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
         self._ends: dict[int, float] = {}
@@ -83,6 +87,10 @@ class Intake:
         """True if something could not be kept a moment ago."""
         return time.monotonic() - self._troubled_at < _TROUBLED_FOR
 
+    def rest_only_if(self, busy: Callable[[], bool]) -> None:
+        """Leave the processor to requests as long as there are some; what came with them can wait a moment."""
+        self._handle.pipeline.rest_only_if(busy)
+
     def take(self, signal: str, is_json: bool, body: bytes) -> Batch:
         """Take in a body. May block for the disk.
 
@@ -94,39 +102,47 @@ class Intake:
         """
         if self.draining:
             raise Refusal(503, "this receiver is shutting down")
+        read = functools.partial(_READERS[signal, is_json], body, self.feed.gate)
         try:
-            batch = _READERS[signal, is_json](body)
+            batch = read()
         except UndecodableError as error:
             raise Refusal(400, f"The body cannot be decoded: {error}") from None
-        if not batch.spans and not batch.records:
+        if not batch.size:
             return batch
-        digest = hashlib.blake2b(body, digest_size=16).digest()
-        if self._was_seen(digest):
+        if self._was_seen(hash(body)):
             self._metrics.repeated(signal)
             return batch
+        if self.feed.is_full:
+            raise Refusal(503, "this receiver has too much to do at the moment")
         number = self._keep(f"{signal}/{'json' if is_json else 'protobuf'}", body)
         try:
-            self.feed.take(batch, number)
+            self._feed(batch, read, number, len(body))
         except Exception:
             self._settler.submit(self._settle_now, [number])  # it comes again
             raise
-        self._note(digest)
-        self._metrics.taken(signal, len(batch.spans) + len(batch.records), len(batch.broken))
+        self._note(hash(body))
+        self._metrics.taken(signal, batch.size, len(batch.broken))
         return batch
 
-    def replay(self, orphans: Sequence[Spool] = ()) -> int:
+    def _feed(self, batch: Batch, read: Callable[[], Batch], number: int, size: int) -> None:
+        while not self.feed.take(batch, number, size):
+            batch = read()
+
+    def replay(self, only: Collection[int] | None = None) -> int:
         """Take in again what was not settled when a process ended. Returns how many bodies that are.
 
         Args:
-            orphans: spools of processes that are gone; what is in them comes into this one's.
+            only: ids of those that came from another process; None for all that are there, when this one starts.
         """
-        for orphan in orphans:
-            self._move(orphan)
+        if self.durable:
+            self._expect_ends()
         bodies = []
-        after = 0
+        after = 0 if only is None else min(only, default=0) - 1
         while items := self.spool.unsettled(after):
             after = items[-1].id
             for item in items:
+                if only is not None and item.id not in only:
+                    continue
                 if item.kind == KIND:
                     self.told.restore(item.body, item.created)
                     self._ends[item.id] = item.created
@@ -139,21 +155,28 @@ class Intake:
             (item, *_) = self.spool.unsettled(number - 1, 1)
             signal, _, form = item.kind.partition("/")
             try:
-                batch = _READERS[signal, form == "json"](item.body)
+                read = functools.partial(_READERS[signal, form == "json"], item.body, self.feed.gate)
+                batch = read()
             except (UndecodableError, KeyError):  # another version wrote it
                 _logger.warning("a body in the spool cannot be read, and is left out")
                 self.spool.settle([item.id])
                 continue
-            self._note(hashlib.blake2b(item.body, digest_size=16).digest())
-            self.feed.take(batch, item.id)
+            self._note(hash(item.body))
+            self._feed(batch, read, item.id, len(item.body))
+            self.feed.work_off()
         return len(bodies)
 
-    def _move(self, orphan: Spool) -> None:
-        while items := orphan.unsettled():
-            for item in items:
-                self.spool.append(item.kind, item.body)
-            orphan.settle([item.id for item in items])
-        orphan.close()
+    def _expect_ends(self) -> None:
+        """Report no end that a process had put into the outbox when it died, before it could note that here."""
+        outbox, settings = self._handle.pipeline.desk.outbox, self._handle.pipeline.settings
+        if outbox is None or not outbox.wait_ready(Deadline.after(_OUTBOX_PATIENCE)):
+            return
+        try:
+            for report in outbox.waiting():
+                if report.status.is_terminal:
+                    self.told.expect(report, settings.agent_id)
+        except StoreError as error:
+            self._errors.log(logging.WARNING, "outbox", "the outbox cannot be read at the moment: %s", error)
 
     def close(self, timeout: float) -> bool:
         """Deliver what is known, and stop; True if everything was delivered.
@@ -223,11 +246,11 @@ class Intake:
 
     # -- what came before ----------------------------------------------------------------------------------------------
 
-    def _was_seen(self, digest: bytes) -> bool:
+    def _was_seen(self, digest: int) -> bool:
         with self._seen_lock:
             return digest in self._seen
 
-    def _note(self, digest: bytes) -> None:
+    def _note(self, digest: int) -> None:
         with self._seen_lock:
             self._seen[digest] = None
             if len(self._seen) > _MOST_DIGESTS:

@@ -25,7 +25,7 @@ from otel_letta import semconv
 from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord
 from otel_letta.otlp.json import read_request
 from otel_letta.text import as_text
-from otel_letta.tracking.reading import Reading, SpanKey, key_of
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.watcher import Watcher
@@ -133,12 +133,20 @@ class LiveSpans:
         watcher: of the pipeline; gets starts and ends.
         now: the wall clock, Unix nanoseconds.
         silence: nanoseconds without a word after which a span without heartbeats is lost.
+        ended: True for a span that is known elsewhere to be over.
     """
 
-    def __init__(self, watcher: Watcher, now: Callable[[], int], silence: int) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        now: Callable[[], int],
+        silence: int,
+        ended: Callable[[SpanKey], bool] = lambda key: False,
+    ) -> None:
         self._watcher = watcher
         self._now = now
         self._silence = silence
+        self._ended = ended
         self._held: OrderedDict[SpanKey, _Held] = OrderedDict()
         self._over: set[SpanKey] = set()
         self._over_before: set[SpanKey] = set()
@@ -168,7 +176,9 @@ class LiveSpans:
         held = self._held.pop(key, None)
         self.remember([key])
         if held is not None:
-            self._watcher.on_end(_Ended(span, held.span.said) if held.span.said else span)
+            # The end has to say by itself what it is the end of: its start may still be in the inbox.
+            said = {name: value for name, value in held.span.attributes.items() if name in NOTED}
+            self._watcher.on_end(_Ended(span, said) if said else span)
 
     def remember(self, keys: Iterable[SpanKey]) -> None:
         """Note that spans are over: log records about them may come later, by a request of their own."""
@@ -177,7 +187,7 @@ class LiveSpans:
             self._over, self._over_before = set(), self._over
 
     def _is_over(self, key: SpanKey) -> bool:
-        return key in self._over or key in self._over_before
+        return key in self._over or key in self._over_before or self._ended(key)
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""

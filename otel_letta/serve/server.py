@@ -29,9 +29,10 @@ from otel_letta.serve.http import Bounds, Doors, make_app
 from otel_letta.serve.intake import Intake
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.page import Page
-from otel_letta.serve.spool import MemorySpool, OwnSpool
+from otel_letta.serve.spool import MemorySpool, OwnSpool, SharedSpool
 from otel_letta.settings import Settings
 from otel_letta.store.choose import open_spool
+from otel_letta.store.model import StoreError
 
 _logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Options:
     spool: Path | None = None
     """Where bodies are kept; None is beside the outbox, and without an outbox nowhere."""
     bounds: Bounds = field(default_factory=Bounds)
+    take_over: float = 60.0
+    """Seconds between two looks for what receivers that are gone have left."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -205,18 +208,37 @@ class Service:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        orphans = [] if self._own is None else self._own.orphans()
-        replayed = await loop.run_in_executor(None, self.intake.replay, orphans)
+        replayed = await loop.run_in_executor(None, self._replay)
         if replayed:
             _logger.info("%d requests that had not settled were taken up again", replayed)
         if self._rpc is not None:
             self._rpc.start()
+        heir = asyncio.ensure_future(self._take_over())
         try:
             async with self._mcp.running():
                 yield
         finally:
+            heir.cancel()
             timeout = self._settings.shutdown_timeout
             await loop.run_in_executor(None, self._close, timeout)
+
+    def _replay(self) -> int:
+        if self._own is not None:
+            self._own.take_over()
+        return self.intake.replay()
+
+    async def _take_over(self) -> None:
+        """Go on, from time to time, with what others have left that are gone and do not come back."""
+        own, loop = self._own, asyncio.get_running_loop()
+        while own is not None:
+            await asyncio.sleep(self.options.take_over)
+            try:
+                ids = await loop.run_in_executor(None, own.take_over)
+                if ids:
+                    _logger.info("%d requests that another process had left were taken up", len(ids))
+                    await loop.run_in_executor(None, self.intake.replay, frozenset(ids))
+            except (StoreError, OSError) as error:
+                _logger.warning("what others left cannot be looked for at the moment: %s", error)
 
     def _close(self, timeout: float) -> None:
         if self._closed:
@@ -265,20 +287,23 @@ def _make_mcp(asking: Asking, intake: Intake, doors: Doors) -> Any:
     return Mcp(asking, intake, doors)
 
 
-def _spool_of(options: Options, settings: Settings) -> OwnSpool | None:
-    """Return the spool that was named, or the one beside the outbox; None without either.
+def _spool_of(options: Options, settings: Settings) -> OwnSpool | SharedSpool | None:
+    """Return the spool that was named, or the one beside the outbox, or in its database; None without either.
 
     Raises:
         OSError, StoreError: it cannot be had.
     """
     path, address = options.spool, settings.outbox
+    most = settings.outbox_max_size * 1_000_000
     if path is None and address is not None:
         if address.is_postgresql:
-            raise ValueError("the outbox is in PostgreSQL: --spool has to name a file for what comes before it")
+            from otel_letta.store.postgres_spool import PostgresSpool  # its driver is another package
+
+            spool = PostgresSpool(address.reveal(), address.shown, fsync=settings.outbox_fsync, most_bytes=most)
+            return SharedSpool(spool)
         path = Path(f"{address.reveal()}.spool")
     if path is None:
         return None
-    most = settings.outbox_max_size * 1_000_000
     return OwnSpool(path, lambda file: open_spool(file, fsync=settings.outbox_fsync, most_bytes=most))
 
 

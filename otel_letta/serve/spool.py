@@ -1,6 +1,7 @@
-"""Where bodies are kept until their tasks have settled: nowhere, or in files beside the outbox.
+"""Where bodies are kept until their tasks have settled: nowhere, in files beside the outbox, or in its PostgreSQL.
 
-Each process has a file of its own, since two that share one could not know whose bodies a crash has left.
+Each process has a file of its own, since two that share one could not know whose bodies a crash has left. In the
+database, bodies have an owner.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otel_letta.store.model import Spool, SpoolItem
+
+if TYPE_CHECKING:
+    from otel_letta.store.postgres_spool import PostgresSpool
 
 MOST_SPOOLS = 256
 
@@ -90,6 +95,16 @@ class OwnSpool:
                 found.append(spool)
         return found
 
+    def take_over(self) -> list[int]:
+        """Take what processes that are gone have left into this one's spool. Return the ids that it has there."""
+        found = []
+        for orphan in self.orphans():
+            while items := orphan.unsettled():
+                found += [self.spool.append(item.kind, item.body) for item in items]
+                orphan.settle([item.id for item in items])
+            orphan.close()
+        return found
+
     def close(self) -> None:
         """Give the files up."""
         self.spool.close()
@@ -108,6 +123,26 @@ class OwnSpool:
             return False
         self._held[number] = descriptor
         return True
+
+
+class SharedSpool:
+    """This process's part of a table that many share.
+
+    Raises:
+        StoreError: it cannot be had.
+    """
+
+    def __init__(self, spool: PostgresSpool) -> None:
+        self.spool = spool
+        spool.open()
+
+    def take_over(self) -> list[int]:
+        """See `OwnSpool.take_over`."""
+        return self.spool.adopt()
+
+    def close(self) -> None:
+        """Give it up."""
+        self.spool.close()
 
 
 if sys.platform == "win32":

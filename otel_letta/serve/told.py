@@ -63,6 +63,15 @@ class Told:
             fresh, self._fresh = self._fresh, []
             return [json.dumps([*key, self._ends[key].at]).encode() for key in fresh if key in self._ends]
 
+    def expect(self, report: ProgressReport, default_agent: str) -> None:
+        """Note an end that is on its way to its agent already, though nothing of it was kept here."""
+        agent, task, trace = _key_of(report)
+        end = _End(_seconds(report.timestamp), time.time())
+        with self._lock:
+            self._ends.setdefault((agent, task, trace), end)
+            if agent == default_agent:
+                self._ends.setdefault(("", task, trace), end)
+
     def restore(self, kept: bytes, noted: float) -> None:
         """Note an end that was kept. ValueError for anything else."""
         agent, task, trace, at = json.loads(kept)

@@ -1,8 +1,6 @@
 """The store in PostgreSQL, shared by the hosts that report to the same agents. Needs psycopg 3, the extra ``postgres``.
 
-Each process has a session that lives as long as it does and holds an advisory lock in its name: when the session ends,
-however that happens, the others take over what it left. A restart of the server ends all sessions, and says nothing
-about the processes: then they get a while to come back.
+What a process left is taken over by the others; see `postgres_lives`.
 """
 
 from __future__ import annotations
@@ -13,11 +11,9 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from otel_letta.runtime.deadline import Deadline
 from otel_letta.store import statements as sql
 from otel_letta.store.lane_locks import IDLE_SECONDS, LaneLock, LaneLocks
 from otel_letta.store.model import (
-    VERSION,
     Adopted,
     Changes,
     Entry,
@@ -25,20 +21,18 @@ from otel_letta.store.model import (
     NewEntry,
     Outcome,
     Standing,
-    StoreError,
     StoreFullError,
     StoreLock,
     StoreNewerError,
 )
-from otel_letta.store.sessions import Session, first, halves_of, number_of
+from otel_letta.store.postgres_lives import GRACE, be_born, is_gone_for_good, lives, take_estate
+from otel_letta.store.sessions import Session, first, number_of
 
 if TYPE_CHECKING:
     import psycopg
 
-GRACE = 90.0
-"""Seconds after the server's own start that processes have to come back, before the others take them for dead."""
-_LATE = 5.0
-"""Seconds that a session of this process has to end which the server still has after the network failed."""
+_VERSION = 2
+"""Of the schema: 1 had a spool without owners."""
 _USED_FOR = 5.0
 """Seconds that the measured size counts: measuring reads all bodies."""
 
@@ -90,22 +84,10 @@ class PostgresStore:
             try:
                 with self._session.errors():
                     prepare(connection, self.place)
-                    self._be_born(connection)
+                    be_born(connection, self.place, self.owner)
             except BaseException:
                 self._session.close()
                 raise
-
-    def _be_born(self, connection: psycopg.Connection[Any]) -> None:
-        """Take the lock that says that this process lives."""
-        number = number_of(f"owner {self.owner}")
-        until = Deadline.after(_LATE)
-        while not first(connection.execute(sql.TAKE, (number,))):
-            if until.passed:
-                raise StoreError(f"{self.place}: an earlier session of this process does not end")
-            # The network failed, and the server has not noticed yet.
-            connection.execute(sql.END_SESSION, halves_of(number))
-            until.wait(0.1)
-        connection.execute(sql.BE_BORN, (self.owner,))
 
     def close(self) -> None:
         self._lanes.close()
@@ -219,21 +201,13 @@ class PostgresStore:
         entries = lost = 0
         names = [row[0] for row in self._rows(sql.OWNERS, (places,) * 4)]
         for name in names:
-            if name != self.owner and self._is_gone_for_good(name):
+            if name != self.owner and is_gone_for_good(self._session, name, self._grace):
                 more = self._do(lambda c, name=name: self._adopt_from(c, name, places, lose), durable=True)  # type: ignore[misc]
                 entries, lost = entries + more.entries, lost + more.lost
         return Adopted(entries, lost)
 
-    def _is_gone_for_good(self, name: str) -> bool:
-        if self._lives(name):
-            return False
-        known = self._rows(sql.OUTLIVED, (name,))
-        # The server has been there all the time since that session began, or long enough for it to come back.
-        return not known or bool(known[0][0]) or float(known[0][1]) >= self._grace
-
     def _adopt_from(self, connection: psycopg.Connection[Any], name: str, scopes: list[str], lose: Lose) -> Adopted:
-        # Whoever holds the dead one's lock is the only heir, and the dead one cannot come back meanwhile.
-        if not first(connection.execute(sql.TAKE_DEAD, (number_of(f"owner {name}"),))):
+        if not take_estate(connection, name):
             return Adopted(0, 0)
         entries = connection.execute(sql.ADOPT, (self.owner, name, scopes, scopes)).rowcount
         connection.execute(sql.ADOPTED, (name, scopes, scopes))
@@ -244,10 +218,7 @@ class PostgresStore:
         return Adopted(entries, len(lost))
 
     def _lives(self, name: str) -> bool:
-        if name == self.owner:
-            return True
-        high, low = halves_of(number_of(f"owner {name}"))
-        return bool(self._rows(sql.IS_LOCKED, (high, low)))
+        return name == self.owner or lives(self._session, name)
 
     def standings(self, scopes: Iterable[str]) -> list[Standing]:
         places = list(scopes)
@@ -277,17 +248,20 @@ class PostgresStore:
 
 
 def prepare(connection: psycopg.Connection[Any], place: str) -> None:
-    """Make the tables if they are missing. Raises StoreNewerError."""
+    """Make the tables if they are missing, or bring them up to date. Raises StoreNewerError."""
     with connection.transaction():
         # Two processes that start at once must not make the tables twice.
         connection.execute(sql.ONE_AT_A_TIME, (number_of("schema"),))
         if not first(connection.execute(sql.IS_MADE)):
             for statement in (sql.SCHEMA, *sql.TABLES):
                 connection.execute(statement)
-            connection.execute(sql.SET_VERSION, (VERSION,))
+            connection.execute(sql.SET_VERSION, (_VERSION,))
         version = first(connection.execute(sql.GET_VERSION))
-        if version > VERSION:
+        if version < _VERSION:
+            for statement in sql.TO_VERSION_2:
+                connection.execute(statement)
+        if version > _VERSION:
             raise StoreNewerError(
-                f"{place} has the outbox of a newer otel-letta (schema {version}, this one knows {VERSION}): "
+                f"{place} has the outbox of a newer otel-letta (schema {version}, this one knows {_VERSION}): "
                 "update, or name another database"
             )

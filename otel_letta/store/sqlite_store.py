@@ -19,10 +19,10 @@ from otel_letta.store.model import (
     SpoolItem,
     Standing,
     StoreError,
-    StoreFullError,
     StoreLock,
 )
 from otel_letta.store.sqlite import Database
+from otel_letta.store.together import Together, Waiting, fitting
 
 _ENTRY = "id, scope, lane, body, created, posted, note, owner"
 _STANDING = "key, scope, lane, body, waiting, owed, owner"
@@ -285,6 +285,7 @@ class SqliteSpool:
         self._database = Database(path, fsync=fsync)
         self._most_bytes = most_bytes
         self._held: tuple[int, int] | None = None
+        self._together = Together(self._write)
         self.place = self._database.place
 
     def open(self) -> None:
@@ -295,16 +296,21 @@ class SqliteSpool:
         self._held = None
 
     def append(self, kind: str, body: bytes) -> int:
-        with self._database.lock:
-            number, held = self.size()
-            if self._most_bytes is not None and held + len(body) > self._most_bytes:
-                raise StoreFullError(f"{self.place} holds {held / 1e6:.0f} MB of bodies, which is as much as it may")
-            sql = "INSERT INTO spool (kind, body, created) VALUES (?,?,?)"
-            values = (kind, body, time.time())
-            new = self._database.write(lambda c: c.execute(sql, values).lastrowid, durable=True)
-            self._held = number + 1, held + len(body)
+        return self._together.append(self._database.lock, kind, body)
+
+    def _write(self, waiting: Sequence[Waiting]) -> None:
+        number, held = self.size()
+        found = fitting(held, self._most_bytes, self.place, waiting)
+        sql, now = "INSERT INTO spool (kind, body, created) VALUES (?,?,?)", time.time()
+
+        def insert(connection: sqlite3.Connection) -> list[int | None]:
+            return [connection.execute(sql, (each.kind, each.body, now)).lastrowid for each in found]
+
+        ids = self._database.write(insert, durable=True) if found else []
+        for each, new in zip(found, ids, strict=True):
             assert new is not None
-            return new
+            each.id = new
+        self._held = number + len(found), held + sum(len(each.body) for each in found)
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         sql = "SELECT id, kind, body, created FROM spool WHERE id>? ORDER BY id LIMIT ?"

@@ -18,8 +18,15 @@ TABLES = (
     )""",
     """CREATE TABLE otel_letta.spool (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, kind text NOT NULL, body bytea NOT NULL,
-        created double precision NOT NULL
+        created double precision NOT NULL, owner text NOT NULL
     )""",
+    "CREATE INDEX spool_of_owner ON otel_letta.spool (owner, id)",
+)
+TO_VERSION_2 = (
+    "ALTER TABLE otel_letta.spool ADD COLUMN owner text NOT NULL DEFAULT ''",  # nobody's, for the first who comes
+    "ALTER TABLE otel_letta.spool ALTER COLUMN owner DROP DEFAULT",
+    "CREATE INDEX spool_of_owner ON otel_letta.spool (owner, id)",
+    "UPDATE otel_letta.meta SET version = 2",
 )
 IS_MADE = "SELECT to_regclass('otel_letta.meta') IS NOT NULL"
 GET_VERSION = "SELECT version FROM otel_letta.meta"
@@ -77,11 +84,13 @@ ALL_ENTRIES = f"SELECT {_ENTRY} FROM otel_letta.entries WHERE id > %s ORDER BY i
 OWNERS_OF = "SELECT id, owner FROM otel_letta.entries WHERE id = ANY(%s)"
 REMOVE = "DELETE FROM otel_letta.entries WHERE id = ANY(%s)"
 
-SPOOL_ADD = "INSERT INTO otel_letta.spool (kind, body, created) VALUES (%s, %s, %s) RETURNING id"
-SPOOL_REST = "SELECT id, kind, body, created FROM otel_letta.spool WHERE id > %s ORDER BY id LIMIT %s"
-SPOOL_SETTLE = "DELETE FROM otel_letta.spool WHERE id = ANY(%s)"
-SPOOL_EXPIRE = "DELETE FROM otel_letta.spool WHERE created < %s"
-SPOOL_SIZE = "SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM otel_letta.spool"
+SPOOL_ADD = "INSERT INTO otel_letta.spool (owner, kind, body, created) VALUES (%s, %s, %s, %s) RETURNING id"
+SPOOL_REST = "SELECT id, kind, body, created FROM otel_letta.spool WHERE owner = %s AND id > %s ORDER BY id LIMIT %s"
+SPOOL_SETTLE = "DELETE FROM otel_letta.spool WHERE owner = %s AND id = ANY(%s)"
+SPOOL_EXPIRE = "DELETE FROM otel_letta.spool WHERE owner = %s AND created < %s"
+SPOOL_SIZE = "SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM otel_letta.spool WHERE owner = %s"
+SPOOL_OWNERS = "SELECT DISTINCT owner FROM otel_letta.spool WHERE owner <> %s"
+SPOOL_ADOPT = "UPDATE otel_letta.spool SET owner = %s WHERE owner = %s RETURNING id"
 
 OWNERS = f"""
     SELECT owner FROM otel_letta.entries WHERE {_IN_SCOPES}
@@ -95,6 +104,7 @@ BURY = """
     DELETE FROM otel_letta.owners AS gone WHERE name = %s
     AND NOT EXISTS (SELECT 1 FROM otel_letta.entries WHERE owner = gone.name)
     AND NOT EXISTS (SELECT 1 FROM otel_letta.standings WHERE owner = gone.name)
+    AND NOT EXISTS (SELECT 1 FROM otel_letta.spool WHERE owner = gone.name)
 """
 OUTLIVED = """
     SELECT server_started = pg_postmaster_start_time(),

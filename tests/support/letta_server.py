@@ -116,6 +116,13 @@ class LettaServer:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def database(self) -> str:
+        """The address of its PostgreSQL, as libpq reads it."""
+        if self._postgres is None:
+            raise RuntimeError("the server has not been started")
+        return self._postgres.uri
+
+    @property
     def pid(self) -> int | None:
         """The Letta process; None while it is stopped, or if it has died."""
         return self._letta.pid if self._letta is not None and self._letta.poll() is None else None

@@ -16,9 +16,10 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from click.testing import CliRunner
 
@@ -40,6 +41,7 @@ _STARTED = "started"
 _WORK = "$WORK"
 _LONG = f"touch {_STARTED}; sleep 300"
 _AGENTS = Path(__file__).parents[2] / "real" / "programs" / "agents"
+_NONE: Mapping[str, str] = MappingProxyType({})
 _NODE = {"NODE_NO_WARNINGS": "1"}
 
 
@@ -293,8 +295,13 @@ class Run:
     """It had no network but loopback."""
 
 
-def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
-    """Let a program play a scenario, and keep what it sends in a folder. RuntimeError if it does not get so far."""
+def run(
+    program: CodingProgram, scenario: str, folder: Path, *, receiver: str = "", variables: Mapping[str, str] = _NONE
+) -> Run:
+    """Let a program play a scenario, and keep what it sends in a folder. RuntimeError if it does not get so far.
+
+    ``receiver``: the URL of one that gets it too. ``variables``: more of the environment.
+    """
     root = install(program.name, program.packages)
     home, work, otlp = folder / "home", folder / "work", folder / "otlp"
     for each in (home, work, otlp):
@@ -304,7 +311,7 @@ def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
         to_model, to_sink = opened.listeners
         with (
             ScriptedModel(program.script(scenario, work), to_model) as model,
-            OtlpRecorder(otlp, to_sink) as sink,
+            OtlpRecorder(otlp, to_sink, receiver) as sink,
         ):
             for name, text in program.files(model.url).items():
                 (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +327,7 @@ def run(program: CodingProgram, scenario: str, folder: Path) -> Run:
                 environ |= set_up(program.setup, sink.url, home)
             else:
                 environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "PACKAGES": str(root)}
-            process = opened.run(list(program.command), work, environ)
+            process = opened.run(list(program.command), work, {**environ, **variables})
             if scenario.startswith("cancelled"):
                 at_work = model.held.is_set if scenario == "cancelled" else (work / _STARTED).exists
 

@@ -1,7 +1,8 @@
 """A receiver on loopback that takes OTLP/HTTP, protobuf or JSON, and keeps it as an OpenTelemetry Collector would.
 
 Each export request becomes one line of OTLP-JSON, of spans and of log records a file, which is what `otel-letta replay`
-reads. Metrics are taken and forgotten.
+reads. Metrics are taken and forgotten. It may stand before a real receiver, which gets every request as it came, and
+answers it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -27,14 +29,16 @@ _SIGNALS: dict[str, tuple[str, type[Message]]] = {
     "/v1/traces": ("spans.jsonl", ExportTraceServiceRequest),
     "/v1/logs": ("logs.jsonl", ExportLogsServiceRequest),
 }
+_FORWARDED = ("Authorization", "Content-Encoding", "Content-Type")
 _IDS = ("traceId", "spanId", "parentSpanId")
 
 
 class OtlpRecorder(LoopbackServer):
-    """The server; ``folder`` gets its files."""
+    """The server; ``folder`` gets its files. ``forward_to``: the URL of the receiver behind it."""
 
-    def __init__(self, folder: Path, listener: socket.socket | None = None) -> None:
+    def __init__(self, folder: Path, listener: socket.socket | None = None, forward_to: str = "") -> None:
         self._folder = folder
+        self.forward_to = forward_to
         self._lock = threading.Lock()
         self.refused: list[str] = []
         """What came and is no OTLP: path and content type."""
@@ -62,7 +66,8 @@ class _Handler(Handler):
     server: OtlpRecorder
 
     def do_POST(self) -> None:
-        body, kind = self.read(), (self.headers.get("Content-Type") or "").partition(";")[0]
+        raw, kind = self.read(), (self.headers.get("Content-Type") or "").partition(";")[0]
+        body = raw
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         if self.path == "/v1/metrics":
@@ -76,7 +81,15 @@ class _Handler(Handler):
             self.server.refused.append(f"{self.path} ({kind})")
             self.send(404, {})
             return
-        self.send(200, {} if kind == "application/json" else b"", kind)
+        if self.server.forward_to:
+            self._forward(raw)
+        else:
+            self.send(200, {} if kind == "application/json" else b"", kind)
+
+    def _forward(self, body: bytes) -> None:
+        kept = {name: self.headers[name] for name in _FORWARDED if name in self.headers}
+        answer = httpx.post(self.server.forward_to + self.path, content=body, headers=kept, trust_env=False, timeout=60)
+        self.send(answer.status_code, answer.content, answer.headers["content-type"])
 
 
 def _as_json(kind: type[Message], body: bytes) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otel_letta.otlp.batch import UndecodableError
 from otel_letta.otlp.json import read_request
 from otel_letta.otlp.proto import read_logs, read_traces
-from otel_letta.otlp.wire import salvage
 from otel_letta.tracking.reading import Reading
 
 DATA = Path(__file__).parents[2] / "data"
@@ -258,12 +257,3 @@ def test_any_json_is_read_or_refused(document: Any) -> None:
     read_all(json.dumps(document).encode())
     read_all(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [document]}]}]}).encode())
     read_all(json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [document]}]}]}).encode())
-
-
-@SLOW
-@given(st.binary(max_size=200))
-def test_what_is_salvaged_is_no_more_than_what_came(body: bytes) -> None:
-    assert salvage(body, lambda part: True) == (body, 0)
-    left, lost = salvage(body, lambda part: False)
-    assert len(left) <= len(body)
-    assert lost >= 0

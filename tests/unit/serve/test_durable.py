@@ -20,10 +20,9 @@ from otel_letta.serve.spool import OwnSpool
 from otel_letta.store.choose import open_spool
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sender import post, request_of, serving, span_of
+from tests.support.program import Address
 from tests.support.waiting import until
 
-if TYPE_CHECKING:
-    from tests.support.letta_harness import LettaHarness
 
 LONG = "1795946401500000000"
 
@@ -45,7 +44,7 @@ class Program:
 
 
 @contextmanager
-def program(letta: InMemoryLetta | LettaHarness, agent: str, *arguments: str, **environ: str) -> Iterator[Program]:
+def program(letta: Address, agent: str, *arguments: str, **environ: str) -> Iterator[Program]:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
@@ -55,6 +54,7 @@ def program(letta: InMemoryLetta | LettaHarness, agent: str, *arguments: str, **
             "PYTHONPATH": str(Path(__file__).parents[3]),
             "LETTA_BASE_URL": letta.base_url,
             "LETTA_AGENT_ID": agent,
+            **({"LETTA_PASSWORD": letta.password} if letta.password else {}),
             "OTEL_LETTA_MESSAGE_INTERVAL": "0",
             **environ,
         },
@@ -71,7 +71,7 @@ def program(letta: InMemoryLetta | LettaHarness, agent: str, *arguments: str, **
 
 def _answers(port: int) -> bool:
     try:
-        return post(port, "/v1/traces", b"{}").status in (200, 401)  # one with tokens wants to see them
+        return post(port, "/v1/traces", b"{}").status in (200, 401)
     except OSError:
         return False
 

@@ -1,0 +1,81 @@
+"""Which spans of a request are read: all those of a trace in which something matters, and no others.
+
+Most of what a fleet sends is of no interest. So each span is glanced at: its ids, its times, and the names of its
+attributes. Of the others only their places are kept, for what may come below them later.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple, TypeVar
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from otel_letta.otlp.batch import Batch, BrokenError
+
+AWAY = b"\1"
+"""Behind a parent's id: it is in another process."""
+NO_TRACE, NO_SPAN = bytes(16), bytes(8)
+_Raw = TypeVar("_Raw")
+Of = tuple[Resource, InstrumentationScope]
+
+
+class Gate(NamedTuple):
+    """What makes a trace worth reading."""
+
+    names: frozenset[str]
+    """A span with one of these attributes matters, and with it its trace."""
+    wanted: Container[bytes]
+    """Traces that matter whatever their spans say."""
+
+
+Glance = tuple[bytes, bytes, bytes, bool, _Raw, Of]
+"""What of a span is looked at in any case: its trace's id, its own, and its parent's, with `AWAY` behind it if that is
+in another process, empty for none; whether it matters by itself; and the span as it came."""
+
+
+def sift(
+    glances: Iterable[Glance[_Raw]],
+    gate: Gate,
+    read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan],
+    batch: Batch,
+) -> None:
+    """Put the spans that are to be read into a batch, and the places of the others.
+
+    Args:
+        glances: one with an empty id has to be read to know what it is.
+        read: reads one whole; raises BrokenError for one that can never be read.
+    """
+    traces: dict[bytes, list[Glance[_Raw]]] = defaultdict(list)
+    matter: set[bytes] = set()
+    for glance in glances:
+        trace_id = glance[0]
+        traces[trace_id].append(glance)
+        if glance[3]:
+            matter.add(trace_id)
+    for *_, raw, of in traces.pop(b"", ()):
+        span = read_into(batch, read, raw, of)
+        if span is not None:
+            matter.add(span.context.trace_id.to_bytes(16, "big"))
+    for trace_id, found in traces.items():
+        if trace_id in matter or trace_id in gate.wanted:
+            for *_, raw, of in found:
+                read_into(batch, read, raw, of)
+        else:
+            batch.plain[trace_id] = {glance[1]: glance[2] for glance in found}
+
+
+def read_into(
+    batch: Batch, read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan], raw: _Raw, of: Of
+) -> ReadableSpan | None:
+    """Read a span into a batch; None for one that cannot be read, which the batch names."""
+    try:
+        span = read(raw, *of)
+    except BrokenError as error:
+        batch.broken.append(f"a span: {error}")
+        return None
+    batch.spans.append(span)
+    return span
