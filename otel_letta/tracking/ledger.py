@@ -186,6 +186,8 @@ class Ledger:
 
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
+        if self._parked.oldest is None:
+            return None
         for task in self._parked.older_than(self._now() - self._wait):
             reason = (wording.never_tried_again if task.retries else wording.nobody_came)(self._wait / 1e9)
             if isinstance(task, InferredTask):

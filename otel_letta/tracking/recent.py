@@ -9,6 +9,9 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
+_set = OrderedDict.__setitem__
+
+
 class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
     """The newest entries of a mapping."""
 
@@ -18,7 +21,7 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
 
     def __setitem__(self, key: _K, value: _V) -> None:
         # The bound holds whoever adds an entry: `setdefault` and `update` end here, too.
-        super().__setitem__(key, value)
+        _set(self, key, value)
         if len(self) > self._most:
             self.popitem(last=False)
 
@@ -26,4 +29,6 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
         """Set an entry, and make it the newest."""
         if key in self:
             self.move_to_end(key)
-        self[key] = value
+        _set(self, key, value)
+        if len(self) > self._most:
+            self.popitem(last=False)

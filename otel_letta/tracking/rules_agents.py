@@ -239,12 +239,9 @@ class AgentRules:
         is_root = node is task.root
         if task.root is None and node.start:
             task.started = min(task.started, node.start)
-        if (
-            node.chat is not None
-            and not _may_be_anothers(task, node)
-            and (task.chat is None or node.chat[0] <= task.chat[0])
-        ):
-            task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
+        chat = node.chat
+        if chat is not None and task.takes_chat(chat[0], -1 if is_root else 0) and not _may_be_anothers(task, node):
+            task.offer_chat(chat[0], -1 if is_root else node.agents_above, chat[1])
         if is_root and is_human(node):
             task.name = node.name
         elif not task.name:

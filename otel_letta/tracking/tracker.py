@@ -291,7 +291,8 @@ class Tracker:
         key = reading.key
         if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
             return
-        self._give_an_end(reading)
+        if reading.end is None:
+            self._give_an_end(reading)
         said, role, parent = reading.declaration, reading.role, reading.above
         waiting = self.tree.take_doubts(key)
         if said is not None and (role is None or said.task_id is not None):
@@ -364,7 +365,7 @@ class Tracker:
             else:
                 self._declared.release(waiting)
         alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
-        return min((alarm for alarm in alarms if alarm is not None), default=None)
+        return min([alarm for alarm in alarms if alarm is not None], default=None)
 
     def restore(self, report: ProgressReport) -> None:
         """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""

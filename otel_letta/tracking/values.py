@@ -19,6 +19,8 @@ _LATEST = 2**63
 
 def id_of(value: Any) -> str | None:
     """Return an id as text; None for an empty value, or one that is none."""
+    if value is None:
+        return None
     text = as_text(value)
     if text is None:
         return None
@@ -46,6 +48,8 @@ def number_of(value: Any) -> float | None:
 
 def share_of(done: Any, total: Any) -> float | None:
     """Return ``done`` of ``total`` as a number from 0 to 1; None if they are no such pair."""
+    if done is None or total is None:
+        return None
     part, whole = number_of(done), number_of(total)
     if part is None or whole is None or not 0.0 < whole < math.inf or not 0.0 <= part < math.inf:
         return None
