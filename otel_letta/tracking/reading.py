@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -26,28 +27,6 @@ _ERROR_CAP = 16_384
 _MOST_LINKS = 16
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
-
-
-if TYPE_CHECKING:
-    from functools import cached_property
-else:
-
-    class cached_property:  # noqa: N801
-        """The same without its lock, which Python has until 3.11 and which takes longer than to find a role."""
-
-        def __init__(self, function: Callable[[Any], Any]) -> None:
-            self._function = function
-            self.__doc__ = function.__doc__
-
-        def __set_name__(self, owner: type, name: str) -> None:
-            self._name = name
-
-        def __get__(self, instance: Any, owner: type) -> Any:
-            if instance is None:
-                return self
-            value = self._function(instance)
-            setattr(instance, self._name, value)
-            return value
 
 
 class Reading:
@@ -84,8 +63,10 @@ class Reading:
     """That exception was the first of a group."""
     raised_at = 0
     """The time of that exception; 0 for none, or one after which another event came."""
-    opted: str | None
-    """The task's name, if a setting or a filter makes a task of the span."""
+    role: Role | None
+    """The span's part in an agent's work; None for a span that is looked through."""
+    declaration: Declaration | None = None
+    """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
     def of(cls, span: ReadableSpan, opted: str | None = None, more: Mapping[str, Any] | None = None) -> Reading:
@@ -114,12 +95,14 @@ class Reading:
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = span.kind
         self.scope = scope_of(span)
-        self.opted = opted
         if links := span.links:
             self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]])
         if events := span.events:
             self._read_events(events)
         self._read_status(span)
+        self.role = role_of(self)
+        if self.shape.declares or opted is not None:
+            self.declaration = declaration_of(self.name, self.own_attributes, opted)
         return self
 
     def _read_events(self, events: Sequence[Any]) -> None:
@@ -176,18 +159,6 @@ class Reading:
         end = self.end
         return end is not None and not self.ok and self.raised_at > 0 and end - self.raised_at <= _AT_END
 
-    @cached_property
-    def role(self) -> Role | None:
-        """The span's part in an agent's work; None for a span that is looked through."""
-        return role_of(self)
-
-    @cached_property
-    def declaration(self) -> Declaration | None:
-        """The span's own statement about a task, in attributes of ours; None if it makes none."""
-        if not self.shape.declares and self.opted is None:
-            return None
-        return declaration_of(self.name, self.own_attributes, self.opted)
-
     @property
     def own_attributes(self) -> Mapping[str, Any]:
         """The attributes without those of ours that an agent's program copied from its resource onto all spans: they
@@ -221,7 +192,7 @@ class Reading:
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
         light = Reading()
-        light.__dict__.update(self.__dict__, **_NO_CONTENT)
+        light.__dict__ = {**self.__dict__, **_NO_CONTENT}
         return light
 
 

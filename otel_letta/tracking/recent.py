@@ -27,8 +27,9 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
 
     def put(self, key: _K, value: _V) -> None:
         """Set an entry, and make it the newest."""
-        if key in self:
-            self.move_to_end(key)
+        before = len(self)
         _set(self, key, value)
-        if len(self) > self._most:
+        if len(self) == before:
+            self.move_to_end(key)
+        elif before >= self._most:
             self.popitem(last=False)

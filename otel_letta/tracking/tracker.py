@@ -289,7 +289,9 @@ class Tracker:
         if self._turns.join(reading):
             return
         key = reading.key
-        if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
+        if self.tree.has_declared(key) or self._is_lettas_own(reading):
+            return
+        if semconv.LOGFIRE_SPAN_TYPE in reading.attributes and self._is_pending(reading):
             return
         if reading.end is None:
             self._give_an_end(reading)

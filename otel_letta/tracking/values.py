@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -30,6 +31,11 @@ def id_of(value: Any) -> str | None:
         # Two long ids that begin alike are two.
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return f"{clean_line(text, ID_CAP - 17)} {digest}".strip()
+    return _short_id(text)
+
+
+@functools.lru_cache(maxsize=512)  # all spans of a conversation carry the same
+def _short_id(text: str) -> str | None:
     return clean_line(text, ID_CAP) or None
 
 

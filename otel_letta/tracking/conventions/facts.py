@@ -121,7 +121,7 @@ def read_agent(
     if role is Role.TOOL:
         facts.plan = plan_of(reading)
         facts.call_id = _first_id(attributes, shape.calls)
-        facts.denied = reading.denied
+        facts.denied = bool(shape.denied) and reading.denied
     else:
         _read_answer(facts, reading, shape)
     _read_interruption(facts, reading, shape, content)
