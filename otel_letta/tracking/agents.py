@@ -54,7 +54,7 @@ class AgentTracker:
         self._grace = int(grace * 1e9)
         self._idle = int(idle_timeout * 1e9)
         self._chat_attributes = tuple(chat_attributes)
-        self._content = tuple(content)
+        self._content = frozenset(content)
         self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
@@ -388,8 +388,7 @@ class AgentTracker:
     def _tidy(self, trace: Trace) -> None:
         """Keep the order of ages, the bounds and the alarm, after any news."""
         tree = self._tree
-        if any(task.root is None for task in trace.tasks):
-            self._endings.end_what_was_none(trace)
+        self._endings.end_what_was_none(trace)
         tree.keep_order(trace)
         if trace.alarm is None and (trace.nodes or trace.tasks):
             tree.remind(trace, trace.next_due(self._now(), self._idle))

@@ -139,11 +139,13 @@ class Endings:
 
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
-        rootless = trace.rootless
-        if rootless is not None and not trace.waiting and not any(n.top.task for n in trace.nodes.values()):
-            self.dismiss(trace, rootless)
-        for task in list(trace.tasks):
-            if task.root is not None or task.awaits is None or self._tree.awaits_root(trace, task):
+        rootless = [task for task in trace.tasks if task.root is None]
+        for task in rootless if not trace.waiting else ():
+            if task.awaits is None and not any(node.top.task for node in trace.nodes.values()):
+                self.dismiss(trace, task)
+                break
+        for task in rootless:
+            if task.awaits is None or self._tree.awaits_root(trace, task):
                 continue
             # The same, if the open span that it waited for got no role, or is no root.
             if not trace.orphans_of(task):

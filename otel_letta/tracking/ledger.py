@@ -194,6 +194,8 @@ class Ledger:
 
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
+        if self._parked.oldest is None:
+            return None
         for task in self._parked.older_than(self._now() - self._wait):
             why = wording.never_tried_again if task.retries else wording.nobody_came
             self._give_up_waiting(task, why(self._wait / 1e9))

@@ -164,8 +164,10 @@ def call_of(attributes: Mapping[str, Any]) -> str:
 
 
 def _first_id(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    found = (id_of(attributes[name]) for name in names if name in attributes)
-    return next(filter(None, found), "")
+    for name in names:
+        if name in attributes and (found := id_of(attributes[name])):
+            return found
+    return ""
 
 
 def _first(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:

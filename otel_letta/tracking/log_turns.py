@@ -313,7 +313,7 @@ class LogTurns:
         if tool.end is not None:
             return True
         tool.end = end
-        reading.attributes = {**reading.attributes, **of_tool(tool.name, tool.call)}
+        reading.carry(of_tool(tool.name, tool.call))
         reading.key, reading.parent, reading.remote = tool.key, turn.root, None
         return False
 

@@ -33,6 +33,8 @@ class Fate(enum.Enum):
     DISMISSED = "it had a role and was part of no task"
     OUTSIDE = "a tool call beside the run that it was made in"
 
+    __hash__ = object.__hash__  # until Python 3.12 that of an enum is a function in Python
+
 
 class Followed:
     """An open span that has a role, or is part of a declared task."""
@@ -258,7 +260,10 @@ class Trace:
 
     @property
     def rootless(self) -> InferredTask | None:
-        return next((task for task in self.tasks if task.is_unplaced), None)
+        for task in self.tasks:
+            if task.root is None and task.awaits is None:
+                return task
+        return None
 
     @property
     def orphans(self) -> list[Node]:
@@ -278,8 +283,11 @@ class Trace:
             return None
         if top.under is not None:
             return next((task for task in self.tasks if task.awaits == top.under), None)
-        # One that has ended waits for its verdict: work that starts meanwhile belongs to the next.
-        return next((task for task in reversed(self.tasks) if not task.had_ended(top.start)), None)
+        for task in reversed(self.tasks):
+            # One that has ended waits for its verdict: work that starts meanwhile belongs to the next.
+            if not task.had_ended(top.start):
+                return task
+        return None
 
     def next_due(self, now: int, idle: int) -> int:
         """Return when there will be something to do without further spans. Nanoseconds, ``idle`` too."""

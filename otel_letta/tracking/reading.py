@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, pattern
-from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of
+from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of, shape_of
+from otel_letta.tracking.conventions.shapes import Shape
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
 from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
 
@@ -27,27 +29,6 @@ _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
 
 
-if TYPE_CHECKING:
-    from functools import cached_property
-else:
-
-    class cached_property:  # noqa: N801
-        """The same without its lock, which Python has until 3.11 and which takes longer than to find a role."""
-
-        def __init__(self, function: Callable[[Any], Any]) -> None:
-            self._function = function
-            self.__doc__ = function.__doc__
-
-        def __set_name__(self, owner: type, name: str) -> None:
-            self._name = name
-
-        def __get__(self, instance: Any, owner: type) -> Any:
-            if instance is None:
-                return self
-            value = instance.__dict__[self._name] = self._function(instance)
-            return value
-
-
 class Reading:
     """A span as it was when it was read. Times are Unix nanoseconds, 0 or None if the span holds something else."""
 
@@ -58,30 +39,34 @@ class Reading:
     remote: SpanKey | None
     """The parent, if that is in another process. Spans of both may still arrive here, through a Collector."""
     attributes: Mapping[str, Any]
+    shape: Shape
+    """What the names of the attributes say."""
     resource: Mapping[str, Any]
     start: int
     end: int | None
     failed: bool
     kind: SpanKind
     scope: str
-    events: Sequence[tuple[int, Mapping[str, Any]]]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
     """Time and attributes of each span event that reports progress."""
-    links: Sequence[SpanKey]
+    links: Sequence[SpanKey] = ()
     """The spans that it links to."""
-    described: str
+    described = ""
     """The status's own words, as they came."""
     ok: bool
     """Its status says that it went well. Most instrumentations never say so."""
-    signals: Sequence[tuple[str, Mapping[str, Any]]]
+    signals: Sequence[tuple[str, Mapping[str, Any]]] = ()
     """Name and allowed attributes of each span event that a convention knows."""
-    exception: tuple[str, str]
+    exception = ("", "")
     """Type and message of the last exception that the span recorded, as they came."""
     is_group = False
     """That exception was the first of a group."""
-    raised_at: int
+    raised_at = 0
     """The time of that exception; 0 for none, or one after which another event came."""
-    opted: str | None
-    """The task's name, if a setting or a filter makes a task of the span."""
+    role: Role | None
+    """The span's part in an agent's work; None for a span that is looked through."""
+    declaration: Declaration | None = None
+    """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
     def of(cls, span: ReadableSpan, opted: str | None = None, more: Mapping[str, Any] | None = None) -> Reading:
@@ -103,27 +88,28 @@ class Reading:
         self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
-        resource = span.resource.attributes
-        # What never changes needs no lock, and what it lacks no exception: both come with the SDK's own mapping.
-        self.resource = getattr(resource, "_dict", resource)
+        self.shape = shape_of(self.attributes)
+        self.resource = unlocked(span.resource.attributes)
         self.start = nanoseconds_of(span.start_time)
         end = span.end_time
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = span.kind
         self.scope = scope_of(span)
-        self.opted = opted
-        self.events, self.signals, self.exception, self.raised_at = (), (), ("", ""), 0
-        self.links = tuple(link.context[:2] for link in span.links[:_MOST_LINKS]) if span.links else ()
+        if links := span.links:
+            self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]])
         if events := span.events:
             self._read_events(events)
         self._read_status(span)
+        self.role = role_of(self)
+        if self.shape.declares or opted is not None:
+            self.declaration = declaration_of(self.name, self.own_attributes, opted)
         return self
 
     def _read_events(self, events: Sequence[Any]) -> None:
         kind, message, progress, signals, raised_at = "", "", [], [], 0
         for event in events:
             name = as_text(event.name) or ""
-            attributes = event.attributes or {}
+            attributes = unlocked(event.attributes or {})
             raised_at = 0
             if name in EVENTS:
                 signals.append((name, {key: attributes[key] for key in EVENTS[name] if key in attributes}))
@@ -142,9 +128,8 @@ class Reading:
 
     def _read_status(self, span: ReadableSpan) -> None:
         status = span.status
-        self.failed = status.status_code is StatusCode.ERROR
-        self.ok = status.status_code is StatusCode.OK
-        self.described = ""
+        code = status.status_code
+        self.failed, self.ok = code is StatusCode.ERROR, code is StatusCode.OK
         if self.failed:  # the SDK keeps a description of errors only
             described = as_text(status.description) or ""
             self.described = described[:_ERROR_CAP]
@@ -166,7 +151,7 @@ class Reading:
     @property
     def denied(self) -> bool:
         """True if it says that a person refused a tool's call: the one that it is, or is a part of."""
-        return denies(self.attributes)
+        return denies(self)
 
     @property
     def raised_at_end(self) -> bool:
@@ -174,22 +159,12 @@ class Reading:
         end = self.end
         return end is not None and not self.ok and self.raised_at > 0 and end - self.raised_at <= _AT_END
 
-    @cached_property
-    def role(self) -> Role | None:
-        """The span's part in an agent's work; None for a span that is looked through."""
-        return role_of(self)
-
-    @cached_property
-    def declaration(self) -> Declaration | None:
-        """The span's own statement about a task, in attributes of ours; None if it makes none."""
-        return declaration_of(self.name, self.own_attributes, self.opted)
-
     @property
     def own_attributes(self) -> Mapping[str, Any]:
         """The attributes without those of ours that an agent's program copied from its resource onto all spans: they
         are the resource's words, and declare nothing."""
-        attributes, resource = self.attributes, self.resource
-        if semconv.INTERESTING.isdisjoint(attributes) or ASKED.isdisjoint(attributes):
+        attributes, resource, shape = self.attributes, self.resource, self.shape
+        if not shape.declares or not shape.deciding:
             return attributes
         shared = [name for name in semconv.INTERESTING if name in attributes and name in resource]
         copies = [name for name in shared if (as_text(attributes[name]) or 0) == as_text(resource[name])]
@@ -202,20 +177,33 @@ class Reading:
         """The parent, wherever it is."""
         return self.parent or self.remote
 
+    def carry(self, attributes: Mapping[str, Any]) -> None:
+        """Take over attributes, in place of its own of the same names."""
+        self.attributes = {**self.attributes, **attributes}
+        self.shape = shape_of(self.attributes)
+
     def default(self, name: str) -> str | None:
         """Return an id from the resource. It holds for a whole process, so it is nobody's own."""
-        return id_of(self.resource.get(name))
+        value = self.resource.get(name)
+        return None if value is None else id_of(value)
 
     def without_content(self) -> Reading:
         """Copy it without attributes, events and error texts, for what is kept for long."""
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
         light = Reading()
-        light.__dict__.update(self.__dict__, **_NO_CONTENT)
+        light.__dict__ = {**self.__dict__, **_NO_CONTENT}
         return light
 
 
-_NO_CONTENT = {"attributes": MappingProxyType({}), "events": (), "signals": (), "described": "", "exception": ("", "")}
+_NO_CONTENT = {
+    "attributes": MappingProxyType({}),
+    "shape": shape_of({}),
+    "events": (),
+    "signals": (),
+    "described": "",
+    "exception": ("", ""),
+}
 _IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
 _GROUPS_LINE = pattern(r"^[ |]*\+-")
 _STACK_CAP = 262_144
@@ -235,6 +223,13 @@ def leaf_of_group(stack: str) -> tuple[str, str] | None:
         return None
     kind, text = leaves[0]
     return kind, text + (f", and {len(leaves) - 1} more" if len(leaves) > 1 else "")
+
+
+def unlocked(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return attributes that never change without the SDK's own mapping around them: that takes a lock for each look,
+    and raises inside for each that it lacks."""
+    found: Mapping[str, Any] = getattr(attributes, "_dict", attributes)
+    return found
 
 
 def key_of(span: ReadableSpan) -> SpanKey:

@@ -9,6 +9,9 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
+_set = OrderedDict.__setitem__
+
+
 class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
     """The newest entries of a mapping."""
 
@@ -18,12 +21,15 @@ class Recent(OrderedDict[_K, _V], Generic[_K, _V]):
 
     def __setitem__(self, key: _K, value: _V) -> None:
         # The bound holds whoever adds an entry: `setdefault` and `update` end here, too.
-        super().__setitem__(key, value)
+        _set(self, key, value)
         if len(self) > self._most:
             self.popitem(last=False)
 
     def put(self, key: _K, value: _V) -> None:
         """Set an entry, and make it the newest."""
-        if key in self:
+        before = len(self)
+        _set(self, key, value)
+        if len(self) == before:
             self.move_to_end(key)
-        self[key] = value
+        elif before >= self._most:
+            self.popitem(last=False)

@@ -152,6 +152,8 @@ class RootlessRuns:
 
     def tick(self, now: int | None) -> int | None:
         """Make the runs that are due; ``now``: None waits no longer. Returns when to come again."""
+        if not self._due:
+            return None
         for conversation in [key for key, due in self._due.items() if now is None or due <= now]:
             self._make(conversation)
         return min(self._due.values(), default=None)

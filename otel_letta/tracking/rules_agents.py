@@ -77,11 +77,12 @@ class AgentRules:
             trace.early.clear()
         self._merge(task, node, facts)
         self.endings.background.note(task)
-        if node is task.root and node.links:
+        if node.links and node is task.root:
             self._note_caller(task, node)
         self._ledger.ask_for_claim(task)
         news = said is not None and merge_declaration(task, said, own=node is task.root)
-        if self._is_early(trace, task, node) or self._is_behind_a_run(trace, task, node):
+        is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
+        if is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return True
         if task.held_until is not None:
@@ -134,8 +135,6 @@ class AgentRules:
         """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent, or
         the root of ended spans may come yet. Requests in any order within the grace make the same reports thus."""
         root = task.root
-        if task.begun or task.due:
-            return False
         if task.is_unplaced and not node.live:
             if task.held_until is None:
                 task.held_until = self._now() + self._grace + 1  # what comes just then is in time
@@ -153,7 +152,7 @@ class AgentRules:
     def _is_behind_a_run(self, trace: Trace, task: InferredTask, node: Node) -> bool:
         """Return True for work that began after what may be a run of its own had ended, as long as that is not clear:
         it may be the next run's."""
-        if not (task.is_unplaced and trace.away) or node.role in _ROOT_ROLES:
+        if not task.is_unplaced or node.role in _ROOT_ROLES:
             return False
         start = node.top.start
         return any(run.ambient and not run.is_part and run.end and run.end <= start for run in trace.away)
@@ -239,12 +238,9 @@ class AgentRules:
         is_root = node is task.root
         if task.root is None and node.start:
             task.started = min(task.started, node.start)
-        if (
-            node.chat is not None
-            and not _may_be_anothers(task, node)
-            and (task.chat is None or node.chat[0] <= task.chat[0])
-        ):
-            task.offer_chat(node.chat[0], -1 if is_root else node.agents_above, node.chat[1])
+        chat = node.chat
+        if chat is not None and task.takes_chat(chat[0], -1 if is_root else 0) and not _may_be_anothers(task, node):
+            task.offer_chat(chat[0], -1 if is_root else node.agents_above, chat[1])
         if is_root and is_human(node):
             task.name = node.name
         elif not task.name:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from otel_letta.tracking.conventions import MARKS, Role
+from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.nodes import Node, Plain, Trace
@@ -54,7 +54,7 @@ class AmbientRuns:
         key, until = reading.key, self._now() + self._grace
         reason = reason_of(reading) if reading.failed else Reason("", aborted or "")
         failed = reading.failed or aborted is not None
-        is_part = not MARKS.isdisjoint(reading.attributes)
+        is_part = reading.shape.is_marked
         self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, is_part, until))
         if trace is not None:
             for node in self._tree.arrived(trace, key):
@@ -64,6 +64,8 @@ class AmbientRuns:
 
     def find(self, trace: Trace) -> None:
         """Make agents of the spans that bound a run."""
+        if not trace.held:
+            return
         for key in [key for key in trace.held if _bounds_a_run(trace.waiting.get(key, ()))]:
             trace.held.pop(key, None)
             plain = self._tree.plain.pop(key, None)

@@ -192,8 +192,12 @@ class InferredTask(Task):
 
     def offer_chat(self, rank: int, depth: int, chat: str) -> None:
         """Take a chat id, unless a better attribute or a span nearer to the root gave one."""
-        if self.chat is None or (rank, depth) < self.chat[:2]:
+        if self.takes_chat(rank, depth):
             self.chat = rank, depth, chat
+
+    def takes_chat(self, rank: int, depth: int) -> bool:
+        """Return True if a chat id of this rank and depth would be better than the one it has."""
+        return self.chat is None or (rank, depth) < self.chat[:2]
 
 
 def automatic_id(key: SpanKey) -> str:

@@ -292,9 +292,12 @@ class Tracker:
         if self._is_lettas_own(reading) or self._turns.join(reading):
             return
         key = reading.key
-        if self.tree.has_declared(key) or self._is_pending(reading):
+        if self.tree.has_declared(key):
             return
-        self._give_an_end(reading)
+        if semconv.LOGFIRE_SPAN_TYPE in reading.attributes and self._is_pending(reading):
+            return
+        if reading.end is None:
+            self._give_an_end(reading)
         said, role, parent = reading.declaration, reading.role, reading.above
         waiting = self.tree.take_doubts(key)
         if said is not None and (role is None or said.task_id is not None):
@@ -367,7 +370,7 @@ class Tracker:
             else:
                 self._declared.release(waiting)
         alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
-        return min((alarm for alarm in alarms if alarm is not None), default=None)
+        return min([alarm for alarm in alarms if alarm is not None], default=None)
 
     def restore(self, report: ProgressReport) -> None:
         """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""

@@ -25,10 +25,12 @@ _MOST_SPANS = 100_000
 _MOST_PLAIN, _MOST_HOPS = 2_000, 10_000  # made-up parents can go in circles
 
 _WORK = (Role.TOOL, Role.LLM)
-_OPAQUE = (Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE)
+_OPAQUE = frozenset({Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE})
 """Spans that are not looked through to what is above them."""
-_OF_DECLARED = (Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP)
-_OF_AGENTS = (Fate.OVER, Fate.DISMISSED, Fate.OUTSIDE)
+_OF_DECLARED = frozenset({Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP})
+_OF_AGENTS = frozenset({Fate.OVER, Fate.DISMISSED, Fate.OUTSIDE})
+_IS_OVER = frozenset({Fate.OVER, Fate.GIVEN_UP})
+_HAS_ENDED = _OF_AGENTS | _IS_OVER
 
 
 class Tree:
@@ -110,7 +112,7 @@ class Tree:
 
     def is_over(self, key: SpanKey) -> bool:
         """Return True for a span of an agent's task that is over."""
-        return self.fate(key) in (Fate.OVER, Fate.GIVEN_UP)
+        return self.ended.get(key) in _IS_OVER
 
     def ended_task(self, key: SpanKey) -> Task | None:
         """Return the declared task that an ended span was part of."""
@@ -118,12 +120,12 @@ class Tree:
 
     def has_declared(self, key: SpanKey) -> bool:
         """Return True for an ended span that declared something, or was a step of a declared task."""
-        return self.fate(key) in _OF_DECLARED
+        return self.ended.get(key) in _OF_DECLARED
 
     def knows_end(self, key: SpanKey) -> bool:
         """Return True for a span with a role whose end was read."""
         node = self.node(key)
-        return (node is not None and node.end is not None) or self.fate(key) in (*_OF_AGENTS, Fate.GIVEN_UP)
+        return (node is not None and node.end is not None) or self.ended.get(key) in _HAS_ENDED
 
     def node(self, key: SpanKey) -> Node | None:
         trace = self.traces.get(key[0])
@@ -148,7 +150,7 @@ class Tree:
         group = trace.waiting.pop(key, None)
         if group is None:
             return []
-        nodes = sorted(group, key=lambda node: node.start)
+        nodes = sorted(group, key=_start_of)
         trace.away.difference_update(nodes)
         for node in nodes:
             self._place(trace, node)
@@ -162,7 +164,8 @@ class Tree:
         for _ in range(_MOST_HOPS):
             if key is None:
                 return
-            node.foreign = node.foreign or remote
+            if remote:
+                node.foreign = True
             above = trace.nodes.get(key)
             if above is not None:
                 if node.ambient:
@@ -381,3 +384,7 @@ class Tree:
         if isinstance(who, Trace):
             return who.alarm == at and self.traces.get(who.id) is who
         return self.doubts.get(who.key) is who
+
+
+def _start_of(node: Node) -> int:
+    return node.start

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 
 from otel_letta.tracking.conventions import Role
 from otel_letta.tracking.log_events import LogEvent, call_of, conversation_of
@@ -34,7 +35,7 @@ class TurnIndex:
         """The newest last."""
         self.joined: Recent[int, Turn] = Recent(REMEMBERED)
         """Traces of spans that became part of a turn that has another trace, or none."""
-        self._spans_of: Recent[Conversation, list[tuple[SpanKey, int]]] = Recent(1_000)
+        self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent(1_000)
         """The last spans with a role, and their starts."""
         self.calls: Recent[SpanKey, str] = Recent(REMEMBERED)
         """Ids of tool calls whose spans came before any log event did."""
@@ -53,9 +54,9 @@ class TurnIndex:
         """Return the conversations that have an open turn."""
         return {key for key, turns in self._by_conversation.items() if any(map(self._is_open, turns))}
 
-    def spans_of(self, conversation: Conversation) -> list[tuple[SpanKey, int]]:
+    def spans_of(self, conversation: Conversation) -> Collection[tuple[SpanKey, int]]:
         """Return the last spans with a role of a conversation, and their starts."""
-        return self._spans_of.get(conversation) or []
+        return self._spans_of.get(conversation, ())
 
     def of_event(self, event: LogEvent) -> Turn | None:
         """Return the turn of a log event."""
@@ -71,19 +72,22 @@ class TurnIndex:
 
     def of_span(self, reading: Reading) -> Turn | None:
         """Return the turn of an ended span."""
-        if reading.role is None and not self.turns:  # as of nearly all spans
+        role = reading.role
+        if role is None and not self.turns:  # as of nearly all spans
             return None
         trace = reading.key[0]
         turn = self.by_trace.get(trace) or self.joined.get(trace)
         if turn is not None:
             return turn
-        if reading.role is Role.TOOL and (call := call_of(reading.attributes)):
+        if role is Role.TOOL and (call := call_of(reading.attributes)):
             self.calls.put(reading.key, call)
-        conversation = conversation_of(reading.attributes)
-        if not conversation or reading.role is None:
+        conversation = "" if role is None else conversation_of(reading.attributes)
+        if not conversation:
             return None
         key = service_of(reading.resource), conversation
-        self._spans_of.put(key, [*self.spans_of(key)[-_MOST:], (reading.key, reading.start)])
+        spans = self._spans_of.get(key) or deque(maxlen=_MOST)
+        spans.append((reading.key, reading.start))
+        self._spans_of.put(key, spans)
         for turn in reversed(self.others(key)):
             if turn.began - NEAR <= reading.start and not turn.told_by_spans:
                 return turn if self._is_open(turn) or reading.start <= turn.latest else None

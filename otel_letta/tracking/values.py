@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,8 @@ _LATEST = 2**63
 
 def id_of(value: Any) -> str | None:
     """Return an id as text; None for an empty value, or one that is none."""
+    if value is None:
+        return None
     text = as_text(value)
     if text is None:
         return None
@@ -28,6 +31,11 @@ def id_of(value: Any) -> str | None:
         # Two long ids that begin alike are two.
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return f"{clean_line(text, ID_CAP - 17)} {digest}".strip()
+    return _short_id(text)
+
+
+@functools.lru_cache(maxsize=512)  # all spans of a conversation carry the same
+def _short_id(text: str) -> str | None:
     return clean_line(text, ID_CAP) or None
 
 
@@ -46,6 +54,8 @@ def number_of(value: Any) -> float | None:
 
 def share_of(done: Any, total: Any) -> float | None:
     """Return ``done`` of ``total`` as a number from 0 to 1; None if they are no such pair."""
+    if done is None or total is None:
+        return None
     part, whole = number_of(done), number_of(total)
     if part is None or whole is None or not 0.0 < whole < math.inf or not 0.0 <= part < math.inf:
         return None

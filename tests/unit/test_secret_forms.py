@@ -107,3 +107,9 @@ def test_a_name_costs_no_table() -> None:
         "sys.exit('otel_letta.secret_forms' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_importing_them_compiles_none_of_them() -> None:
+    """The constructor imports them, and hardly any program meets an error that they have to look through."""
+    program = "import re, otel_letta.text; re.compile = None; import otel_letta.secret_forms"
+    subprocess.run([sys.executable, "-c", program], check=True)

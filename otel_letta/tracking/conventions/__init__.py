@@ -8,7 +8,7 @@ convention is a file with a record, and a place in `CONVENTIONS`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otel_letta.text import as_text
 from otel_letta.tracking.conventions.adk import ADK
@@ -85,7 +85,10 @@ CONVENTIONS = (
     GEN_AI_TASKS,
 )
 
-MARKS = frozenset().union(*(convention.marks for convention in CONVENTIONS))
+NAMES = Names(CONVENTIONS)
+"""All that the conventions' names of attributes may say."""
+
+MARKS = NAMES.marks
 """Attributes of spans that agent frameworks make."""
 
 ASKED = MARKS.union(*(convention.also_asked for convention in CONVENTIONS))
@@ -105,15 +108,12 @@ CONTENT_FIELDS: Mapping[str, str] = {
 }
 """What the setting ``content`` can opt into."""
 
-NAMES = Names(CONVENTIONS)
-"""All that the conventions' names of attributes may say."""
-
 shape_of = NAMES.shape_of
 
 
 def role_of(reading: Reading) -> Role | None:
     """Return the role of a span. The most specific convention that the span follows decides, alone."""
-    for decide in shape_of(reading.attributes).deciding:
+    for decide in reading.shape.deciding:
         role = decide(reading)
         if role is not UNCLAIMED:
             return None if role is Role.TOOL and _is_no_tool(reading) else role
@@ -122,11 +122,12 @@ def role_of(reading: Reading) -> Role | None:
 
 def _is_no_tool(reading: Reading) -> bool:
     """Return True for a span around calls of tools that is named like one: ``(merged tools)``."""
-    names = shape_of(reading.attributes).names[Role.TOOL]
+    names = reading.shape.names[Role.TOOL]
     text = as_text(reading.attributes[names[0]]) if names else None
     return text is not None and text[:1] == "(" and text[-1:] == ")"
 
 
-def denies(attributes: Mapping[str, Any]) -> bool:
-    """Return True for attributes that say that a person refused a tool's call: its own, or a part's of it."""
-    return any(as_text(attributes[name]) in values for name, values in shape_of(attributes).denied)
+def denies(reading: Reading) -> bool:
+    """Return True for a span that says that a person refused a tool's call: its own, or a part's of it."""
+    attributes = reading.attributes
+    return any(as_text(attributes[name]) in values for name, values in reading.shape.denied)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line
-from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role, shape_of
+from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
 from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_denied, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
@@ -89,8 +89,6 @@ class AgentFacts:
         self.cancelled = self.cancelled or self.finish is Finish.CANCELLED
 
 
-_GIVEN = NAMES.given
-_GIVEN_NAMES = frozenset(_GIVEN)
 _OF_RESOURCE = NAMES.rank_of_resource
 _ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
 _ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
@@ -107,28 +105,27 @@ def read_agent(
         chat_attributes: further attributes that may name the conversation, after those of the conventions.
         content: fields of `CONTENT_FIELDS` that may be reported.
     """
-    attributes = reading.attributes
-    shape = shape_of(attributes)
+    attributes, shape = reading.attributes, reading.shape
     extras = dict(_extras(attributes, role, content)) if content else {}
     name, named = name_of(reading, role)
     facts = AgentFacts(role, name, extras)
     facts.named = named
-    if role is not Role.AGENT and semconv.GEN_AI_AGENT_NAME in attributes:
+    if shape.has_hint and role is not Role.AGENT:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, chat_attributes)
-    if not _GIVEN_NAMES.isdisjoint(attributes):
-        facts.conversation = next((found for name in _GIVEN if (found := id_of(attributes.get(name)))), None)
-    if _failed(reading):
+    if shape.given:
+        facts.conversation = _first_id(attributes, shape.given)
+    if reading.failed or _says_that_it_failed(attributes, shape):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
     if role is Role.TOOL:
-        facts.plan = plan_of(attributes)
-        facts.call_id = next((found for name in shape.calls if (found := id_of(attributes[name]))), None)
-        facts.denied = reading.denied
+        facts.plan = plan_of(reading)
+        facts.call_id = _first_id(attributes, shape.calls)
+        facts.denied = bool(shape.denied) and reading.denied
     else:
         _read_answer(facts, reading, shape)
     _read_interruption(facts, reading, shape, content)
-    for refine in _refining(reading, shape):
+    for refine in shape.refining if not reading.signals else _refining(reading, shape):
         refine(reading, facts, frozenset(content))
     for _, event in reading.events:
         share = progress_event(event)
@@ -139,21 +136,19 @@ def read_agent(
 
 def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
     """Return what reads a span further: of the conventions whose attributes it has, or whose events."""
-    if not reading.signals:
-        return shape.refining
     signals = {name for name, _ in reading.signals}
     by_events = {refine for events, refine in _REFINING_BY_EVENTS if not events.isdisjoint(signals)}
     return [refine for _, refine in NAMES.refining if refine in shape.refining or refine in by_events]
 
 
 def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
-    shape, default = shape_of(reading.attributes), reading.default(semconv.CHAT_ID)
-    if not shape.chats and not more:
-        return None if default is None else (_OF_RESOURCE, default)
-    attributes = reading.own_attributes
-    found = [chat for chat in shape.chats if chat[1] in attributes]
-    found += [(len(NAMES.chats) + 1 + n, name) for n, name in enumerate(more) if name in attributes]
-    for rank, name in found:
+    chats, default = reading.shape.chats, reading.default(semconv.CHAT_ID)
+    if more:
+        chats += tuple((len(NAMES.chats) + 1 + n, name) for n, name in enumerate(more))
+    attributes = reading.own_attributes if chats else {}
+    for rank, name in chats:
+        if name not in attributes:
+            continue
         if default is not None and rank > _OF_RESOURCE:
             break
         value = id_of(attributes[name])
@@ -164,15 +159,26 @@ def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | No
 
 def _says_more_than_an_id(value: str) -> bool:
     """Return True for what names a person, or is a text."""
-    return len(value.split()) >= _WORDS_OF_AN_ID or ("@" in value and ADDRESS.search(value) is not None)
+    return value.count(" ") >= _WORDS_OF_AN_ID - 1 or ("@" in value and ADDRESS.search(value) is not None)
+
+
+def _first_id(attributes: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    for name in names:
+        if found := id_of(attributes[name]):
+            return found
+    return None
 
 
 def _read_answer(facts: AgentFacts, reading: Reading, shape: Shape) -> None:
     attributes = reading.attributes
     facts.records_answers = shape.records_answers
-    facts.answered = any(not is_filler(attributes[name]) for name in shape.answers)
+    for name in shape.answers:
+        if not is_filler(attributes[name]):
+            facts.answered = True
+            break
     reasons = [attributes[name] for name in shape.finishes]
-    reasons += [values[name] for _, values in reading.signals for name in NAMES.finishes if name in values]
+    if reading.signals:
+        reasons += [values[name] for _, values in reading.signals for name in NAMES.finishes if name in values]
     if reasons:
         facts.finish_by(reasons)
     # Some models say that they are done when they ask for a tool, too.
@@ -188,7 +194,8 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
     """Read what an error says that is none: somebody cancelled the work, or it waits for somebody."""
     attributes = reading.attributes
     exception, message = reading.exception
-    facts.cancelled = facts.cancelled or _holds(attributes, shape.cancelled)
+    if shape.cancelled:
+        facts.cancelled = facts.cancelled or _holds(attributes, shape.cancelled)
     if not (facts.failed or exception or message):
         return
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
@@ -208,13 +215,11 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
         facts.raised = _reason(reading, facts.role, content)
 
 
-def _failed(reading: Reading) -> bool:
-    attributes = reading.attributes
-    return (
-        reading.failed
-        or (semconv.ERROR_TYPE in attributes and bool(as_text(attributes[semconv.ERROR_TYPE])))
-        or _holds(attributes, shape_of(attributes).failed)
-    )
+def _says_that_it_failed(attributes: Mapping[str, Any], shape: Shape) -> bool:
+    """Return True if an attribute says so, whatever the status does."""
+    if shape.has_error_type and as_text(attributes[semconv.ERROR_TYPE]):
+        return True
+    return bool(shape.failed) and _holds(attributes, shape.failed)
 
 
 def _holds(attributes: Mapping[str, Any], values: Sequence[tuple[str, str]]) -> bool:

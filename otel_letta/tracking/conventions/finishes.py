@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from otel_letta.text import as_text, clean_line, pattern
 
 _WORD_CAP = 40
 _MOST_CHOICES = 16
+_READ = 400
+"""Characters of a finish reason that are read."""
 
 
 class Finish(enum.Enum):
@@ -44,7 +46,7 @@ _WORDS: Mapping[Finish, str] = {
     "model_context_window_exceeded context_length_exceeded",
 }
 _FINISHES = {word: finish for finish, words in _WORDS.items() for word in words.split()}
-_BY_WEIGHT = (*_WORDS, Finish.ANSWERED, Finish.EMPTY)
+_WEIGHTS = {finish: place for place, finish in enumerate((*_WORDS, Finish.ANSWERED, Finish.EMPTY))}
 """Of several choices the one that says most counts."""
 _SPLIT = pattern(r"[\[\]\"',\s]+")
 
@@ -52,8 +54,10 @@ _SPLIT = pattern(r"[\[\]\"',\s]+")
 def is_filler(value: Any) -> bool:
     """Return True for an attribute's value that stands for no value: empty, zero, or a word for nothing."""
     kind = type(value)  # whoever subclasses these may have any code in it
-    if value is None or (kind in (int, float, bool) and not value):
+    if value is None:
         return True
+    if kind in (int, float, bool):
+        return not value
     if kind in (tuple, list):
         return all(is_filler(item) for item in value[:_MOST_CHOICES])
     text = as_text(value)
@@ -68,14 +72,15 @@ def finish_of(values: Iterable[Any]) -> tuple[Finish, str] | None:
     """
     found: dict[Finish, str] = {}
     for value in values:
-        words = list(_words_of(value))
+        words = _words_of(value)
         if not words:
             found.setdefault(Finish.EMPTY, "")
         for word in words:
             one = _finish_by(word)
             if one is not None:
                 found.setdefault(*one)
-    return next(((finish, found[finish]) for finish in _BY_WEIGHT if finish in found), None)
+    finish = min(found, key=_WEIGHTS.__getitem__, default=None)
+    return None if finish is None else (finish, found[finish])
 
 
 @functools.lru_cache(maxsize=128)
@@ -85,11 +90,13 @@ def _finish_by(word: str) -> tuple[Finish, str] | None:
     return None if plain in FILLERS else (_FINISHES.get(plain, Finish.ANSWERED), clean_line(word, _WORD_CAP))
 
 
-def _words_of(value: Any) -> Iterator[str]:
+def _words_of(value: Any) -> Sequence[str]:
     if type(value) in (tuple, list):
-        for item in value[:_MOST_CHOICES]:
-            yield from _words_of(item)
-        return
+        return [word for item in value[:_MOST_CHOICES] for word in _words_of(item)]
     text = as_text(value)
-    if text is not None:
-        yield from [word for word in _SPLIT.split(text[:400]) if word][:_MOST_CHOICES]
+    return () if text is None else _words_in(text[:_READ])
+
+
+@functools.lru_cache(maxsize=128)
+def _words_in(text: str) -> Sequence[str]:
+    return tuple([word for word in _SPLIT.split(text) if word][:_MOST_CHOICES])

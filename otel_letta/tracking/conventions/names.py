@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line, pattern
-from otel_letta.tracking.conventions import CONVENTIONS, MARKS, NAMES, Role, shape_of
+from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role
 from otel_letta.tracking.conventions.reasons import ADDRESS
 from otel_letta.tracking.values import JSON_CAP, NAME_CAP
 
@@ -22,6 +22,8 @@ _SPAN_NAME_WORDS = 5
 _SPACELESS = pattern("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _SPACELESS_LETTERS = 20
 """In scripts without spaces between words (Chinese, Japanese, Thai …) so many letters are a sentence."""
+_READ = 2_000
+"""Characters of a name that are read; far fewer are shown."""
 _PUNCTUATION = pattern(r"[?!。？！]|;\s")
 
 _REPEATED = frozenset().union(*NAMES.names.values(), *(convention.repeated_names for convention in CONVENTIONS))
@@ -44,7 +46,7 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
     if role is Role.LLM:
         return "", False
     attributes = reading.attributes
-    names = shape_of(attributes).names[role]
+    names = reading.shape.names[role]
     if role is Role.AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
         # A workflow's span may name an agent of it, and an agent's the workflow around it.
         names = (semconv.GEN_AI_AGENT_NAME, *names)
@@ -84,7 +86,7 @@ def early_name(reading: Reading, near: Mapping[str, Any]) -> str:
 
 def name_for_logs(reading: Reading) -> str:
     """Return what a log line may call a span."""
-    if MARKS.isdisjoint(reading.attributes):
+    if not reading.shape.is_marked:
         return clean_line(reading.name, NAME_CAP)
     return _span_name(reading.name, reading.attributes) or "(of an agent)"
 
@@ -93,17 +95,20 @@ def _first_name(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         text = as_text(attributes[name]) if name in attributes else None
         if text:
-            shown = _without_values(clean_line(text, NAME_CAP))
+            shown = _shown(text[:_READ])
             if shown and not _is_prose(shown, attributes):
                 return shown
     return ""
 
 
+@functools.lru_cache(maxsize=256)
+def _shown(text: str) -> str:
+    return _without_values(clean_line(text, NAME_CAP))
+
+
 def _span_name(full: str, attributes: Mapping[str, Any]) -> str:
-    name = _bare_span_name(full)
-    if _is_prose(name, attributes, _SPAN_NAME_WORDS):
-        return ""
-    return _without_values(clean_line(name, NAME_CAP))
+    name = _bare_span_name(full[:_READ])
+    return "" if _is_prose(name, attributes, _SPAN_NAME_WORDS) else _shown(name)
 
 
 @functools.lru_cache(maxsize=256)
@@ -121,12 +126,22 @@ def _without_values(name: str) -> str:
 
 def _is_prose(name: str, attributes: Mapping[str, Any], most: int = _PROSE_WORDS) -> bool:
     """Return True for a name that is rather a text: it is long, or part of what stands in the span's inputs."""
+    is_text, may_be_part = _looks_of(name, most)
+    return is_text or (
+        may_be_part
+        and any(
+            name.rstrip("…") in (as_text(value) or "")[:JSON_CAP]
+            for key, value in attributes.items()
+            if key not in _REPEATED
+        )
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _looks_of(name: str, most: int) -> tuple[bool, bool]:
+    """Return whether a name is a text by itself, and whether it may be a part of one."""
     words = len(name.split())
     letters = 0 if name.isascii() else len(_SPACELESS.findall(name))
     if words >= most or letters >= _SPACELESS_LETTERS or (_PUNCTUATION.search(name) and "/" not in name):
-        return True
-    return (words > 2 or letters > 4) and any(
-        name.rstrip("…") in (as_text(value) or "")[:JSON_CAP]
-        for key, value in attributes.items()
-        if key not in _REPEATED
-    )
+        return True, False
+    return False, words > 2 or letters > 4

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text
-from otel_letta.tracking.conventions import shape_of
 from otel_letta.tracking.conventions.reasons import parse_literal
 from otel_letta.tracking.values import JSON_CAP, number_of, share_of
+
+if TYPE_CHECKING:
+    from otel_letta.tracking.reading import Reading
 
 _PLAN_LISTS = ("task_list", "todos", "todo_list", "tasks", "plan", "steps", "items")
 _DONE = frozenset({"done", "completed", "complete", "finished"})
 _STATES = _DONE | {"todo", "pending", "in_progress", "in-progress", "not_started", "cancelled", "blocked", "open"}
 
 
-def plan_of(attributes: Mapping[str, Any]) -> float | None:
+def plan_of(reading: Reading) -> float | None:
     """Return how much of a plan is done: of a to-do list in a tool's span, or of an MCP progress notification."""
+    attributes = reading.attributes
     share = share_of(attributes.get(semconv.BARE_PROGRESS), attributes.get(semconv.BARE_TOTAL))
     if share is not None:
         return share
-    for name in shape_of(attributes).plans:
+    for name in reading.shape.plans:
         text = as_text(attributes[name])
-        if text is None or len(text) > JSON_CAP or '"status"' not in text.replace("'", '"'):
+        if text is None or len(text) > JSON_CAP or not ('"status"' in text or "'status'" in text):
             continue
         share = _share_done(_parsed(text))
         if share is not None:

@@ -33,7 +33,8 @@ class Shape:
 
     __slots__ = (
         *("answers", "asks_for_tools", "calls", "cancelled", "chats", "deciding", "declares", "denied", "failed"),
-        *("finishes", "names", "plans", "records_answers", "refining"),
+        *("finishes", "given", "has_error_type", "has_hint", "is_marked", "names", "plans", "records_answers"),
+        "refining",
     )
 
     def __init__(self, known: Names, names: Sequence[str]) -> None:
@@ -42,12 +43,19 @@ class Shape:
         self.deciding = tuple(decide for marks, decide in known.deciding if not here.isdisjoint(marks))
         """The conventions that may know its role."""
         self.refining = tuple(refine for marks, refine in known.refining if not here.isdisjoint(marks))
+        self.is_marked = not here.isdisjoint(known.marks)
+        """An agent framework made the span."""
         self.declares = not here.isdisjoint(semconv.INTERESTING)
         """Something that a declaration is made of is there."""
+        self.has_error_type = semconv.ERROR_TYPE in here
+        self.has_hint = semconv.GEN_AI_AGENT_NAME in here
+        """It names the agent that it belongs to."""
         self.names = {role: tuple(name for name in all_ if name in here) for role, all_ in known.names.items()}
         """What may hold the name that people call it, by its role."""
         self.chats = tuple((rank, name) for name, rank in known.chats.items() if name in here)
         """Rank and name of what may hold a conversation's id, the best first."""
+        self.given = tuple(name for name in known.given if name in here)
+        """What may hold a conversation's id that its framework gave."""
         self.records_answers = bool(signs)
         self.answers = tuple(name for name in signs if name not in known.no_answers)
         self.asks_for_tools = any(_TOOL_CALLS.search(name) for name in signs)
@@ -67,6 +75,7 @@ class Names:
     """
 
     def __init__(self, conventions: Sequence[Convention]) -> None:
+        self.marks: frozenset[str] = frozenset().union(*(c.marks for c in conventions))
         self.deciding: tuple[tuple[frozenset[str], Decide], ...] = tuple(
             (c.marks | c.also_asked, c.role) for c in conventions if c.marks or c.also_asked
         )

@@ -1177,9 +1177,8 @@ def test_an_ended_span_below_a_live_task_is_its_step() -> None:
         entry = live.open.observe(record)
         assert entry is not None
         assert isinstance(child.get_span_context(), SpanContext)
-        facts = Reading.of(alone.batch[0])
+        facts = Reading.of(alone.batch[0], more={PROGRESS: 0.5})
         facts.key = (facts.key[0], 99)  # a span that only the exporter saw
-        facts.attributes = {PROGRESS: 0.5}
         live.tracker.ended_alone(facts, [entry])
         assert (live.last.name, live.last.progress) == ("parent", 0.5)
         assert parent.is_recording()
