@@ -302,6 +302,8 @@ class Answers:
                     self._busy = True
                 try:
                     self._give(entry, loop)
+                except Exception as error:  # noqa: BLE001 - a callback's own way to compare, or an error's to be shown
+                    self._complain(error)
                 finally:
                     with self._changed:
                         self._busy = False
@@ -356,7 +358,6 @@ class _Loop:
 
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
 
         async def wait() -> None:
             await awaitable
@@ -370,16 +371,19 @@ class _Loop:
             return
         import asyncio
 
-        try:
-            left = asyncio.all_tasks(loop)
+        left = asyncio.all_tasks(loop)
+
+        async def end() -> None:
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            await asyncio.gather(*left, return_exceptions=True)
+            await loop.shutdown_asyncgens()
+
+        try:
+            loop.run_until_complete(end())
         except Exception as error:
             _logger.debug("the event loop of on_answer did not end well", exc_info=error)
         finally:
-            asyncio.set_event_loop(None)
             loop.close()
 
 

@@ -357,3 +357,23 @@ def test_a_bug_in_the_search_for_a_lost_answer_hurts_no_delivery(
     assert asked.stats.snapshot()["sent"] == 1
     assert "an answer got lost: unexpected RuntimeError" in caplog.text
     assert "unexpected error while sending" not in caplog.text
+
+
+def test_an_error_that_cannot_even_be_shown_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    texts: list[str] = []
+
+    def on_answer(report: ProgressReport, answer: Answer) -> None:
+        texts.append(answer.text)
+        raise Unspeakable
+
+    callbacks = Callbacks()
+    callbacks.add(on_answer)
+    answers = Answers(callbacks, Stats())
+    answers.put([REPORT], _answer("1"))
+    answers.put([REPORT], _answer("2"))
+    answers.close(Deadline.after(30.0))
+    assert texts == ["1", "2"]
