@@ -109,7 +109,7 @@ class LettaReporter:
         if settings.answer_spans:
             from otel_letta.otel.answer_spans import AnswerSpans
 
-            callbacks.on_turn = (AnswerSpans(tracer_provider),)
+            callbacks.add_turn(AnswerSpans(tracer_provider))
         self._answers = Answers(callbacks, Stats())
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
