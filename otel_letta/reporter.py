@@ -9,6 +9,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from otel_letta.errors import (
@@ -26,6 +28,7 @@ from otel_letta.runtime.suppress import suppress_tracing
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Self, Unpack
 
     from otel_letta.answer import OnAnswer
@@ -38,6 +41,8 @@ __all__ = ["LettaReporter"]
 
 _logger = logging.getLogger(__name__)
 
+_Ids = tuple[str | None, str | None]
+"""Of a trace and of a span in it; None where there is none."""
 StatusName = Literal["in_progress", "completed", "failed"]
 _MOST_FOREIGN = 1_000
 """Conversations of other agents that one reporter remembers."""
@@ -59,6 +64,8 @@ class LettaReporter:
 
     Args:
         transport: instead of the one that fits the server; for tests.
+        tracer_provider: gets the spans of the agent's turns, if ``OTEL_LETTA_ANSWER_SPANS`` asks for them; default is
+            the global one.
         on_answer: called with each report that was sent, and what the agent answered to it, on a thread of its own; may
             be a coroutine function. Whoever made the call gets Letta's answer as before.
         options: `Settings` keywords, or a finished ``settings``.
@@ -71,6 +78,7 @@ class LettaReporter:
         self,
         *,
         transport: Transport | None = None,
+        tracer_provider: TracerProvider | None = None,
         on_answer: OnAnswer | None = None,
         **options: Unpack[SettingsOptions],
     ) -> None:
@@ -98,6 +106,10 @@ class LettaReporter:
         callbacks = Callbacks()
         if on_answer is not None:
             callbacks.add(on_answer)
+        if settings.answer_spans:
+            from otel_letta.otel.answer_spans import AnswerSpans
+
+            callbacks.add_turn(AnswerSpans(tracer_provider))
         self._answers = Answers(callbacks, Stats())
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
@@ -108,7 +120,9 @@ class LettaReporter:
         self._own: dict[Lane, Lane] = {}
         """Lanes of other agents' conversations, each with the one that is used instead."""
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
-        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport, self._answers)
+        self._finalizer = weakref.finalize(
+            self, _close, self._closed, self._until, transport, weakref.ref(self._answers)
+        )
         _reporters.add(self)
         _at_exit[transport] = settings.shutdown_timeout
         _answers_at_exit[self._answers] = settings.shutdown_timeout
@@ -152,6 +166,7 @@ class LettaReporter:
         A cancelled call stops waiting; what it had sent goes on in the agent.
         """
         report = _report(chat_id, message_id, content, progress, status)
+        caller = self._caller()
         self._refuse_if_closed()
         import asyncio  # whoever awaits this has done so already
 
@@ -173,7 +188,7 @@ class LettaReporter:
             except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
                 _logger.debug("the answer to a report came after its event loop was closed")
 
-        self._on_thread(report, given_up, done)
+        self._on_thread(report, caller, given_up, done)
         try:
             return await future
         finally:
@@ -190,9 +205,10 @@ class LettaReporter:
     ) -> dict[str, Any]:
         """`send_progress_report` for code without an event loop, or inside a running one (a notebook); blocks."""
         report = _report(chat_id, message_id, content, progress, status)
+        caller = self._caller()
         self._refuse_if_closed()
         with suppress_tracing():
-            return self._send(report, threading.Event())
+            return self._send(report, caller, threading.Event())
 
     async def aclose(self) -> None:
         """`close`, for an event loop: it goes on meanwhile."""
@@ -239,6 +255,7 @@ class LettaReporter:
     def _on_thread(
         self,
         report: ProgressReport,
+        caller: _Ids,
         given_up: threading.Event,
         done: Callable[[dict[str, Any] | None, BaseException | None], None],
     ) -> None:
@@ -247,7 +264,7 @@ class LettaReporter:
         def work() -> None:
             try:
                 with suppress_tracing():
-                    answer = self._send(report, given_up)
+                    answer = self._send(report, caller, given_up)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 done(None, error)
             else:
@@ -255,7 +272,18 @@ class LettaReporter:
 
         threading.Thread(target=work, name="otel_letta reporter", daemon=True).start()
 
-    def _send(self, report: ProgressReport, given_up: threading.Event) -> dict[str, Any]:
+    def _caller(self) -> _Ids:
+        """Return the ids of the span that the caller is in, if the agent's turn becomes a span with a link to it."""
+        if not self._settings.answer_spans:
+            return None, None
+        from opentelemetry import trace
+
+        span = trace.get_current_span().get_span_context()
+        if not span.is_valid:
+            return None, None
+        return trace.format_trace_id(span.trace_id), trace.format_span_id(span.span_id)
+
+    def _send(self, report: ProgressReport, caller: _Ids, given_up: threading.Event) -> dict[str, Any]:
         from otel_letta.delivery.envelope import render
         from otel_letta.delivery.visit import Attempt
         from otel_letta.letta.transport import Message
@@ -266,7 +294,8 @@ class LettaReporter:
             render(report, content_cap=settings.content_cap, trace_link=settings.trace_link), str(uuid.uuid4())
         )
 
-        attempt = Attempt()
+        about = replace(report, trace_id=caller[0], span_id=caller[1])
+        attempt = Attempt(partial(self._answers.put_turn, self._transport, lane, [about]))
         try:
             answer = self._exchange(lane, message, given_up, report.status.is_terminal, attempt)
         except LettaError as error:
@@ -275,8 +304,8 @@ class LettaReporter:
                 self._refuse_if_closed()
             raise
         _logger.debug("report for chat %s (%s) sent: its caller asked for it", report.chat_id, report.status)
-        for response in attempt.responses[-1:]:
-            self._answers.put_response(self._transport, lane, [report], response.answer)
+        if message.otid in attempt.answers:
+            self._answers.put_response(self._transport, lane, [report], attempt.answers[message.otid])
         return answer
 
     def _exchange(
@@ -306,16 +335,20 @@ class LettaReporter:
         return self._exchange(lane, message, given_up, is_end, attempt)
 
 
-def _close(closed: threading.Event, until: Deadline, transport: Transport, answers: Answers) -> None:
+def _close(closed: threading.Event, until: Deadline, transport: Transport, reference: weakref.ref[Answers]) -> None:
     closed.set()
     until.wake()
     transport.close()
-    answers.close_soon()
+    answers = reference()  # weak: a callback may hold the reporter itself
+    if answers is not None:
+        answers.close_soon()
 
 
 def _after_fork_in_child(reporter: LettaReporter) -> None:
     reporter._until.renew()
-    reporter._answers.renew()
+    from otel_letta.delivery.stats import Stats  # which the reporter's constructor has imported
+
+    reporter._answers.renew(Stats())
 
 
 _reporters: weakref.WeakSet[LettaReporter] = weakref.WeakSet()

@@ -70,6 +70,20 @@ SESSION_ID: Final = "session.id"
 LOGFIRE_SPAN_TYPE: Final = "logfire.span_type"
 LOGFIRE_PENDING_PARENT: Final = "logfire.pending_parent_id"
 
+GEN_AI_PROVIDER: Final = "gen_ai.provider.name"
+GEN_AI_AGENT_ID: Final = "gen_ai.agent.id"
+GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_CACHED_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+SERVER_ADDRESS: Final = "server.address"  # OpenTelemetry conventions, stable
+SERVER_PORT: Final = "server.port"
+RUN_ID: Final = "letta.run.id"
+"""string: Letta's id of a turn, on the span of the request that started it."""
+
+ANSWER_SCOPE: Final = "otel_letta.answers"
+"""Instrumentation scope of the spans of agents' turns. Whoever reports spans leaves them out: each report would make
+another one, for ever."""
 LETTA_SERVER_SCOPE: Final = "letta.otel.tracing"
 LETTA_SERVER_SERVICE: Final = "letta-server"
 

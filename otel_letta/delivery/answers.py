@@ -8,8 +8,9 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from otel_letta.answer import Answer, OnAnswer
 from otel_letta.delivery.stats import Stats, Throttle
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     import asyncio
 
     from otel_letta.delivery.mailbox import Parcel
-    from otel_letta.delivery.visit import Attempt
+    from otel_letta.delivery.visit import Attempt, Request
     from otel_letta.letta.transport import Lane, Transport
 
 _logger = logging.getLogger(__name__)
+
+_C = TypeVar("_C")
 
 _MOST_WAITING = 200
 """Answers that wait for slow callbacks. Each holds up to 100,000 characters."""
@@ -33,36 +36,65 @@ _LOOKED_UP = 10.0
 """Seconds that a lost answer may be looked for, while the lane's next reports wait."""
 
 
+class Turn(NamedTuple):
+    """One request with reports: a turn of the agent's, or a failure."""
+
+    lane: Lane
+    reports: Sequence[ProgressReport]
+    began: int
+    """Unix nanoseconds."""
+    ended: int
+    answer: Answer | None
+    error: LettaError | None
+
+
+OnTurn: TypeAlias = Callable[[Turn], object]
+
+
 class Callbacks:
     """Whoever asked for answers. Outlives a fork: the child's reports are answered to the same ones.
 
-    A change replaces the tuple, so that any thread may read it at any time.
+    Any thread may add and remove at any time: each is a single step of the interpreter.
     """
 
     def __init__(self) -> None:
-        self.on_answer: tuple[OnAnswer, ...] = ()
+        self._on_answer: dict[object, OnAnswer] = {}
+        self._on_turn: dict[object, OnTurn] = {}
 
-    def add(self, callback: OnAnswer) -> None:
-        """Have it called with every answer from now on. Two that are equal are called once."""
+    def add(self, callback: OnAnswer) -> Callable[[], object]:
+        """Have it called with every answer from now on. Return a function that takes that back."""
         # What an awaitable needs is imported now, and not on a thread.
         import asyncio  # noqa: F401
 
-        self.on_answer = (*self.on_answer, callback)
+        return _added(self._on_answer, callback)
 
-    def remove(self, callback: OnAnswer) -> None:
-        """Take back one `add`."""
-        kept = list(self.on_answer)
-        if callback in kept:
-            kept.remove(callback)
-        self.on_answer = tuple(kept)
+    def add_turn(self, callback: OnTurn) -> Callable[[], object]:
+        """Have it called with every request that carries reports, as telemetry wants them; else as `add`."""
+        return _added(self._on_turn, callback)
 
-    def distinct(self) -> list[OnAnswer]:
-        """Return each once, in the order in which they came."""
-        found: list[OnAnswer] = []
-        for callback in self.on_answer:
-            if callback not in found:
-                found.append(callback)
-        return found
+    @property
+    def on_answer(self) -> list[OnAnswer]:
+        """Each once, in the order in which they came. Two that are equal are one."""
+        return _distinct(self._on_answer)
+
+    @property
+    def on_turn(self) -> list[OnTurn]:
+        """The same."""
+        return _distinct(self._on_turn)
+
+
+def _added(callbacks: dict[object, _C], callback: _C) -> Callable[[], object]:
+    key = object()
+    callbacks[key] = callback
+    return partial(callbacks.pop, key, None)
+
+
+def _distinct(callbacks: dict[object, _C]) -> list[_C]:
+    found: list[_C] = []
+    for callback in list(callbacks.values()):
+        if callback not in found:
+            found.append(callback)
+    return found
 
 
 class _Entry(NamedTuple):
@@ -83,16 +115,16 @@ class Answers:
 
     def __init__(self, callbacks: Callbacks, stats: Stats) -> None:
         self._callbacks = callbacks
-        self._stats = stats
-        self.renew()
+        self.renew(stats)
 
-    def renew(self) -> None:
+    def renew(self, stats: Stats) -> None:
         """Begin with nothing: also in a forked child, where no thread of the parent's is."""
+        self._stats = stats
         self._log = Throttle(_logger)
         self._failures = Throttle(_logger, math.inf)
         # Reentrant: the garbage collector can run a destructor, and so our code, while this thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[_Entry | Turn] = deque()
         self._busy = False
         self._closed = False
         self._given_up = False
@@ -136,7 +168,7 @@ class Answers:
         if not self.wanted:
             return
         sent = [parcel for parcel in parcels if parcel.losses is None]
-        found = {otid: response.answer for response in attempt.responses for otid in response.otids}
+        found = {parcel.otid: attempt.answers[parcel.otid] for parcel in sent if parcel.otid in attempt.answers}
         lost = [parcel.otid for parcel in sent if parcel.otid not in found]
         if lost:
             try:
@@ -144,6 +176,8 @@ class Answers:
                 found |= transport.stored_answers(lane, lost, age=age, until=limit)
             except LettaError as error:
                 _logger.debug("%s: an answer got lost: %s", lane, error)
+            except Exception as error:  # noqa: BLE001 - the reports are delivered
+                self._complain(error)
         for answer in _each_once(found.values()):
             reports = [parcel.report for parcel in sent if found.get(parcel.otid) is answer]
             if reports:
@@ -157,27 +191,47 @@ class Answers:
             return
         try:
             self.put(reports, transport.answer(lane, response))
-        except Exception as error:
-            self._log.log(logging.ERROR, f"bug {type(error).__name__}", "an answer got lost: %s", type(error).__name__)
-            _logger.debug("unexpected error", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - the reports are delivered, whatever came back
+            self._complain(error)
+
+    def take_request(self, transport: Transport, lane: Lane, parcels: Sequence[Parcel], request: Request) -> None:
+        """Take a request with reports that is over, however it ended, for telemetry."""
+        if self._callbacks.on_turn:
+            reports = [parcel.report for parcel in parcels if parcel.otid in request.otids and parcel.losses is None]
+            self.put_turn(transport, lane, reports, request)
+
+    def put_turn(self, transport: Transport, lane: Lane, reports: Sequence[ProgressReport], request: Request) -> None:
+        """Take a request about these reports, if anybody asked for turns."""
+        if not self._callbacks.on_turn:
+            return
+        try:
+            answer = None if request.answer is None else transport.answer(lane, request.answer)
+            self._enqueue(Turn(lane, reports, request.began, request.ended, answer, request.error))
+        except Exception as error:  # noqa: BLE001
+            self._complain(error)
 
     def put(self, reports: Sequence[ProgressReport], answer: Answer) -> None:
         """Have the callbacks called; never waits."""
-        dropped = 0
+        self._enqueue(_Entry(reports, answer))
+
+    def _enqueue(self, entry: _Entry | Turn) -> None:
         with self._changed:
-            if self._closed:
-                dropped, reason = 1, "answer after the shutdown"
-            else:
-                if len(self._waiting) >= _MOST_WAITING:
+            late, full = self._closed, len(self._waiting) >= _MOST_WAITING
+            if not late:
+                if full:
                     self._waiting.popleft()
-                    dropped, reason = 1, "answer over the limit of waiting answers"
-                self._waiting.append(_Entry(reports, answer))
+                self._waiting.append(entry)
                 self._start()
                 self._changed.notify_all()
-        if dropped:
-            self._stats.drop(reason)
-            if not self._closed:
-                self._log.log(logging.WARNING, reason, "on_answer is too slow: the oldest answers are dropped")
+        if late or full:
+            self._stats.count("answers_dropped")
+        if full and not late:
+            self._log.log(logging.WARNING, "full", "on_answer is too slow: the oldest answers are dropped")
+
+    def _complain(self, error: Exception) -> None:
+        kind = type(error).__name__
+        self._log.log(logging.ERROR, f"bug {kind}", "an answer got lost: unexpected %s", kind)
+        _logger.debug("unexpected error", exc_info=error)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -185,7 +239,7 @@ class Answers:
         # In a context of its own: what suppresses tracing on the threads of delivery is not for callbacks, and some
         # Pythons and instrumentations hand the context down to new threads.
         thread = threading.Thread(
-            target=contextvars.Context().run, args=(self._run,), name="otel_letta answers", daemon=True
+            target=contextvars.Context().run, args=(self._work, Deadline()), name="otel_letta answers", daemon=True
         )
         try:
             thread.start()
@@ -195,36 +249,33 @@ class Answers:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def wait(self, until: Deadline) -> bool:
-        """Wait until all that was put here has been given. Return False if that took too long."""
+    def wait(self, until: Deadline) -> None:
+        """Wait until all that was put here has been given, or the time is over.
+
+        A callback that calls this waits for nothing. Where no thread can start, the caller's gives the answers.
+        """
         with self._changed:
-            while (self._waiting or self._busy) and self._thread is not None:
-                if until.passed or threading.current_thread() is self._thread:
-                    return False
+            alone = self._thread is None
+            while not alone and self.pending and not until.passed:
                 self._changed.wait(until.left(0.5))
-        return True
+        if alone:
+            contextvars.Context().run(self._work, until, stay=False)
 
     def close(self, until: Deadline) -> None:
         """Take no more answers, and wait until the rest was given. What is not by then is dropped.
 
         A callback may call this: then nobody waits, and the rest is given when it has returned.
         """
+        self.close_soon()
+        self.wait(until)
         with self._changed:
-            self._closed = True
-            self._changed.notify_all()
             if threading.current_thread() is self._thread:
                 return
-            nobody = self._thread is None
-        if nobody:
-            contextvars.Context().run(self._work, until)
-        else:
-            self.wait(until)
-        with self._changed:
             left = len(self._waiting)
             self._waiting.clear()
             self._given_up = True
         if left:
-            self._stats.drop("answer not given before shutdown", left)
+            self._stats.count("answers_dropped", left)
             _logger.warning("%d answer(s) were not given to on_answer: no time left", left)
 
     def close_soon(self) -> None:
@@ -235,22 +286,24 @@ class Answers:
 
     # -- on the thread -----------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        self._work(Deadline())
+    def _work(self, until: Deadline, stay: bool = True) -> None:
+        """Give one answer after another, until the time is over or there are no more.
 
-    def _work(self, until: Deadline) -> None:
-        """Give one answer after another, until there are no more to come or the time is over."""
+        ``stay``: wait for more until `close`.
+        """
         loop = _Loop()
         try:
             while not until.passed:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._closed)
+                    self._changed.wait_for(lambda: self._waiting or self._closed or not stay)
                     if not self._waiting:
                         return
                     entry = self._waiting.popleft()
                     self._busy = True
                 try:
                     self._give(entry, loop)
+                except Exception as error:  # noqa: BLE001 - a callback's own way to compare, or an error's to be shown
+                    self._complain(error)
                 finally:
                     with self._changed:
                         self._busy = False
@@ -258,10 +311,17 @@ class Answers:
         finally:
             loop.close()
 
-    def _give(self, entry: _Entry, loop: _Loop) -> None:
+    def _give(self, entry: _Entry | Turn, loop: _Loop) -> None:
+        if isinstance(entry, Turn):
+            for on_turn in self._callbacks.on_turn:
+                try:
+                    on_turn(entry)
+                except Exception as error:  # noqa: BLE001 - of the program's tracer provider
+                    self._complain(error)
+            return
         self._stats.count("answers")
         for report in entry.reports:
-            for callback in self._callbacks.distinct():
+            for callback in self._callbacks.on_answer:
                 if self._given_up:
                     return
                 try:
@@ -275,7 +335,7 @@ class Answers:
 
     def _failed(self, callback: OnAnswer, error: BaseException) -> None:
         kind, name = type(error).__name__, getattr(callback, "__qualname__", type(callback).__name__)
-        self._stats.drop("answer that on_answer failed with")
+        self._stats.count("answers_failed")
         self._failures.log(
             logging.ERROR,
             f"{name} {kind}",
@@ -298,7 +358,6 @@ class _Loop:
 
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
 
         async def wait() -> None:
             await awaitable
@@ -312,16 +371,19 @@ class _Loop:
             return
         import asyncio
 
-        try:
-            left = asyncio.all_tasks(loop)
+        left = asyncio.all_tasks(loop)
+
+        async def end() -> None:
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            await asyncio.gather(*left, return_exceptions=True)
+            await loop.shutdown_asyncgens()
+
+        try:
+            loop.run_until_complete(end())
         except Exception as error:
             _logger.debug("the event loop of on_answer did not end well", exc_info=error)
         finally:
-            asyncio.set_event_loop(None)
             loop.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 from otel_letta.delivery.envelope import render, render_losses
@@ -192,7 +193,7 @@ class LaneWorker(Worker):
                 return
         now = self._clock()
         with self._lock:
-            attempt = self.attempt = Attempt()
+            attempt = self.attempt = Attempt(partial(courier.answers.take_request, courier.transport, lane, parcels))
             attempt.otids = frozenset(parcel.otid for parcel in parcels)
         for parcel in parcels:
             parcel.sent_at = now if parcel.sent_at is None else parcel.sent_at

@@ -26,18 +26,26 @@ _CLOCKS = 1.5
 """Seconds by which a run's age may be wrong: the server's ``Date`` has no fractions."""
 
 
-class Response(NamedTuple):
-    """What a server answered to a request."""
+class Request(NamedTuple):
+    """One request with messages, that is over."""
 
     otids: tuple[str, ...]
-    """Of the messages in it."""
-    answer: dict[str, Any]
+    began: int
+    """Unix nanoseconds."""
+    ended: int
+    answer: dict[str, Any] | None
+    """What the server answered, if that was a success."""
+    error: LettaError | None = None
 
 
 class Attempt:
-    """How far one exchange has come, for who cannot wait for its end. Written by the sender alone."""
+    """How far one exchange has come, for who cannot wait for its end. Written by the sender alone.
 
-    def __init__(self) -> None:
+    Args:
+        on_request: called after each request with messages, answered or not.
+    """
+
+    def __init__(self, on_request: Callable[[Request], None] = lambda request: None) -> None:
         self.posting = Posting()
         self.waits_for = "no time was left to begin"
         """What it waits for before it can send, or why it does not, for people."""
@@ -45,14 +53,21 @@ class Attempt:
         """Otids of messages that were answered, but that the agent did not have when its context was last seen."""
         self.otids: frozenset[str] = frozenset()
         """What it is to send."""
-        self.responses: list[Response] = []
-        """Of its requests that were answered well, one after another: what was erased is sent again."""
+        self._on_request = on_request
+        self.answers: dict[str, dict[str, Any]] = {}
+        """What the server answered to each message, by otid. Of one that was erased and sent again, the last."""
         self.unanswered = False
         """True while a request is on its way."""
         self.counted = False
         """True if that request is counted as a turn already, since nobody waits for its answer any more."""
         self.unsure = False
         """True while a turn at the same time may still erase what was answered."""
+
+    def note(self, request: Request) -> None:
+        """Note that a request with messages is over."""
+        if request.answer is not None:
+            self.answers.update(dict.fromkeys(request.otids, request.answer))
+        self._on_request(request)
 
     def wait_for(self, what: str) -> None:
         """Note what it waits for now, for people."""
@@ -98,10 +113,12 @@ class Visit:
         self._posted_at = time.monotonic()
         attempt.waits_for = "there was no connection to the server yet"
         attempt.unanswered = True
+        otids, began = tuple(message.otid for message in messages), time.time_ns()
         try:
             answer = self._transport.send(self._lane, messages, until=self._limit, posting=attempt.posting)
         except LettaError as error:
             attempt.unanswered = False
+            attempt.note(Request(otids, began, time.time_ns(), None, error))
             # Other refusals come before the turn begins (measured).
             if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
                 self._on_turn_used()
@@ -109,7 +126,7 @@ class Visit:
         attempt.unanswered = False
         self._on_turn_used()
         self._own_runs.update(_runs_of(answer))
-        attempt.responses.append(Response(tuple(message.otid for message in messages), answer))
+        attempt.note(Request(otids, began, time.time_ns(), answer))
         return answer
 
     def arrived(self, messages: Sequence[Message], age: float) -> set[str]:

@@ -14,6 +14,7 @@ from otel_letta.errors import LettaConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Unpack
 
     from otel_letta.answer import OnAnswer
@@ -47,6 +48,7 @@ class Component:
     Args:
         transport: instead of the server that the settings name; for tests.
         meter_provider: for `otel_letta.otel.selfmetrics`, if they are on; default is the global one.
+        tracer_provider: for `otel_letta.otel.answer_spans`, if they are on; default is the global one.
         task_filter: asked about each span; True, or a name, makes a task of one that would be none. Exporter and
             processor that shall report a task once need the same one.
         on_answer: called with each report that the agent has, and what it answered to it, on a thread of its own; may
@@ -68,6 +70,7 @@ class Component:
         *,
         transport: Transport | None = None,
         meter_provider: MeterProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
         task_filter: TaskFilter | None = None,
         on_answer: OnAnswer | None = None,
         **options: Unpack[SettingsOptions],
@@ -100,6 +103,10 @@ class Component:
             self._handle = join(settings, transport, live=self._live, metrics=self._metrics, task_filter=task_filter)
             self._life = Life.ACTIVE
             self.answer_to(on_answer)
+            if settings.answer_spans:
+                from otel_letta.otel.answer_spans import AnswerSpans
+
+                self._handle.on_turn(AnswerSpans(tracer_provider))
             from otel_letta.otel.diagnosis import Diagnosis
 
             self._diagnosis = Diagnosis(self._handle.pipeline, self._examined)
@@ -175,11 +182,12 @@ class Component:
 
         Returns:
             ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
-            ``retries``, ``answers`` (that ``on_answer`` was given); ``dropped``: reason → number; ``open_spans``,
-            ``open_tasks``, ``evicted`` (traces of agents that were given up because there were too many); ``lanes``:
-            name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent →
-            ``label``, ``open_tasks``, ``parked``. Empty for a component without valid settings. Components that are
-            configured alike share a pipeline and its numbers.
+            ``retries``; ``answers`` (that ``on_answer`` was given), ``answers_dropped`` (that it was not),
+            ``answers_failed`` (its calls that raised); ``dropped``: reason → number; ``open_spans``, ``open_tasks``,
+            ``evicted`` (traces of agents that were given up because there were too many); ``lanes``: name →
+            ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``,
+            ``open_tasks``, ``parked``. Empty for a component without valid settings. Components that are configured
+            alike share a pipeline and its numbers.
         """
         return self._handle.pipeline.stats() if self._handle is not None else {}
 

@@ -101,7 +101,12 @@ def configure(
             return before
         by_default = not keywords and not own_parts
         processor = LettaSpanProcessor(
-            transport=transport, meter_provider=meter_provider, task_filter=task_filter, on_answer=on_answer, **options
+            transport=transport,
+            meter_provider=meter_provider,
+            tracer_provider=tracer_provider,
+            task_filter=task_filter,
+            on_answer=on_answer,
+            **options,
         )
         handle = _handle_of(processor)
         handle._by_default = by_default

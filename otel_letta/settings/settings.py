@@ -369,4 +369,5 @@ class SettingsOptions(TypedDict, total=False):
     tasks: Iterable[str] | str | None
     control_flow: Iterable[str] | str | None
     answer_reasoning: bool | Literal["true", "false"] | None
+    answer_spans: bool | Literal["true", "false"] | None
     baggage: bool | Literal["true", "false"] | None

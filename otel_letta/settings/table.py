@@ -288,6 +288,12 @@ class Table:
         False,
         "Give on_answer the agent's reasoning too.",
     )
+    answer_spans: bool = _setting(
+        "OTEL_LETTA_ANSWER_SPANS",
+        Switch(),
+        False,
+        "Make a span of each of the agent's turns that a report costs, linked to the task's.",
+    )
     baggage: bool = _setting(
         "OTEL_LETTA_BAGGAGE",
         Switch(),

@@ -52,6 +52,9 @@ class AgentOptions(TypedDict, total=False):
     content: Collection[str]
 
 
+_LETTAS_OWN = frozenset({semconv.LETTA_SERVER_SCOPE, semconv.ANSWER_SCOPE})
+
+
 class Tracker:
     """Turns spans into reports. Not thread-safe: whoever owns it calls it from one thread at a time.
 
@@ -286,10 +289,10 @@ class Tracker:
 
     def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
         """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
-        if self._turns.join(reading):
+        if self._is_lettas_own(reading) or self._turns.join(reading):
             return
         key = reading.key
-        if self.tree.has_declared(key) or self._is_lettas_own(reading) or self._is_pending(reading):
+        if self.tree.has_declared(key) or self._is_pending(reading):
             return
         self._give_an_end(reading)
         said, role, parent = reading.declaration, reading.role, reading.above
@@ -341,12 +344,12 @@ class Tracker:
         return True
 
     def _is_lettas_own(self, reading: Reading) -> bool:
-        """Return True for a span of the Letta server itself: reporting those to the agent would make more of them, for
-        ever."""
+        """Return True for a span of the Letta server itself, or of a report to it: reporting those to the agent would
+        make more of them, for ever."""
         if reading.resource is not self._resource:  # one process has one, and asking it costs as much as all the rest
             self._resource = reading.resource
             self._is_letta_server = as_text(reading.resource.get(semconv.SERVICE_NAME)) == semconv.LETTA_SERVER_SERVICE
-        return self._is_letta_server or reading.scope == semconv.LETTA_SERVER_SCOPE
+        return self._is_letta_server or reading.scope in _LETTAS_OWN
 
     def _give_an_end(self, reading: Reading) -> None:
         """Let a span whose end has no time, or an impossible one, end now."""

@@ -24,6 +24,22 @@ __all__ = ["At", "Either", "EitherAppServer", "EitherRest"]
 _BLOCK = re.compile(r"<task-progress .*?</task-progress>", re.DOTALL)
 
 
+_TOOL = '''
+def NAME(task_id: str, action: str, text: str) -> str:
+    """Instruct a task.
+
+    Args:
+        task_id: which.
+        action: what.
+        text: how.
+
+    Returns:
+        str: what came of it.
+    """
+    return "ok"
+'''
+
+
 @dataclass(frozen=True)
 class At:
     """The same server at another address, or with another password."""
@@ -109,6 +125,12 @@ class EitherRest(Either):
 
     def create_agent(self) -> str:
         return self.letta.create_agent()
+
+    def create_agent_with_tool(self, name: str) -> str:
+        """A fresh agent with a tool that takes what an instruction consists of, and answers ``ok``."""
+        source = _TOOL.replace("NAME", name)
+        tool = self.letta.client.tools.create(source_code=source)
+        return self.letta.create_agent(tool_ids=[tool.id])
 
     def conversation(self, agent: str) -> str:
         return self.letta.client.conversations.create(agent_id=agent).id

@@ -57,6 +57,7 @@ SHOWN = {
     "tasks": ("name:nightly *, scope:celery*,service:bot", "name:nightly *, scope:celery*, service:bot"),
     "control_flow": ("shop.Later,shop.errors.Skip", "shop.Later, shop.errors.Skip"),
     "answer_reasoning": ("true", "true"),
+    "answer_spans": ("true", "true"),
     "baggage": ("TRUE", "true"),
 }
 """A text for each variable that means something else than the default, and how the setting is shown."""

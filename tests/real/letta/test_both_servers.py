@@ -7,6 +7,7 @@ clients, and the next prompt that the agent's LLM gets.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_letta import (
+    Answer,
+    Instruction,
     LettaAgentNotFoundError,
     LettaAuthenticationError,
     LettaModelError,
     LettaReporter,
+    ProgressReport,
 )
 from tests.support.either import At, Either, EitherAppServer, EitherRest
 from tests.support.program import OtherProgram, Program, ends_in, options_for, program, told_in, until
@@ -213,6 +220,89 @@ def test_a_reporters_call_gives_back_the_agents_answer(server: Either) -> None:
     assert server.llm.chat_calls == 1
     [told] = told_in(server.next_prompt(agent))
     assert (told["content"], told["chat_id"], told["progress"]) == ("Processing task: 50% complete", "chat-123", "50%")
+
+
+# -- the agent's answer ----------------------------------------------------------------------------------------------
+
+
+def test_the_agents_answer_comes_back_with_what_it_asks_for(server: Either) -> None:
+    agent = server.create_agent()
+    block = '<task-instruction task_id="import-7" action="continue">Use the second ledger.</task-instruction>'
+    server.llm.say_next(f"Good.\n\n{block}")
+    calls: list[tuple[ProgressReport, Answer]] = []
+
+    with program(server, agent, "simple", on_answer=lambda *call: calls.append(call), **MESSAGES) as app:
+        app.do("Import", **{"letta.task.id": "import-7"})
+        assert app.flush()
+        until(lambda: calls, "the answer came back")
+
+    [(report, answer)] = calls
+    assert (report.task_id, report.status) == ("import-7", "completed")
+    assert answer.agent_id == agent
+    assert answer.text == f"Good.\n\n{block}"
+    assert answer.instructions == (Instruction(task_id="import-7", action="continue", text="Use the second ledger."),)
+    assert answer.stop_reason == "end_turn"
+    assert answer.run_id
+    assert (answer.usage["prompt_tokens"], answer.usage["completion_tokens"]) == (10, 3)
+
+
+def test_a_call_of_a_tool_is_in_the_answer_and_a_call_of_instruct_task_is_an_instruction(server: Either) -> None:
+    name = "instruct_task" if isinstance(server, EitherRest) else "Bash"  # an App Server's agents have its own tools
+    agent = server.create_agent_with_tool(name) if isinstance(server, EitherRest) else server.create_agent()
+    arguments = {"task_id": "import-7", "action": "reject", "text": "Not that one."}
+    server.llm.call_tool_next(name, json.dumps(arguments if name == "instruct_task" else {"command": "true"}))
+    calls: list[tuple[ProgressReport, Answer]] = []
+
+    with LettaReporter(on_answer=lambda *call: calls.append(call), **options_for(server, agent)) as reporter:
+        raw = _send(reporter, "It waits for you.", progress=0.5)
+
+    [(report, answer)] = calls
+    assert report.content == "It waits for you."
+    assert answer.tools == (name,)
+    assert answer.text.startswith("ack"), "what it said after the call"
+    assert answer.usage["step_count"] == 2
+    asked_for = (Instruction(task_id="import-7", action="reject", text="Not that one."),)
+    assert answer.instructions == (asked_for if name == "instruct_task" else ())
+    assert [row["message_type"] for row in raw["messages"]][-1] == "assistant_message", "the caller's is Letta's own"
+
+
+def test_a_turn_is_a_span_with_lettas_own_counts(server: Either) -> None:
+    agent = server.create_agent()
+    backend, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(backend))
+
+    options = options_for(server, agent, answer_spans=True)
+    span = provider.get_tracer("test").start_as_current_span("work")
+    with LettaReporter(tracer_provider=provider, **options) as reporter, span as work:
+        _send(reporter, "Half done", progress=0.5)
+
+    [turn] = [span for span in backend.get_finished_spans() if span.name == "invoke_agent"]
+    attributes = dict(turn.attributes or {})
+    assert attributes["gen_ai.agent.id"] == agent
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (10, 3)
+    assert attributes["gen_ai.response.finish_reasons"] == ("end_turn",)
+    assert attributes["letta.run.id"]
+    assert [link.context.span_id for link in turn.links] == [work.get_span_context().span_id]
+
+
+def test_an_answer_that_comes_too_late_is_looked_up(server: Either, caplog: pytest.LogCaptureFixture) -> None:
+    agent = server.create_agent()
+    caplog.set_level("DEBUG", logger="otel_letta")
+    calls: list[tuple[ProgressReport, Answer]] = []
+    server.llm.say_next("Use the second ledger.")
+    more: dict[str, Any] = {"on_answer": lambda *call: calls.append(call), "read_timeout": 1.0, **MESSAGES}
+
+    with program(server, agent, "batch", **more) as app:
+        with server.llm.hold():
+            app.do("slow to read")
+            app.provider.force_flush()
+            until(lambda: "the agent is busy" in caplog.text, "it gave up waiting, and looks whether the turn goes on")
+        until(lambda: calls, "the answer was looked up", 60)
+
+    [(report, answer)] = calls
+    assert (report.name, report.status) == ("slow to read", "completed")
+    assert answer.text == "Use the second ledger."
+    assert server.llm.chat_calls == 1, "it was not sent again for its answer"
 
 
 # -- what is wrong with the settings ---------------------------------------------------------------------------------
