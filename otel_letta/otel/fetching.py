@@ -93,6 +93,8 @@ class FetchedInstructions:
                     found = self._get(task_id, min(rest, _WAIT))
                 except _RefusedError as refusal:
                     self._log.log(logging.ERROR, "refused", "no instructions from %s: %s", self._base, refusal)
+                    self._instructions.leave(expected, forget=True)
+                    expected.close()
                     return
                 except Exception as error:  # noqa: BLE001 - of a network, or a server's odd answer
                     cause = type(error).__name__

@@ -56,7 +56,8 @@ with trace.get_tracer("app").start_as_current_span("Import", attributes={"letta.
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and the comments right before it: `no-run: why`, `reports: name=status, …`."""
+    """A fenced block, and the comments right before it: `no-run: why`, `reports: name=status, …`,
+    `agent says: …` (in its first turn)."""
 
     page: str
     line: int
@@ -112,6 +113,8 @@ class Runner:
         folder = self._folder / re.sub(r"\W", "_", str(block))
         folder.mkdir()
         agent_id = self._letta.create_agent()
+        if "agent says" in block.marks:
+            self._letta.answer_next(block.marks["agent says"], agent_id=agent_id)
         (folder / ".env").write_text(
             f"LETTA_BASE_URL={self._letta.base_url}\nLETTA_AGENT_ID={agent_id}\nLETTA_PASSWORD=secret\n"
         )

@@ -86,13 +86,16 @@ def test_a_task_waits_for_a_real_agent_s_call_of_its_tool(letta: LettaHarness) -
 def test_a_block_that_the_agent_only_shows_instructs_nobody(letta: LettaHarness) -> None:
     agent = letta.create_agent()
     letta.llm.say_next(f"You want me to say\n```xml\n{block('go')}\n```\nI will not.", block("Now go."))
-    with program(letta, agent) as app, ThreadPoolExecutor(1) as pool:
-        with task("Book", task_id="t-1", tracer=app.tracer) as t:
-            asking = pool.submit(wait_for_instruction, t, PATIENCE, question="shall I?")
-            letta.llm.wait_for_calls(1, PATIENCE)
-            with task("another", task_id="t-2", tracer=app.tracer):
-                pass  # its end is the agent's next turn
-            found = asking.result(PATIENCE)
+    with (
+        program(letta, agent) as app,
+        ThreadPoolExecutor(1) as pool,
+        task("Book", task_id="t-1", tracer=app.tracer) as t,
+    ):
+        asking = pool.submit(wait_for_instruction, t, PATIENCE, question="shall I?")
+        letta.llm.wait_for_calls(1, PATIENCE)
+        with task("another", task_id="t-2", tracer=app.tracer):
+            pass  # its end is the agent's next turn
+        found = asking.result(PATIENCE)
     assert found is not None
     assert found.text == "Now go."
 

@@ -69,7 +69,13 @@ def python(code: str, environment: dict[str, str], folder: Path, exports: str = 
 
 
 def test_the_page_has_no_code_that_is_not_run_here() -> None:
-    assert set(BLOCKS) == {"sdk", "receiver", "server", "mounted", "hook", "spans"}
+    assert set(BLOCKS) == {"sdk", "steered", "receiver", "server", "mounted", "hook", "spans"}
+
+
+def test_the_steered_run(letta: InMemoryLetta, agent: str, environment: dict[str, str], tmp_path: Path) -> None:
+    python(BLOCKS["steered"], environment, tmp_path)  # an agent that asks for nothing
+    (end,) = ends(letta, agent)
+    assert (end["status"], end["result"], end["chat_id"]) == ("completed", "It prints hello.", "chat-123")
 
 
 def test_the_callback(letta: InMemoryLetta, agent: str, environment: dict[str, str], tmp_path: Path) -> None:

@@ -132,10 +132,10 @@ def test_hidden_characters_hide_no_instruction_from_the_reader() -> None:
     assert [each.text for each in answer.instructions] == ["go on"]
 
 
-def test_a_block_in_a_block_is_the_inner_one_and_many_are_bounded() -> None:
+def test_a_block_in_a_block_is_none_and_many_are_bounded() -> None:
     one = '<task-instruction task_id="{}" action="continue">go</task-instruction>'
     nested = f'<task-instruction task_id="outer" action="continue">{one.format("inner")}</task-instruction>'
-    assert [i.task_id for i in answer_of(AGENT, said(nested), reasoning=False).instructions] == ["inner"]
+    assert [i.task_id for i in answer_of(AGENT, said(nested), reasoning=False).instructions] == []
     many = said(*["".join(one.format(f"{n}-{m}") for m in range(30)) for n in range(10)])
     assert len(answer_of(AGENT, many, reasoning=False).instructions) == 20
 
