@@ -225,7 +225,7 @@ class Answers:
         # In a context of its own: what suppresses tracing on the threads of delivery is not for callbacks, and some
         # Pythons and instrumentations hand the context down to new threads.
         thread = threading.Thread(
-            target=contextvars.Context().run, args=(self._run,), name="otel_letta answers", daemon=True
+            target=contextvars.Context().run, args=(self._work, Deadline()), name="otel_letta answers", daemon=True
         )
         try:
             thread.start()
@@ -235,31 +235,28 @@ class Answers:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def wait(self, until: Deadline) -> bool:
-        """Wait until all that was put here has been given. Return False if that took too long."""
+    def wait(self, until: Deadline) -> None:
+        """Wait until all that was put here has been given, or the time is over.
+
+        A callback that calls this waits for nothing. Where no thread can start, the caller's gives the answers.
+        """
         with self._changed:
-            while (self._waiting or self._busy) and self._thread is not None:
-                if until.passed or threading.current_thread() is self._thread:
-                    return False
+            alone = self._thread is None
+            while not alone and self.pending and not until.passed:
                 self._changed.wait(until.left(0.5))
-        return True
+        if alone:
+            contextvars.Context().run(self._work, until, stay=False)
 
     def close(self, until: Deadline) -> None:
         """Take no more answers, and wait until the rest was given. What is not by then is dropped.
 
         A callback may call this: then nobody waits, and the rest is given when it has returned.
         """
+        self.close_soon()
+        self.wait(until)
         with self._changed:
-            self._closed = True
-            self._changed.notify_all()
             if threading.current_thread() is self._thread:
                 return
-            nobody = self._thread is None
-        if nobody:
-            contextvars.Context().run(self._work, until)
-        else:
-            self.wait(until)
-        with self._changed:
             left = len(self._waiting)
             self._waiting.clear()
             self._given_up = True
@@ -275,16 +272,16 @@ class Answers:
 
     # -- on the thread -----------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        self._work(Deadline())
+    def _work(self, until: Deadline, stay: bool = True) -> None:
+        """Give one answer after another, until the time is over or there are no more.
 
-    def _work(self, until: Deadline) -> None:
-        """Give one answer after another, until there are no more to come or the time is over."""
+        ``stay``: wait for more until `close`.
+        """
         loop = _Loop()
         try:
             while not until.passed:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._closed)
+                    self._changed.wait_for(lambda: self._waiting or self._closed or not stay)
                     if not self._waiting:
                         return
                     entry = self._waiting.popleft()

@@ -61,7 +61,7 @@ class Api:
 
     def _find(self, scope: Scope) -> dict[str, _Work]:
         """Return what can be done at a path, by method. An id of a task may hold anything, slashes too."""
-        raw = scope.get("raw_path") or quote(scope["path"]).encode()
+        raw = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0]
         _, _, *parts = (unquote(part) for part in raw.decode("latin-1").split("/") if part)
         if not parts:
             return {"GET": self._list}

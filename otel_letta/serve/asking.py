@@ -117,7 +117,9 @@ class Asking:
         Raises:
             Refusal: there is none with that id.
         """
-        known = self._find(asker, task_id)
+        known = self._tasks.find(task_id, asker.agents)
+        if known is None:
+            raise self._unknown()
         steps = self._tasks.steps(known.task.id)
         return {
             **_summary(known.task),
@@ -135,19 +137,22 @@ class Asking:
         Raises:
             Refusal: it is none of the bounded forms, or not for this task, or not now.
         """
+        instruction = instruction_from({"task_id": task_id, "action": action, "text": text})
+        known = None if instruction is None else self._tasks.find(instruction.task_id, asker.agents)
+        if known is not None and instruction is not None:
+            self._note_call(known, instruction)  # before all else: what is refused here must not come in by the answer
         if not asker.instructs:
             raise Refusal(
                 403, "this token is a sender's: to instruct tasks takes one with agent=..., see docs/serve.md"
             )
-        instruction = instruction_from({"task_id": task_id, "action": action, "text": text})
         if instruction is None:
             raise Refusal(
                 400, "action has to be continue, accept or reject; task_id and text are texts; continue needs a text"
             )
         if isinstance(text, str) and len(text) > LONGEST_TEXT:
             raise Refusal(413, f"the text has {len(text)} characters, and may have {LONGEST_TEXT}")
-        known = self._find(asker, instruction.task_id)
-        self._note_call(known, instruction)
+        if known is None:
+            raise self._unknown()
         kept = self._put(known, instruction)
         return {
             "id": kept.id,
@@ -215,11 +220,8 @@ class Asking:
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
-    def _find(self, asker: Asker, task_id: str) -> Known:
-        known = self._tasks.find(task_id, asker.agents)
-        if known is None:
-            raise Refusal(404, f"no task of yours with this id has been reported here. {self._note or _DIRECT}")
-        return known
+    def _unknown(self) -> Refusal:
+        return Refusal(404, f"no task of yours with this id has been reported here. {self._note or _DIRECT}")
 
     def _put(self, known: Known, instruction: Instruction) -> Kept:
         task = known.task
@@ -237,7 +239,7 @@ class Asking:
         if self.instructions.is_asked_for(known.task.id):
             return "It is kept for the program that does the task, which asks for instructions."
         return (
-            "It is kept until the program that does the task asks for it. None has asked so far, and one that never "
+            "It is kept until the program that does the task asks for it. None has asked lately, and one that never "
             "does will not get it: get_task shows what becomes of it."
         )
 

@@ -128,6 +128,7 @@ class Service:
         try:
             page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
             self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=options.shared)
+            handle.on_answer(self.asking.take_answer)
             self._mcp = _make_mcp(self.asking, self.intake, self.doors)
             routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]
             app = make_app(

@@ -195,3 +195,19 @@ def test_a_provider_that_fails_hurts_no_delivery(
     provider.shutdown()
     assert letta.reports(agent)[-1]["status"] == "completed"
     assert "unexpected RuntimeError" in caplog.text
+
+
+def test_nothing_that_was_said_stands_in_them(
+    letta: InMemoryLetta, agent: str, provider: TracerProvider, backend: InMemorySpanExporter
+) -> None:
+    letta.answer_next(
+        "open sesame", calls=[("open_sesame", {"word": "open sesame"})], reasoning="open sesame", times=None
+    )
+    exporter = LettaSpanExporter(tracer_provider=provider, **_options(letta, agent, answer_reasoning=True))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.add_span_processor(SimpleSpanProcessor(backend))
+    with provider.get_tracer("program").start_as_current_span("Import", attributes={"letta.task.id": "t"}):
+        pass
+    until(lambda: _turns(backend), "the turn is a span")
+    [span] = _turns(backend)
+    assert "sesame" not in span.to_json()

@@ -332,3 +332,70 @@ def test_an_answer_that_got_lost_is_looked_up(
     assert (answer.text, answer.tools) == ("Use the second ledger.", ("send_mail",))
     assert letta.turns == 1, "the turn was not repeated for it"
     assert answer.usage == {}
+
+
+# -- whatever is answered --------------------------------------------------------------------------------------------
+
+_SAID = {"message_type": "assistant_message", "content": "x"}
+HOSTILE: dict[str, Any] = {
+    "nothing": {"messages": []},
+    "a megabyte": {"messages": [{**_SAID, "content": "x" * 1_000_000}]},
+    "thousands of messages": {"messages": [_SAID] * 5_000},
+    "thousands of calls": {
+        "messages": [{"message_type": "tool_call_message", "tool_call": {"name": "n" * 500}}] * 2_000
+    },
+    "control characters": {"messages": [{**_SAID, "content": "\x00\x1b[2J\x1b]0;title\x07\u202e\ud800"}]},
+    "nested blocks": {"messages": [{**_SAID, "content": '<task-instruction task_id="t" action="continue">' * 10_000}]},
+    "deep": {"messages": [{**_SAID, "content": [[[[[[[["x"]]]]]]]]}], "usage": {"a": {"b": {"c": []}}}},
+    "wrong types": {
+        "messages": [7, None, "x", [], {"message_type": 7}, {"message_type": "tool_call_message"}],
+        "usage": 7,
+    },
+    "wrong types within": {
+        "messages": [{"message_type": "tool_call_message", "tool_call": 7, "tool_calls": {"name": 7}, "run_id": []}],
+        "stop_reason": [1],
+        "usage": {"total_tokens": "many", "prompt_tokens": -1, "completion_tokens": True},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_answer_hurts_no_delivery(
+    letta: InMemoryLetta, agent: str, provider: TracerProvider, heard: Heard, kind: str
+) -> None:
+    letta.fail_next(200, HOSTILE[kind], method="POST", path="/messages", after_processing=True)
+    exporter = LettaSpanExporter(on_answer=heard, **_options(letta, agent))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    _do(provider, "first")
+    assert exporter.force_flush()
+    _do(provider, "second")
+    assert exporter.force_flush()
+    until(lambda: len(heard.calls) == 2, "both were answered")
+
+    assert [report["task"] for report in letta.reports(agent)] == ["first", "second"]
+    assert [report.name for report, _ in heard.calls] == ["first", "second"]
+    answer = heard.calls[0][1]
+    assert len(answer.text) <= 100_000
+    assert len(answer.tools) <= 100
+    assert "\x1b" not in answer.text
+    assert heard.texts[1] == "ack 2"
+    assert exporter.stats()["dropped"] == {}
+
+
+def test_what_was_said_is_in_no_log(
+    letta: InMemoryLetta, agent: str, provider: TracerProvider, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    letta.answer_next(
+        "open sesame", calls=[("open_sesame", {"word": "open sesame"})], reasoning="open sesame", times=None
+    )
+    exporter = LettaSpanExporter(on_answer=heard, **_options(letta, agent, answer_reasoning=True, answer_spans=True))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    _do(provider)
+    with LettaReporter(on_answer=heard, **_options(letta, agent)) as reporter:
+        reporter.send_progress_report_sync("chat-1", "msg-1", "half", 0.5)
+    until(lambda: len(heard.calls) == 2, "both were answered")
+    provider.shutdown()
+    assert heard.texts == ["open sesame", "open sesame"]
+    assert "otel_letta" in caplog.text
+    assert "sesame" not in caplog.text

@@ -131,6 +131,19 @@ def test_the_next_process_delivers_ends_and_says_which_tasks_died(
     assert "half way" in letta.reports(agent)[-1]["content"]
 
 
+def test_the_process_that_delivers_gets_the_answer(letta: InMemoryLetta, agent: str, run: Run) -> None:
+    letta.answer_next("well done", times=None)
+    letta.stop_listening()
+    run("with task('done'): pass\nsaved()\nos._exit(3)")
+    letta.resume_listening()
+    done = run(
+        "processor.answer_to(lambda report, answer: print(report.task_id, report.status, answer.text))\n"
+        "assert provider.force_flush(60_000)\nprovider.shutdown()"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["done completed well done"]
+
+
 def test_a_task_that_waits_goes_on_in_the_next_process_as_the_same_task(
     letta: InMemoryLetta, agent: str, run: Run
 ) -> None:

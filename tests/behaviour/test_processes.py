@@ -650,3 +650,70 @@ def test_exit_does_not_wait_for_a_turn_that_takes_minutes(programs: Programs) ->
         began = time.monotonic()
         programs.run(WORK, OTEL_LETTA_SHUTDOWN_TIMEOUT="0.5")
         assert time.monotonic() - began < 15
+
+
+# -- what the agent answers ------------------------------------------------------------------------------------------
+
+ANSWERED = """
+def on_answer(report, answer):
+    print(os.getpid() == main, report.name, report.status, answer.text, flush=True)
+
+main = os.getpid()
+provider = TracerProvider()
+processor = LettaSpanProcessor(on_answer=on_answer)
+provider.add_span_processor(processor)
+tracer = provider.get_tracer("program")
+"""
+
+
+def _printed(programs: Programs, code: str) -> list[str]:
+    process = programs.start(ANSWERED + textwrap.dedent(code))
+    out, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors, errors
+    return [line for line in out.splitlines() if "in_progress" not in line]
+
+
+@pytest.mark.parametrize("threads", ["threads can start", "no thread can start"])
+def test_the_exit_waits_for_who_gets_the_answer(programs: Programs, threads: str) -> None:
+    programs.letta.answer_next("well done", times=None)
+    lines = _printed(
+        programs,
+        NO_THREADS_AT_EXIT
+        + f"""
+@atexit.register
+def last_moment():
+    if {threads!r} == "no thread can start":
+        no_more_threads()
+    with task("last moment"):
+        pass
+""",
+    )
+    assert lines == ["True last moment completed well done"]
+
+
+@needs_fork
+def test_parent_and_child_get_the_answers_to_their_own_reports(programs: Programs) -> None:
+    programs.letta.answer_next("well done", times=None)
+    lines = _printed(
+        programs,
+        """
+        with task("before"):
+            pass
+        assert processor.force_flush()
+        until(lambda: processor.stats()["answers"])
+        if os.fork() == 0:
+            with task("child"):
+                pass
+            provider.shutdown()
+            os._exit(0)
+        assert os.wait()[1] == 0
+        with task("parent"):
+            pass
+        """,
+    )
+    assert sorted(lines) == [
+        "False child completed well done",
+        "True before completed well done",
+        "True parent completed well done",
+    ]

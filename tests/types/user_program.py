@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 
 import otel_letta
 from otel_letta import (
+    Answer,
+    Instruction,
     LettaReporter,
     LettaSpanExporter,
     LettaSpanProcessor,
@@ -71,6 +73,28 @@ async def main() -> None:
         await reporter.send_progress_report("c", "m", "x", 1.0, "done")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         print(answer["stop_reason"])
 
+
+def on_answer(report: ProgressReport, answer: Answer) -> None:
+    asked: tuple[Instruction, ...] = answer.instructions
+    total: int = answer.usage.get("total_tokens", 0)
+    print(report.name, answer.text, answer.tools, [each.text for each in asked], total)
+
+
+async def on_answer_async(report: ProgressReport, answer: Answer) -> None:
+    print(report.name, answer.text)
+
+
+def on_report(report: ProgressReport) -> None:
+    print(report.name)
+
+
+otel_letta.configure(on_answer=on_answer)
+LettaSpanProcessor(agent_id="agent-1", on_answer=on_answer_async)
+LettaSpanExporter(
+    agent_id="agent-1", on_answer=lambda report, answer: print(report.name, answer.text), answer_spans=True
+)
+LettaReporter(agent_id="agent-1", on_answer=on_answer, answer_reasoning=True)
+LettaReporter(agent_id="agent-1", on_answer=on_report)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 report = ProgressReport(chat_id="chat-1", content="half", progress=0.5)
 terminal: bool = report.status.is_terminal

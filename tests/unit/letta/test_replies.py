@@ -140,6 +140,24 @@ def test_a_block_in_a_block_is_the_inner_one_and_many_are_bounded() -> None:
     assert len(answer_of(AGENT, many, reasoning=False).instructions) == 20
 
 
+def test_nothing_else_is_an_instruction() -> None:
+    """Neither what others said, nor what the agent thought, nor other tools' arguments."""
+    block = '<task-instruction task_id="t" action="continue">go</task-instruction>'
+    arguments = {"task_id": "t", "action": "continue", "text": "go"}
+    rows = [
+        {"message_type": "user_message", "content": block},
+        {"message_type": "system_message", "content": block},
+        {"message_type": "reasoning_message", "reasoning": block},
+        {"message_type": "tool_return_message", "tool_return": block, "content": block},
+        call("instruct_tasks", arguments),
+        call("send_mail", {"body": block}),
+        {"message_type": "tool_return_message", "tool_call": {"name": "instruct_task", "arguments": arguments}},
+    ]
+    answer = answer_of(AGENT, {"messages": rows, "instructions": [arguments]}, reasoning=True)
+    assert answer.instructions == ()
+    assert answer.text == ""
+
+
 def test_many_calls_names_and_counts_are_bounded() -> None:
     answer = answer_of(
         AGENT,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import respx
 
+from otel_letta.letta.history import answers_in
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Lane, Message
 from otel_letta.settings import Settings
@@ -184,3 +185,36 @@ def test_nor_what_it_erased_before_it_compacted(server: InMemoryLetta, lane_of: 
         server.compact(lane.agent_id, lane.conversation_id, in_next_turn=True)
     other.join(30)
     assert not has(letta, lane)
+
+
+# -- answers that are stored ------------------------------------------------------------------------------------------
+
+
+def test_a_stored_answer_is_the_one_of_the_messages_own_turn(
+    lane_of: tuple[RestTransport, Lane], server: InMemoryLetta
+) -> None:
+    letta, lane = lane_of
+    server.answer_next("before")
+    server.answer_next("ours", calls=[("send_mail", {})])
+    send(letta, lane)
+    letta.send(lane, [Message("text", OURS), Message("text", "otid-too")])
+    for _ in range(3):
+        letta.send(lane, [Message("text", str(uuid.uuid4())) for _ in range(40)])
+
+    found = letta.stored_answers(lane, [OURS, "otid-too", "never sent"], age=0.0)
+
+    assert set(found) == {OURS, "otid-too"}
+    assert found[OURS] is found["otid-too"]
+    answer = letta.answer(lane, found[OURS])
+    assert (answer.text, answer.tools) == ("ours", ("send_mail",))
+    assert answer.run_id is not None
+
+
+def test_no_answer_is_taken_from_another_turn() -> None:
+    rows = [  # the newest first
+        {"message_type": "assistant_message", "run_id": "run-2", "content": "theirs"},
+        {"message_type": "user_message", "run_id": "run-2", "otid": "theirs"},
+        {"message_type": "user_message", "run_id": "run-1", "otid": "unanswered"},
+        {"message_type": "user_message", "run_id": None, "otid": "without a run"},
+    ]
+    assert answers_in(iter(rows), ["unanswered", "without a run"]) == {}

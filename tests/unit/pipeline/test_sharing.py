@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from otel_letta.answer import Answer
 from otel_letta.pipeline.sharing import Handle, join
-from otel_letta.report import ProgressReport
+from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from tests.support.fake_transport import FakeTransport
 
@@ -173,3 +175,30 @@ def test_a_source_that_fails_does_not_take_spans_along(
         pipeline.flush(1.0)
     assert made == [0, 1, 2]
     assert "unexpected ValueError" in caplog.text
+
+
+def test_a_callback_for_answers_stays_as_long_as_the_share_that_added_it(
+    handles: list[Handle], transport: FakeTransport
+) -> None:
+    first, second = (join(settings(), transport, live=True) for _ in range(2))
+    handles += [first, second]
+    calls: list[str] = []
+
+    def on_answer(report: ProgressReport, answer: Answer) -> None:
+        calls.append(report.task_id)
+
+    def deliver(name: str) -> None:
+        first.pipeline.desk.put(ProgressReport(task_id=name, status=TaskStatus.COMPLETED))
+        assert first.pipeline.flush(30.0)
+        first.pipeline.desk.answers.wait(Deadline.after(30.0))
+
+    remove = first.on_answer(on_answer)
+    second.on_answer(on_answer)
+    deliver("both")
+    remove()
+    remove()
+    deliver("one of them")
+    assert calls == ["both", "one of them"]
+    second.close(5.0)
+    deliver("none")
+    assert calls == ["both", "one of them"]

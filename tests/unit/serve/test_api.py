@@ -233,6 +233,61 @@ def test_an_unforeseen_fault_is_503(receiver: Service, monkeypatch: pytest.Monke
         assert "secret" not in answer.text
 
 
+# -- an agent's answer -------------------------------------------------------------------------------------------------
+
+
+def waits(task: str, content: str, number: int = 1) -> bytes:
+    """A span that has ended while its task waits for somebody."""
+    said = {"letta.task.id": task, "letta.task.name": task, "letta.task.content": content}
+    attributes: list[dict[str, Any]] = [{"key": key, "value": {"stringValue": text}} for key, text in said.items()]
+    attributes.append({"key": "letta.task.waiting", "value": {"boolValue": True}})
+    return request_of(span_of(task, number, attributes=attributes, status={}))
+
+
+def test_a_block_in_an_answer_to_a_report_comes_to_the_program(
+    receiver: Service, letta: InMemoryLetta, agent: str
+) -> None:
+    letta.answer_next('Yes. <task-instruction task_id="deploy" action="accept">go</task-instruction>')
+    assert post(receiver.options.port, "/v1/traces", waits("deploy", "deletes A?")).status == 200
+    with client(receiver) as program:
+        found: list[dict[str, Any]] = []
+
+        def come() -> bool:
+            answer = program.get("/api/tasks/deploy/instructions", params={"wait": 5})
+            found.extend(answer.json().get("instructions", []))
+            return bool(found)
+
+        assert until(come, 60)
+    assert [(each["action"], each["text"]) for each in found] == [("accept", "go")]
+
+
+def test_a_call_that_came_here_and_stands_in_the_answer_too_is_one(
+    receiver: Service, letta: InMemoryLetta, agent: str
+) -> None:
+    arguments = {"task_id": "deploy", "action": "continue", "text": "go on"}
+    known(receiver, "other")
+    with client(receiver) as asks:
+        assert post(receiver.options.port, "/v1/traces", waits("deploy", "begins")).status == 200
+        assert until(lambda: "deploy" in listed(asks.get("/api/tasks")) and letta.reports(agent), 60)
+        # What the agent's tool does in the turn that the next report brings.
+        letta.answer_next(
+            '<task-instruction task_id="other" action="continue">this too</task-instruction>',
+            calls=[("instruct_task", arguments)],
+        )
+        given = asks.post("/api/tasks/deploy/instructions", json={"action": "continue", "text": "go on"})
+        assert given.status_code == 200
+        assert post(receiver.options.port, "/v1/traces", waits("deploy", "which of the two?", 2)).status == 200
+        other: list[dict[str, Any]] = []
+
+        def come() -> bool:  # what stands in the answer has been dealt with then
+            other.extend(asks.get("/api/tasks/other/instructions?wait=5").json()["instructions"])
+            return bool(other)
+
+        assert until(come, 60)
+        taken = asks.get("/api/tasks/deploy/instructions").json()["instructions"]
+        assert [each["text"] for each in taken] == ["go on"]
+
+
 # -- who may -----------------------------------------------------------------------------------------------------------
 
 _DOORS = ("list", "show", "take", "instruct", "send", "page", "data", "metrics")

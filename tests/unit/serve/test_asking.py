@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from otel_letta.answer import Answer
-from otel_letta.instruction import LONGEST_TEXT, Instruction, instructions_in
+from otel_letta.instruction import LONGEST_TEXT, Instruction, instruction_from, instructions_in
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.api import to_json
@@ -293,7 +293,7 @@ def test_what_is_forgotten_leaves_nothing_behind() -> None:
 def test_an_instruction_is_taken_once_and_in_order(desk: Desk) -> None:
     desk.report("import")
     first = desk.instruct("import", "continue", "one")
-    assert first["task_id"] == "import" and "None has asked" in first["message"]
+    assert first["task_id"] == "import" and "None has asked lately" in first["message"]
     desk.instruct("import", "continue", "two")
     states = [each["state"] for each in desk.asking.get_task(AGENT_ONE, "import")["instructions"]]
     assert states == ["not taken yet"] * 2
@@ -301,7 +301,7 @@ def test_an_instruction_is_taken_once_and_in_order(desk: Desk) -> None:
     assert desk.ask("import") == []
     states = [each["state"] for each in desk.asking.get_task(AGENT_ONE, "import")["instructions"]]
     assert states == ["taken"] * 2
-    assert "None has asked" not in desk.instruct("import", "continue", "three")["message"]
+    assert "None has asked lately" not in desk.instruct("import", "continue", "three")["message"]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_an_unknown_task_is_waited_for(desk: Desk) -> None:
     with desk.asking.asked_for(PROGRAM, "later") as take:
         assert take() is None
         desk.report("later")
-        assert "None has asked" in desk.instruct("later", "continue", "x")["message"]
+        assert "None has asked lately" in desk.instruct("later", "continue", "x")["message"]
         assert [each["text"] for each in take() or []] == ["x"]
         assert "which asks" in desk.instruct("later", "continue", "y")["message"]
 
@@ -488,12 +488,20 @@ def test_two_calls_alike_are_two(desk: Desk) -> None:
     call = Instruction(task_id="a", action="continue", text="next")
     for _ in range(2):
         desk.instruct("a", "continue", "next")
-    desk.asking.take_answer(report, answer("", calls=(call, call)))
+    desk.asking.take_answer(report, answer("", calls=(call,)))  # an answer names what is equal once
     assert desk.ask("a") == [("continue", "next")] * 2
 
 
 def test_a_call_that_was_refused_here_does_not_come_in_by_the_answer(desk: Desk) -> None:
     report = desk.report("a")
+    long = "x" * (LONGEST_TEXT + 1)
+    for text, asker, status in (("go on", PROGRAM, 403), (long, AGENT_ONE, 413)):
+        with refused(status):
+            desk.instruct("a", "continue", text, asker)
+        call = instruction_from({"task_id": "a", "action": "continue", "text": text})
+        assert call is not None
+        desk.asking.take_answer(report, answer("", calls=(call,)))
+        assert desk.ask("a") == []
     with refused(409):
         desk.instruct("a", "accept")
     desk.report("a", content="deletes everything?", waiting=True)

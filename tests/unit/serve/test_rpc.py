@@ -35,8 +35,10 @@ def request(name: str, *, trace_id: bytes = bytes(15) + b"\1") -> ExportTraceSer
 
 
 @pytest.fixture
-def receiver(letta: InMemoryLetta, agent: str) -> Iterator[Service]:
-    with serving(letta.base_url, agent, grpc_port=0, tokens=("t",), bounds=Bounds(body=50_000)) as service:
+def receiver(letta: InMemoryLetta, agent: str, tmp_path: Path) -> Iterator[Service]:
+    (tmp_path / "tokens").write_text("own agent=agent-1\n")
+    bounds, more = Bounds(body=50_000), {"token_file": tmp_path / "tokens"}
+    with serving(letta.base_url, agent, grpc_port=0, tokens=("t",), bounds=bounds, **more) as service:
         yield service
 
 
@@ -79,6 +81,12 @@ def test_a_token_is_needed(channel: Any, token: str | None) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         export(channel, request("x"), token)
     assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_token_of_an_agent_opens_nothing_here(channel: Any) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        export(channel, request("x"), "own")
+    assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_what_cannot_be_decoded_is_the_senders_fault(channel: Any) -> None:

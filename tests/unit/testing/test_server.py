@@ -821,3 +821,36 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
         "otel_letta.testing",
         "pytest",  # the plugin, which pytest loads
     }
+
+
+# what agents answer
+
+
+def test_an_agent_answers_what_the_test_wants(letta: InMemoryLetta, client: httpx.Client, agent: str) -> None:
+    other = letta.create_agent()
+    letta.answer_next("for the other", agent_id=other)
+    letta.answer_next("first", calls=[("send_mail", {"to": "ops"})], reasoning="Hm.")
+    letta.answer_next(calls=[("sleep", {})])
+
+    def turn(agent_id: str) -> list[dict[str, Any]]:
+        answer = say(client, agent_id, "hello").json()
+        assert len({row["run_id"] for row in answer["messages"]}) == 1
+        return list(answer["messages"])
+
+    first = turn(agent)
+    assert [row["message_type"] for row in first] == [
+        "reasoning_message",
+        "tool_call_message",
+        "tool_return_message",
+        "assistant_message",
+    ]
+    assert first[0]["reasoning"] == "Hm."
+    assert first[1]["tool_call"]["name"] == "send_mail"
+    assert json.loads(first[1]["tool_call"]["arguments"]) == {"to": "ops"}
+    assert first[2]["tool_call_id"] == first[1]["tool_calls"][0]["tool_call_id"]
+    assert first[3]["content"] == "first"
+    assert [row["message_type"] for row in turn(agent)] == ["tool_call_message", "tool_return_message"]
+    assert turn(agent)[0]["content"].startswith("ack")
+    assert turn(other)[0]["content"] == "for the other"
+    with pytest.raises(ValueError, match="at least 1"):
+        letta.answer_next("never", times=0)

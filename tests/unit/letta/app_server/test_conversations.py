@@ -203,3 +203,37 @@ def test_a_restarted_server_is_tried_at_its_first_conversation_again(server: Scr
     letta._settings = url
     server.occupied.clear()
     assert send(letta, TWO)["conversation_id"] == "default"
+
+
+# -- answers that are stored ------------------------------------------------------------------------------------------
+
+
+def _rows(*texts: str) -> list[Frame]:
+    """``?otid`` is a message of somebody's, all else the agent's; the newest is returned first, as the server does."""
+    rows = [
+        {"message_type": "user_message", "otid": text[1:]}
+        if text.startswith("?")
+        else {"message_type": "assistant_message", "content": [{"type": "text", "text": text}]}
+        for text in texts
+    ]
+    return rows[::-1]
+
+
+def test_an_answer_is_what_follows_up_to_the_next_message_of_somebody() -> None:
+    rows = _rows("?theirs", "to them", "?one", "?two", "to both", "and more", "?later", "to the later one", "?open")
+    found = conversations.answers_in(rows, ["one", "two", "open", "gone"])
+    assert set(found) == {"one", "two"}
+    assert found["one"] is found["two"]
+    assert [row["content"][0]["text"] for row in found["one"]["messages"]] == ["to both", "and more"]
+
+
+def test_a_stored_answer_is_looked_up_in_the_lanes_conversation(server: ScriptedAppServer, make: Make) -> None:
+    named, letta = server.conversation(AGENT), make()
+    send(letta, ONE, chat_id=named)
+    lane = letta.lane(None, named)
+    server.messages[AGENT, named].append(
+        {"message_type": "assistant_message", "content": [{"type": "text", "text": "Use the second ledger."}]}
+    )
+    found = letta.stored_answers(lane, [ONE.otid])
+    assert "Use the second ledger." in letta.answer(lane, found[ONE.otid]).text
+    assert letta.stored_answers(letta.lane(None, None), [ONE.otid]) == {}
