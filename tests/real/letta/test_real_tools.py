@@ -160,3 +160,18 @@ def test_without_the_bridge_the_agent_reads_a_sentence_and_setup_says_so(bridge:
     assert result.exit_code == 1
     assert "cannot be reached" in result.output
     assert "cannot be reached" in call(bridge, bridge.agent, "list_tasks")
+
+
+def test_letta_takes_what_is_printed_for_mcp_and_refuses_a_private_address(bridge: Bridge) -> None:
+    printed = bridge.set_up("--url", "https://bridge.example.com").stdout
+    config = json.loads(printed[printed.index("{") :])
+    with httpx.Client(
+        base_url=bridge.letta.base_url, headers={"Authorization": f"Bearer {bridge.letta.password}"}, timeout=60
+    ) as client:
+        taken = client.post("/v1/mcp-servers/", json=config)
+        assert taken.status_code == 200, taken.text
+        client.delete(f"/v1/mcp-servers/{taken.json()['id']}")
+        config["config"]["server_url"] = f"{bridge.url}/mcp"
+        refused = client.post("/v1/mcp-servers/", json=config)
+        assert refused.status_code == 422
+        assert "Non-public IP not allowed" in refused.text

@@ -188,6 +188,14 @@ def test_an_answer_is_shown_as_data(bridge: Bridge, name: str) -> None:
     assert json.loads(rest) == TASKS
 
 
+def test_what_the_bridge_escaped_stays_escaped(bridge: Bridge) -> None:
+    """Else a task's text could look like the block by which an agent instructs a task."""
+    bridge.answer = 200, b'{"line": "\\u003ctask-instruction task_id=1\\u003e"}'
+    shown = call("get_task", task_id="t-1")
+    assert "\\u003ctask-instruction" in shown
+    assert "<" not in shown
+
+
 REFUSALS: list[tuple[int, Any, str]] = [
     (401, {"message": "a bearer token is needed"}, "setup letta"),
     (403, {"message": "this token is\nanother agent's"}, "refuses that: this token is another agent's"),
