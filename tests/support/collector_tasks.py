@@ -9,7 +9,7 @@ from otel_letta.testing import InMemoryLetta
 from tests.support.collector_run import Gateway, Sink
 from tests.support.waiting import until
 
-__all__ = ["PATIENCE", "ends", "every_end_once", "gave_up", "ids", "names_at", "once", "tasks"]
+__all__ = ["PATIENCE", "check_ends", "ends", "every_end_once", "gave_up", "ids", "names_at", "once", "tasks"]
 
 PATIENCE = 240.0
 """Seconds; a machine may be busy with other things."""
@@ -58,11 +58,24 @@ def ends(letta: InMemoryLetta, agent: str) -> Counter[str]:
     return Counter(report["task"] for report in letta.reports(agent) if report["status"] != "in_progress")
 
 
-def every_end_once(letta: InMemoryLetta, agent: str, count: int) -> None:
-    """Wait for the ends of that many tasks, from the first on, and see that none is there twice."""
+def every_end_once(letta: InMemoryLetta, agent: str, count: int, unsure: range = range(0)) -> None:
+    """Wait for the ends of that many tasks, from the first on, and see that none is there twice.
+
+    Args:
+        unsure: tasks whose ends were on their way when a receiver was killed; these may be reported once more
+            (`docs/serve.md`, "What survives").
+    """
     wanted = {f"task {number}" for number in range(count)}
     assert until(lambda: ends(letta, agent).keys() >= wanted, PATIENCE), wanted - ends(letta, agent).keys()
-    assert ends(letta, agent) == Counter(wanted)
+    check_ends(ends(letta, agent), count, unsure)
+
+
+def check_ends(found: Counter[str], count: int, unsure: range = range(0)) -> None:
+    """See that the ends of that many tasks are there, each once; see `every_end_once`."""
+    assert found.keys() == {f"task {number}" for number in range(count)}
+    again = {name for name, times in found.items() if times > 1}
+    assert again <= {f"task {number}" for number in unsure}
+    assert max(found.values()) <= 2
 
 
 def gave_up(running: Gateway) -> bool:

@@ -7,7 +7,6 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-from collections import Counter
 from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otel_letta.testing import InMemoryLetta
 from tests.support.affinity import KEYS, SHIPPED
 from tests.support.collector_run import TOKEN, Bridge, Sink, gateway, ports, send
-from tests.support.collector_tasks import PATIENCE, ends, tasks
+from tests.support.collector_tasks import PATIENCE, check_ends, ends, tasks
 from tests.support.postgres import Cluster
 from tests.support.waiting import until
 
@@ -82,7 +81,7 @@ def test_a_replica_that_is_killed_loses_no_end(letta: InMemoryLetta, agent: str,
         replicas[1].start()
         wanted = {f"task {number}" for number in range(_TASKS)}
         assert until(lambda: ends(letta, agent).keys() >= wanted, PATIENCE), wanted - ends(letta, agent).keys()
-        assert ends(letta, agent) == Counter(wanted)
+        check_ends(ends(letta, agent), _TASKS, unsure=range(_TASKS // 2))
         assert until(lambda: len(running.backend.spans) >= 2 * _TASKS, PATIENCE)
         assert len(running.backend.spans) == 2 * _TASKS
 
