@@ -92,8 +92,8 @@ def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspe
         except (msgspec.MsgspecError, ValueError, RecursionError):
             yield b"", b"", b"", True, raw, of  # to be read, which says what is wrong with it
             continue
-        attributes = span.attributes
-        yield trace_id, span_id, above, bool(attributes) and not says_nothing([it.key for it in attributes]), raw, of
+        matters = not says_nothing([pair.key for pair in span.attributes or ()])
+        yield trace_id, span_id, above, matters, raw, of
 
 
 def _place_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:

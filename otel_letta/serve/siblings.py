@@ -104,8 +104,8 @@ def file_of(folder: Path, process: int) -> Path:
 
 
 def _parsed(document: dict[str, Any]) -> tuple[Tasks, tuple[str, ...]]:
-    lists = [[Task(**each) for each in document[name]] for name in _LISTS]
-    return Tasks(document["revision"], *lists, more=document["more"]), tuple(document["troubles"])
+    waiting, working, ended = ([Task(**each) for each in document[name]] for name in _LISTS)
+    return Tasks(document["revision"], waiting, working, ended, document["more"]), tuple(document["troubles"])
 
 
 def merged(views: Sequence[Tasks]) -> Tasks:
