@@ -9,8 +9,11 @@ does nothing. Rounds alternate, and the figure is the median of their ratios.
 *taken in* is what the receiver's process needed until the last answer; *with everything* until nothing of it was left
 to do: spans tracked, tasks judged, reports delivered. Both in spans for each second of its processor, so that a busy
 machine does not falsify them. *durable* has an outbox, and so a spool, in which a request is before its answer.
+*Collector* is the real one (if the tests marked `collector` have built it), with GOMAXPROCS=1 and a filter that drops
+all. *two workers* are two processes behind one port, beside one.
+
 *latency* is the time from sending one task's end to the message that a Letta in memory has got, while nothing else is
-sent.
+sent. *memory* is what the receiver's process holds under a steady stream at the end, beside a tenth of the time.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ def measure(run: Run) -> Iterator[Figure]:
     with InMemoryLetta() as letta:
         agent = letta.create_agent()
         with contextlib.ExitStack() as stack:
-            names = ("serve", "durable", "gate", "nothing")
+            names = ["serve", "durable", "gate", "nothing", *(["Collector"] if _collector() is not None else [])]
             servers = {name: stack.enter_context(_server(name, letta.base_url, agent)) for name in names}
             for server in servers.values():  # what is loaded at first use is no part of it
                 _burst(server, _body(1.0, _PROTOBUF), _PROTOBUF, 4)
@@ -55,8 +58,13 @@ def measure(run: Run) -> Iterator[Figure]:
                 for share in (0.01, 0.29, 1.0):
                     run.say(f"{kind} with {share:.0%} relevant")
                     yield from _throughput(servers, kind, share, requests, rounds)
+        run.say("two workers")
+        yield _two_workers(letta.base_url, agent, requests)
         run.say("latency")
         yield _latency(letta, run.pick(200, 30))
+        seconds = run.pick(600, 30)
+        run.say(f"memory, {seconds} s")
+        yield _memory(letta.base_url, agent, seconds)
 
 
 def _throughput(servers: dict[str, _Server], kind: str, share: float, requests: int, rounds: int) -> Iterator[Figure]:
@@ -66,6 +74,13 @@ def _throughput(servers: dict[str, _Server], kind: str, share: float, requests: 
         for name, server in servers.items():
             rates[name].append(_burst(server, body, kind, requests))
     gate, nothing = (median([taken for taken, _ in rates[name]]) for name in ("gate", "nothing"))
+    if "Collector" in rates:
+        ratio = median([theirs[0] / gate[0] for theirs, gate in zip(rates["Collector"], rates["gate"], strict=True)])
+        rate = median([taken for taken, _ in rates["Collector"]])
+        form = "JSON" if kind == _JSON else "protobuf"
+        yield Figure(
+            f"Collector, {form}, {share:.0%} relevant", f"{ratio:.2f}× of decode and gate", note=f"{rate:,.0f} spans/s"
+        )
     for name in ("serve", "durable"):
         pairs = list(zip(rates[name], rates["gate"], strict=True))
         ratio = median([ours[0] / theirs[0] for ours, theirs in pairs])
@@ -79,6 +94,42 @@ def _throughput(servers: dict[str, _Server], kind: str, share: float, requests: 
             f"{taken:,.0f} and {everything:,.0f}; decode and gate {gate:,.0f}, uvicorn alone {nothing:,.0f} spans/s",
             {"taken": ratio, "everything": whole, "serve": taken, "gate": gate, "nothing": nothing},
         )
+
+
+def _two_workers(base_url: str, agent: str, requests: int) -> Figure:
+    body, rates = _body(0.29, _PROTOBUF), []
+    for workers in (1, 2):
+        with _server(f"workers-{workers}", base_url, agent) as server:
+            _burst(server, body, _PROTOBUF, 16)
+            rates.append(_burst(server, body, _PROTOBUF, requests))
+    taken, everything = (2 * rates[1][place] / rates[0][place] for place in (0, 1))
+    return Figure(
+        "two workers, protobuf, 29% relevant",
+        f"taken in {taken:.2f}×, with everything {everything:.2f}× of one",
+        note="if each has a core",
+        numbers={"taken": taken, "everything": everything},
+    )
+
+
+def _memory(base_url: str, agent: str, seconds: float) -> Figure:
+    body = _body(0.29, _PROTOBUF)
+    with _server("serve", base_url, agent) as server:
+        began = time.monotonic()
+        early, size, sent = 0, 0, 0
+        while (passed := time.monotonic() - began) < seconds:
+            _exchange(server.port, _renewed(body, _PROTOBUF), _PROTOBUF)
+            sent += 1
+            size = server.resident()
+            if passed < seconds / 10:
+                early = size
+            time.sleep(0.2)
+    growth = size / early
+    return Figure(
+        "memory under a steady stream",
+        f"{growth:.2f}× of that after a tenth of the time",
+        note=f"{early / 1e6:.0f} and {size / 1e6:.0f} MB, {sent * _SPANS / seconds:,.0f} spans/s for {seconds:.0f} s",
+        numbers={"growth": growth, "bytes": size},
+    )
 
 
 def _latency(letta: Any, samples: int) -> Figure:
@@ -179,23 +230,26 @@ def _burst(server: _Server, body: bytes, kind: str, requests: int) -> tuple[floa
     """Send as fast as answers come; return spans for each second of the receiver's processor: until the last answer,
     and until it has nothing left to do."""
     bodies = [_renewed(body, kind) for _ in range(requests)]
+    began = server.seconds()
+    _send_all(server.port, bodies, kind)
+    answered = server.seconds()
+    idle, spans = server.seconds_when_idle(), _SPANS * requests
+    return spans / max(answered - began, 0.01), spans / max(idle - began, 0.01)
 
+
+def _send_all(port: int, bodies: list[bytes], kind: str) -> None:
     def work(place: int) -> None:
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
             answers = connection.makefile("rb")
             for fresh in bodies[place::_CONNECTIONS]:
                 connection.sendall(_HEAD.format(kind, len(fresh)).encode() + fresh)
                 assert _status(answers) == 200
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(_CONNECTIONS)]
-    began = server.seconds()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    answered = server.seconds()
-    idle, spans = server.seconds_when_idle(), _SPANS * requests
-    return spans / max(answered - began, 0.01), spans / max(idle - began, 0.01)
 
 
 def _exchange(port: int, body: bytes, kind: str) -> None:
@@ -216,6 +270,24 @@ def _status(answers: Any) -> int:
 # -- receivers, each a process of its own ------------------------------------------------------------------------------
 
 
+_DROPS_ALL = """\
+receivers::otlp::protocols::http::endpoint: 127.0.0.1:{}
+processors::filter::trace_conditions: ["span.name != nil"]
+exporters::otlp_http::endpoint: http://127.0.0.1:9
+service::pipelines::traces::receivers: [otlp]
+service::pipelines::traces::processors: [filter]
+service::pipelines::traces::exporters: [otlp_http]
+service::telemetry::metrics::level: none
+"""
+
+
+def _collector() -> Path | None:
+    """Return the real Collector, if it has been built."""
+    from tests.support.programs.install import cache_folder
+
+    return next(iter(sorted(cache_folder().glob("collector-*/otelcol-letta"))), None)
+
+
 class _Server:
     """A receiver that runs."""
 
@@ -224,10 +296,17 @@ class _Server:
         self._process = process
 
     def seconds(self) -> float:
-        """Return the seconds of a processor that it has used so far."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text()
-        used = [int(field) for field in text.rpartition(")")[2].split()[11:13]]
-        return sum(used) / os.sysconf("SC_CLK_TCK")
+        """Return the seconds of a processor that it and its workers have used so far."""
+        used = 0
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for each in (self._process.pid, *children):
+            text = Path(f"/proc/{each}/stat").read_text()
+            used += sum(int(field) for field in text.rpartition(")")[2].split()[11:13])
+        return used / os.sysconf("SC_CLK_TCK")
+
+    def resident(self) -> int:
+        """Return the bytes of memory that it has."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def seconds_when_idle(self) -> float:
         """Wait until it does nothing any more: agents' ends are judged two seconds after they came."""
@@ -247,6 +326,11 @@ def _server(name: str, base_url: str, agent: str) -> Iterator[_Server]:
         port = free.getsockname()[1]
     environ = {**os.environ, "LETTA_BASE_URL": base_url, "LETTA_AGENT_ID": agent, "OTEL_LETTA_WAKE_BUDGET": "100000"}
     command = [sys.executable, "-m", "benchmarks.bridge", name, str(port)]
+    if name == "Collector":
+        found = _collector()
+        assert found is not None
+        environ["GOMAXPROCS"] = "1"
+        command = [str(found), *(f"--config=yaml:{line}" for line in _DROPS_ALL.format(port).splitlines())]
     root = Path(__file__).parent.parent
     outbox = tempfile.TemporaryDirectory()
     if name == "durable":
@@ -272,6 +356,11 @@ def _server(name: str, base_url: str, agent: str) -> Iterator[_Server]:
 
 
 def _main(name: str, port: int) -> None:
+    if name.startswith("workers"):
+        from otel_letta.serve.server import Options
+        from otel_letta.serve.workers import run
+
+        raise SystemExit(run(Options(port=port), int(name[-1])))
     if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if name in ("serve", "durable"):

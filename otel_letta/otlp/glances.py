@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import (  # type: ignore[import-untyped, unused-ignore]
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
 
 _PACKAGE = "otel_letta.glances"
 _Field = descriptor_pb2.FieldDescriptorProto
+
+
+_CLASSES = ("Request", "Span")
 
 
 def _make() -> tuple[type[Any], type[Any]]:
@@ -45,9 +52,6 @@ def _make() -> tuple[type[Any], type[Any]]:
     pool.AddSerializedFile(file.SerializeToString())
     found = [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{it}")) for it in _CLASSES]
     return found[0], found[1]
-
-
-_CLASSES = ("Request", "Span")
 
 
 def _add(holder: Any, name: str, number: int, kind: int, of: str = "", *, many: bool = False) -> None:

@@ -44,9 +44,11 @@ _P = TypeVar("_P")
 NoneType = type(None)
 
 try:
-    from orjson import loads as _fast_loads
+    from msgspec import MsgspecError
+    from msgspec.json import decode as _decode
 except ImportError:  # only the receiver brings it
-    _fast_loads = json.loads  # type: ignore[assignment, unused-ignore]
+    _decode = json.loads  # type: ignore[assignment, unused-ignore]
+    MsgspecError = ValueError  # type: ignore[assignment, misc, unused-ignore]
 
 _KINDS = {
     0: SpanKind.INTERNAL,
@@ -127,8 +129,8 @@ def read_request(body: bytes, of_resources: str) -> Batch:
             others nothing: it is named in ``broken``.
     """
     try:
-        document = _fast_loads(body)
-    except ValueError:
+        document = _decode(body)
+    except (MsgspecError, ValueError, RecursionError):
         try:  # The fast parser refuses what many write: halves of surrogate pairs, and the bare word NaN.
             document = _parsed(body)
         except BrokenError as error:

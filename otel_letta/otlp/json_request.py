@@ -16,6 +16,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_letta.otlp.batch import LATEST, PARENT_IS_AWAY, Batch, BrokenError
 from otel_letta.otlp.json import read_request, resource_of, scope_of, span_of
+from otel_letta.otlp.json_span import JsonSpan, WholeSpan, parse
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, sift
 
 _NOTHING = msgspec.Raw(b"null")
@@ -87,29 +88,35 @@ def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspe
     for raw, of in _parts(request):
         try:
             span = parse(raw)
-            trace_id, span_id = bytes.fromhex(span.traceId), bytes.fromhex(span.spanId)
-            above = bytes.fromhex(span.parentSpanId) if span.parentSpanId else b""
+            trace_id, span_id, above = _place_of(span)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            yield b"", b"", b"", True, raw, of
+            yield b"", b"", b"", True, raw, of  # to be read, which says what is wrong with it
             continue
-        if (
-            len(span.traceId) != 32
-            or len(trace_id) != 16
-            or len(span.spanId) != 16
-            or len(span_id) != 8
-            or trace_id == NO_TRACE
-            or span_id == NO_SPAN
-            or (above and (len(above) != 8 or len(span.parentSpanId or "") != 16))
-            or not _is_time(span.startTimeUnixNano)
-            or not _is_time(span.endTimeUnixNano)
-        ):
-            trace_id = b""  # to be read, which says what is wrong with it
-        if above == NO_SPAN:
-            above = b""
-        elif above and (span.flags or 0) & PARENT_IS_AWAY == PARENT_IS_AWAY:
-            above += AWAY
-        attributes = span.attributes
-        yield trace_id, span_id, above, bool(attributes) and not says_nothing([it.key for it in attributes]), raw, of
+        matters = not says_nothing([pair.key for pair in span.attributes or ()])
+        yield trace_id, span_id, above, matters, raw, of
+
+
+def _place_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
+    """Return what a `Glance` begins with. ValueError for a span that can be none."""
+    trace_id, span_id = bytes.fromhex(span.traceId), bytes.fromhex(span.spanId)
+    above = bytes.fromhex(span.parentSpanId) if span.parentSpanId else b""
+    if (
+        len(span.traceId) != 32
+        or len(trace_id) != 16
+        or len(span.spanId) != 16
+        or len(span_id) != 8
+        or trace_id == NO_TRACE
+        or span_id == NO_SPAN
+        or (above and (len(above) != 8 or len(span.parentSpanId or "") != 16))
+        or not _is_time(span.startTimeUnixNano)
+        or not _is_time(span.endTimeUnixNano)
+    ):
+        raise ValueError("no span")
+    if above == NO_SPAN:
+        return trace_id, span_id, b""
+    if above and (span.flags or 0) & PARENT_IS_AWAY == PARENT_IS_AWAY:
+        above += AWAY
+    return trace_id, span_id, above
 
 
 def _parts(request: _Request) -> Iterator[tuple[msgspec.Raw, Of]]:
@@ -129,6 +136,17 @@ def _is_time(value: Any) -> bool:
 
 
 def _read(raw: msgspec.Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    try:
+        span = parse(raw)
+        trace_id, span_id, above = _place_of(span)
+        ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+        times = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
+        return JsonSpan(span, ids, int.from_bytes(above[:8], "big"), above[8:] == AWAY, times, resource, scope)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _read_slowly(raw, resource, scope)
+
+
+def _read_slowly(raw: msgspec.Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
     try:
         span = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError):

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from otel_letta.otlp.batch import (
     LATEST,
@@ -28,14 +28,12 @@ from otel_letta.otlp.batch import (
     as_attribute,
 )
 from otel_letta.otlp.glances import RequestGlance, SpanGlance
+from otel_letta.otlp.received import OK, SAMPLED, UNSET, ReceivedSpan
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, read_into, sift
 
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _MOST_DEPTH = 20
 _KINDS = (SpanKind.INTERNAL, *SpanKind)
 """By number; the first is "unspecified"."""
-_UNSET = Status(StatusCode.UNSET)
-_OK = Status(StatusCode.OK)
 _UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
 
 
@@ -118,48 +116,27 @@ def _span(raw: bytes, resource: Resource, scope: InstrumentationScope) -> WireSp
     return WireSpan(_parsed(SpanMessage, raw), resource, scope)
 
 
-class WireSpan(ReadableSpan):
-    """An ended span as it was received. What few spans are asked for is read when it is asked for."""
+class WireSpan(ReceivedSpan):
+    """A span in protobuf."""
 
     def __init__(self, message: Any, resource: Resource, scope: InstrumentationScope) -> None:
         trace_id, span_id, parent_id = message.trace_id, message.span_id, message.parent_span_id
-        trace, span = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-        if len(trace_id) != 16 or len(span_id) != 8 or not trace or not span:
+        ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+        if len(trace_id) != 16 or len(span_id) != 8 or not all(ids):
             raise BrokenError("it has no id")
-        start, end = message.start_time_unix_nano, message.end_time_unix_nano
-        if start >= LATEST or end >= LATEST:
+        times = message.start_time_unix_nano, message.end_time_unix_nano
+        if max(times) >= LATEST:
             raise BrokenError("its start or end is no time")
+        above = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
+        away = message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
+        super().__init__(ids, above, away, times, resource, scope)
         self._message = message
-        self._of = resource, scope
-        self._ids = trace, span
-        self._parent_id = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
-        self._start: int = start
-        self._end: int = end
         self._values: _Values | None = None
-        # Made when somebody asks: each takes longer than all of the above.
-        self._own_context: SpanContext | None = None
-        self._above: SpanContext | None = None
 
     @property
     def name(self) -> str:
         name: str = self._message.name
         return name
-
-    def get_span_context(self) -> SpanContext:
-        return self.context
-
-    @property
-    def context(self) -> SpanContext:
-        if self._own_context is None:
-            self._own_context = SpanContext(*self._ids, False, _SAMPLED)
-        return self._own_context
-
-    @property
-    def parent(self) -> SpanContext | None:
-        if self._above is None and self._parent_id:
-            away = self._message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
-            self._above = SpanContext(self._ids[0], self._parent_id, away, _SAMPLED)
-        return self._above
 
     @property
     def kind(self) -> SpanKind:
@@ -167,19 +144,11 @@ class WireSpan(ReadableSpan):
         return _KINDS[number] if 0 <= number < len(_KINDS) else SpanKind.INTERNAL
 
     @property
-    def start_time(self) -> int:
-        return self._start
-
-    @property
-    def end_time(self) -> int:
-        return self._end
-
-    @property
     def status(self) -> Status:
         status = self._message.status
         if status.code == 2:
             return Status(StatusCode.ERROR, status.message or None)
-        return _OK if status.code == 1 else _UNSET
+        return OK if status.code == 1 else UNSET
 
     @property
     def attributes(self) -> _Values:
@@ -197,21 +166,13 @@ class WireSpan(ReadableSpan):
     @property
     def links(self) -> Sequence[Link]:
         return tuple(
-            Link(SpanContext(trace, span, True, _SAMPLED))
+            Link(SpanContext(trace, span, True, SAMPLED))
             for link in self._message.links
             if len(link.trace_id) == 16
             and len(link.span_id) == 8
             and (trace := int.from_bytes(link.trace_id, "big"))
             and (span := int.from_bytes(link.span_id, "big"))
         )
-
-    @property
-    def resource(self) -> Resource:
-        return self._of[0]
-
-    @property
-    def instrumentation_scope(self) -> InstrumentationScope:
-        return self._of[1]
 
     @property
     def dropped_attributes(self) -> int:

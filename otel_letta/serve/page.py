@@ -19,6 +19,7 @@ from otel_letta.serve.answers import JSON, Refusal, refused
 from otel_letta.serve.doors import Tokens, Verdict, comes_from_a_page, is_own_host
 from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space, send_answer, until_gone
 from otel_letta.serve.intake import Intake
+from otel_letta.serve.siblings import Siblings
 
 _HTML = "text/html; charset=utf-8"
 _MOST_VIEWERS = 100
@@ -52,14 +53,14 @@ class Page:
         intake: has the tasks.
         desk: knows what waits for Letta.
         doors: the tokens are the same as those of senders.
-        several: other processes receive on the same address, and have tasks that this one does not know.
+        siblings: know the tasks of other processes that receive on the same address; None without such.
     """
 
-    def __init__(self, intake: Intake, desk: Desk, doors: Doors, *, several: bool = False) -> None:
+    def __init__(self, intake: Intake, desk: Desk, doors: Doors, siblings: Siblings | None = None) -> None:
         self._intake = intake
         self._desk = desk
         self._doors = doors
-        self._note = "Several processes receive here, and each shows its own tasks only." if several else ""
+        self._siblings = siblings
         self._space = Space(_FORM_BOUNDS)
         self._viewers = 0
         self._seen: tuple[object, str] = (None, "")
@@ -178,12 +179,16 @@ class Page:
     # -- what they show ------------------------------------------------------------------------------------------------
 
     def _view(self) -> markup.View:
-        return markup.View(self._intake.tasks.show(), markup.troubles_of(self._desk.stats()), time.time(), self._note)
+        tasks = self._intake.tasks if self._siblings is None else self._siblings
+        return markup.View(tasks.show(), self._troubles(), time.time())
+
+    def _troubles(self) -> list[str]:
+        return markup.troubles_of(self._desk.stats()) if self._siblings is None else self._siblings.troubles()
 
     def _current(self) -> tuple[object, str]:
         """Return what changes of the page, and what it is known again by. Written once for all viewers."""
-        troubles = markup.troubles_of(self._desk.stats())
-        state = (self._intake.tasks.revision, troubles)
+        tasks = self._intake.tasks if self._siblings is None else self._siblings
+        state = (tasks.revision, self._troubles())
         if self._seen[0] != state:
             self._seen = state, markup.fragment(self._view())
         return self._seen

@@ -27,8 +27,10 @@ from otel_letta.serve.connections import BoundedProtocol
 from otel_letta.serve.doors import Tokens
 from otel_letta.serve.http import Bounds, Doors, make_app
 from otel_letta.serve.intake import Intake
+from otel_letta.serve.markup import troubles_of
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.page import Page
+from otel_letta.serve.siblings import EVERY, Siblings
 from otel_letta.serve.spool import MemorySpool, OwnSpool, SharedSpool
 from otel_letta.settings import Settings
 from otel_letta.store.choose import open_spool
@@ -61,6 +63,8 @@ class Options:
     key: Path | None = None
     shared: bool = False
     """Other processes listen on the same address."""
+    siblings: Path | None = None
+    """A folder for what they show one another."""
     spool: Path | None = None
     """Where bodies are kept; None is beside the outbox, and without an outbox nowhere."""
     bounds: Bounds = field(default_factory=Bounds)
@@ -128,9 +132,17 @@ class Service:
         self.delivered = True
         self._closed = False
         self._rpc: Any = None
+        self._siblings: Siblings | None = None
         try:
-            page = Page(self.intake, self.pipeline.desk, self.doors, several=options.shared)
-            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=options.shared)
+            desk = self.pipeline.desk
+            self._siblings = (
+                Siblings(options.siblings, self.intake.tasks, lambda: troubles_of(desk.stats()))
+                if options.siblings is not None
+                else None
+            )
+            page = Page(self.intake, desk, self.doors, self._siblings)
+            several = self._siblings is not None
+            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=several)
             handle.on_answer(self.asking.take_answer)
             self._mcp = _make_mcp(self.asking, self.intake, self.doors)
             routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]
@@ -213,12 +225,13 @@ class Service:
             _logger.info("%d requests that had not settled were taken up again", replayed)
         if self._rpc is not None:
             self._rpc.start()
-        heir = asyncio.ensure_future(self._take_over())
+        beside = [asyncio.ensure_future(each) for each in (self._take_over(), self._publish())]
         try:
             async with self._mcp.running():
                 yield
         finally:
-            heir.cancel()
+            for each in beside:
+                each.cancel()
             timeout = self._settings.shutdown_timeout
             await loop.run_in_executor(None, self._close, timeout)
 
@@ -240,6 +253,13 @@ class Service:
             except (StoreError, OSError) as error:
                 _logger.warning("what others left cannot be looked for at the moment: %s", error)
 
+    async def _publish(self) -> None:
+        """Let the other processes show this one's tasks."""
+        siblings, loop = self._siblings, asyncio.get_running_loop()
+        while siblings is not None:
+            await loop.run_in_executor(None, siblings.publish)
+            await asyncio.sleep(EVERY)
+
     def _close(self, timeout: float) -> None:
         if self._closed:
             return
@@ -247,6 +267,8 @@ class Service:
         if self._rpc is not None:
             self._rpc.stop()
         self.delivered = self.intake.close(timeout)
+        if self._siblings is not None:
+            self._siblings.leave()
         if self._own is not None:
             self._own.close()
 

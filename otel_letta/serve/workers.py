@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import multiprocessing
 import os
@@ -13,10 +12,12 @@ import threading
 import time
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
 from otel_letta.serve.logs import log_as
 from otel_letta.serve.server import Options, Service, listen, stop_on_signals
+from otel_letta.serve.siblings import file_of
 from otel_letta.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -95,16 +96,17 @@ class _Supervisor:
         self._workers = workers
         # Not by fork: the parent may have threads, and a child's libraries may not like to have been used in it.
         self._context = multiprocessing.get_context("spawn")
-        self._make = functools.partial(
-            self._context.Process, target=_work, args=(options, listener, form), daemon=False
-        )
+        self._options = options
+        self._listener = listener
+        self._form = form
         self._processes: list[BaseProcess] = []
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
-        with tempfile.TemporaryDirectory(prefix="otel-letta-metrics-") as folder:
+        with tempfile.TemporaryDirectory(prefix="otel-letta-") as folder:
             os.environ.setdefault(_METRICS_FOLDER, folder)
+            self._options = replace(self._options, siblings=Path(folder))
             for _ in range(self._workers):
                 self._start()
             while not self._stop.is_set():
@@ -124,13 +126,16 @@ class _Supervisor:
         self._stop.set()
 
     def _start(self) -> None:
-        process = self._make()
+        arguments = (self._options, self._listener, self._form)
+        process = self._context.Process(target=_work, args=arguments, daemon=False)
         process.start()
         self._processes.append(process)
 
     def _replace_ended(self) -> None:
         for process in [process for process in self._processes if not process.is_alive()]:
             self._processes.remove(process)
+            if self._options.siblings is not None and process.pid is not None:
+                file_of(self._options.siblings, process.pid).unlink(missing_ok=True)
             _logger.error("a receiving process has ended by itself (%s): another one takes its place", process.exitcode)
             time.sleep(_PAUSE)
             if not self._stop.is_set():

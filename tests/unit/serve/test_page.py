@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html.parser
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -345,9 +344,3 @@ def test_a_cookie_is_good_for_a_while_and_for_its_token_alone() -> None:
     later = value.replace(value.partition(".")[0], str(int(time.time()) + 10**9))
     for forged in (later, "", "1", value + "0", value.upper(), "²" * 5 + value[5:]):
         assert not session.is_good(forged, tokens, 1_001.0)
-
-
-def test_several_processes_say_so(letta: InMemoryLetta, agent: str) -> None:
-    with serving(letta.base_url, agent, shared=True) as service, client(service) as browser:
-        assert "its own tasks only" in browser.get("/").text
-        assert json.loads(browser.get("/tasks.json").text)["note"]

@@ -12,12 +12,14 @@ const from = (name) => import(pathToFileURL(resolve(name)).href);
 const { generateText, stepCountIs, tool } = await from('ai');
 const { createOpenAICompatible } = await from('@ai-sdk/openai-compatible');
 const { NodeTracerProvider, BatchSpanProcessor } = await from('@opentelemetry/sdk-trace-node');
-const { resourceFromAttributes } = await from('@opentelemetry/resources');
+const { detectResources, envDetector, resourceFromAttributes } = await from('@opentelemetry/resources');
 const { OTLPTraceExporter } = await from('@opentelemetry/exporter-trace-otlp-proto');
 const { z } = await from('zod');
 
 const provider = new NodeTracerProvider({
-  resource: resourceFromAttributes({ 'service.name': 'notes-reader' }),
+  resource: resourceFromAttributes({ 'service.name': 'notes-reader' }).merge(
+    detectResources({ detectors: [envDetector] }), // what OTEL_RESOURCE_ATTRIBUTES says
+  ),
   spanProcessors: [new BatchSpanProcessor(new OTLPTraceExporter())],
 });
 provider.register();

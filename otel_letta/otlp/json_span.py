@@ -1,0 +1,146 @@
+"""Spans in JSON that are written as nearly all are: checked by the parser, and looked at as far as somebody asks.
+
+What is written otherwise (enums by name, lists and maps as values, NaN as text) is no `JsonSpan` and gets read the
+slow way, which also knows what is wrong with it.
+"""
+
+# ruff: noqa: N815, UP007, UP045 - fields have OTLP's names, and their types are evaluated, also by Python 3.10
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Optional, Union
+
+import msgspec
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+
+from otel_letta.otlp.batch import LATEST
+from otel_letta.otlp.received import OK, SAMPLED, UNSET, ReceivedSpan
+
+_Integer = Union[int, Annotated[str, msgspec.Meta(pattern="^-?[0-9]{1,18}$")]]
+_Time = Union[Annotated[int, msgspec.Meta(ge=0)], Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")]]
+_TraceId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{32}$")]
+_SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{16}$")]
+_KINDS = (SpanKind.INTERNAL, *SpanKind)
+"""By number; the first is "unspecified"."""
+
+
+class _Value(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    stringValue: Optional[str] = None
+    intValue: Optional[_Integer] = None
+    boolValue: Optional[bool] = None
+    doubleValue: Optional[float] = None
+
+
+class _Pair(msgspec.Struct, gc=False):
+    key: str
+    value: _Value
+
+
+class _Event(msgspec.Struct, gc=False):
+    name: str = ""
+    timeUnixNano: _Time = 0
+    attributes: Optional[list[_Pair]] = None
+
+
+class _Link(msgspec.Struct, gc=False):
+    traceId: _TraceId
+    spanId: _SpanId
+
+
+class _Status(msgspec.Struct, gc=False):
+    code: int = 0
+    message: Optional[str] = None
+
+
+class WholeSpan(msgspec.Struct, gc=False):
+    traceId: str
+    spanId: str
+    parentSpanId: Optional[str] = None
+    flags: Optional[int] = None
+    startTimeUnixNano: Union[str, int] = 0
+    endTimeUnixNano: Union[str, int] = 0
+    name: str = ""
+    kind: int = 0
+    attributes: Optional[list[_Pair]] = None
+    events: Optional[list[_Event]] = None
+    links: Optional[list[_Link]] = None
+    status: Optional[_Status] = None
+
+
+parse = msgspec.json.Decoder(WholeSpan).decode
+"""Raises msgspec.MsgspecError for a span that is written otherwise."""
+
+
+class JsonSpan(ReceivedSpan):
+    """A span in JSON. Arguments as `ReceivedSpan`, and what `parse` returned."""
+
+    def __init__(
+        self,
+        message: WholeSpan,
+        ids: tuple[int, int],
+        above: int,
+        away: bool,
+        times: tuple[int, int],
+        resource: Resource,
+        scope: InstrumentationScope,
+    ) -> None:
+        super().__init__(ids, above, away, times, resource, scope)
+        self._message = message
+        self._values: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._message.name
+
+    @property
+    def kind(self) -> SpanKind:
+        number = self._message.kind
+        return _KINDS[number] if 0 <= number < len(_KINDS) else SpanKind.INTERNAL
+
+    @property
+    def status(self) -> Status:
+        status = self._message.status
+        if status is None or status.code not in (1, 2):
+            return UNSET
+        return OK if status.code == 1 else Status(StatusCode.ERROR, status.message or None)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        if self._values is None:
+            self._values = _attributes(self._message.attributes)
+        return self._values
+
+    @property
+    def events(self) -> Sequence[Event]:
+        return tuple(
+            Event(event.name, _attributes(event.attributes), min(int(event.timeUnixNano), LATEST - 1))
+            for event in self._message.events or ()
+        )
+
+    @property
+    def links(self) -> Sequence[Link]:
+        found = ((int(link.traceId, 16), int(link.spanId, 16)) for link in self._message.links or ())
+        return tuple(Link(SpanContext(*ids, True, SAMPLED)) for ids in found if all(ids))
+
+    @property
+    def dropped_attributes(self) -> int:
+        return 0
+
+
+def _attributes(pairs: list[_Pair] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        value = pair.value
+        if value.stringValue is not None:
+            found[pair.key] = value.stringValue
+        elif value.intValue is not None:
+            found[pair.key] = int(value.intValue)
+        elif value.boolValue is not None:
+            found[pair.key] = value.boolValue
+        else:
+            found[pair.key] = value.doubleValue
+    return found
