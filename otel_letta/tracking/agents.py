@@ -87,8 +87,8 @@ class AgentTracker:
         under: Reading | None = None,
         ambient: Plain | None = None,
         guessed: bool = False,
-    ) -> bool:
-        """Take in a span with a role that started, changed or ended; False if it is part of no task.
+    ) -> None:
+        """Take in a span with a role that started, changed or ended.
 
         Args:
             reading: the span as it is now; ``end`` says whether it ended.
@@ -103,12 +103,12 @@ class AgentTracker:
         """
         key, tree = reading.key, self._tree
         if tree.knows_end(key):
-            return True
+            return
         if facts.outside:
             self._endings.outside.put(key[0], reading.start)
             if reading.end is not None:
                 tree.end(key, Fate.OUTSIDE)
-            return False
+            return
         if facts.is_run:
             parent, remote = None, False
         trace = tree.trace(key[0])
@@ -135,12 +135,11 @@ class AgentTracker:
         trace.has_turns = trace.has_turns or (node.role is Role.AGENT and node.finish is Finish.TOOLS)
         if trace.sample is None:
             trace.sample = reading.without_content()
-        ours = self._rules.apply(trace, node, reading, facts, said, inbound)
+        self._rules.apply(trace, node, reading, facts, said, inbound)
         for child in arrived:
             self._rules.apply(trace, child)
         self._runs.find(trace)
         self._tidy(trace)
-        return ours
 
     def _expect_role(self, node: Node, parent: SpanKey, under: Reading, reading: Reading) -> None:
         """Remember the open spans above that may get a role yet, and what the topmost one is called."""
@@ -237,7 +236,7 @@ class AgentTracker:
             self._endings.give_up(trace, task, wording.NEVER_ENDED)
         else:
             node.end = self._now()
-            node.told = True
+            node.reported = True
             node.answered = False
             if task is not None:
                 self._endings.judge_if_complete(trace, task)

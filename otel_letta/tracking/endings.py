@@ -308,6 +308,6 @@ def _is_settled(run: Node) -> bool:
 
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
-    told = [node for node in nodes if node.told and not (node.twin or node.finishes)]
-    told = [node for node in told if node.role in (Role.TOOL, Role.LLM)]
-    return sum(node.role is Role.TOOL for node in told), sum(node.failed and node.waits_for is None for node in told)
+    found = [node for node in nodes if node.reported and not (node.twin or node.finishes)]
+    found = [node for node in found if node.role in (Role.TOOL, Role.LLM)]
+    return sum(node.role is Role.TOOL for node in found), sum(node.failed and node.waits_for is None for node in found)

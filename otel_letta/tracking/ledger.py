@@ -276,7 +276,7 @@ class Ledger:
         if task.claimed:
             if not status.is_terminal or not task.sequence:
                 return
-            task.mirrored, task.result, content = True, None, wording.told_elsewhere(self.name_of(task))
+            task.mirrored, task.result, content = True, None, wording.reported_elsewhere(self.name_of(task))
         rank, _, chat = task.chat or (0, 0, None)
         if task.inbound_chat is not None and (chat is None or rank > 0):
             chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer

@@ -112,7 +112,7 @@ class LogTurns:
         root = self._root_for(key, event, own_trace)
         turn = Turn(root or key, event, own_trace)
         self._index.add(key, turn)
-        turn.told_by_spans = root is None
+        turn.known_by_spans = root is None
         if root is not None:
             self._index.by_trace.put(root[0], turn)
             self._take_over(turn)
@@ -235,7 +235,7 @@ class LogTurns:
             self._ledger.report_inferred(node.task, TaskStatus.IN_PROGRESS, text, self._now())
 
     def _is_open(self, turn: Turn) -> bool:
-        return not turn.told_by_spans and self._tree.node(turn.root) is not None
+        return not turn.known_by_spans and self._tree.node(turn.root) is not None
 
     # -- spans of the same run ---------------------------------------------------------------------------------------
 

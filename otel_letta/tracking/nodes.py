@@ -112,7 +112,7 @@ class Node:
     """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
     announced = False
     """Its start was reported."""
-    told = False
+    reported = False
     """Its end was reported, or needs no report."""
     task: InferredTask | None = None
     """The task that it is the root of."""
@@ -159,7 +159,7 @@ class Node:
     @property
     def is_spent(self) -> bool:
         """True for an ended step that was reported and carries nothing that is still to be placed."""
-        if self.end is None or not self.told:
+        if self.end is None or not self.reported:
             return False
         return self.above is not None or (self.missing is not None and not self.children)
 

@@ -56,13 +56,13 @@ class AgentRules:
         facts: AgentFacts | None = None,
         said: Declaration | None = None,
         inbound: Inbound = NO_IDS,
-    ) -> bool:
-        """Report what is new about a span that changed, or has found its place; False if it is part of no task."""
+    ) -> None:
+        """Report what is new about a span that changed, or has found its place."""
         if node.key not in trace.nodes:
-            return True
+            return
         task, fresh = self._task_of(trace, node)
         if task is None or task.ended:
-            return False
+            return
         if node is task.root:
             if node.kept is not None:
                 facts, said = facts or node.kept[0], said or node.kept[1]
@@ -84,9 +84,13 @@ class AgentRules:
         is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
         if is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
-            return True
+            return
         if task.held_until is not None:
             self.catch_up(trace, task)
+        self._go_on(trace, task, node, facts, news=news)
+
+    def _go_on(self, trace: Trace, task: InferredTask, node: Node, facts: AgentFacts | None, *, news: bool) -> None:
+        """Report what a span of a task that is held back no longer has to say. ``news``: where the task stands."""
         facts, node.held = facts or node.held, None
         if facts is not None and facts.plan is not None:
             task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
@@ -94,7 +98,7 @@ class AgentRules:
         if not task.begun and self._ledger.may_resume(task):
             self._ledger.resume(task, self._first_tool(trace, task))
             if not task.resumed and task.root is None and task.chat is None:
-                return True  # it may be the one that waited, and its root will show that
+                return  # it may be the one that waited, and its root will show that
         if not task.begun and task.resumed:
             task.begun = True
             self.report(task, wording.goes_on(self._ledger.name_of(task)))
@@ -107,14 +111,13 @@ class AgentRules:
             self.report(task, task.content or standing(task))
         if node.end is None:
             self._start_of_tool(task, node, facts)
-            return True
-        if not node.told and node is not task.root:
+            return
+        if not node.reported and node is not task.root:
             self._end_of_step(task, node, facts)
         self._set_deadline(trace, task)
         if node in trace.away:
             self._tree.remind(trace, node.patience)
         self.endings.judge_if_complete(trace, task)
-        return True
 
     def _note_caller(self, task: InferredTask, root: Node) -> None:
         """Remember a task as work of the agents to whose tools its root links."""
@@ -271,7 +274,7 @@ class AgentRules:
         if node.role is Role.AGENT:
             self._end_of_sub_agent(task, node)
             return
-        node.told = True
+        node.reported = True
         if node.role is Role.STEP or node.twin or node.finishes:
             return
         if node.denied:
@@ -292,7 +295,7 @@ class AgentRules:
     def _end_of_sub_agent(self, task: InferredTask, node: Node) -> None:
         if node.above is None:
             return  # it may be the root yet
-        node.told = True
+        node.reported = True
         above: Node | None = node.above
         while above is not None and above.role is not Role.AGENT:
             above = above.above

@@ -119,8 +119,6 @@ class Tracker:
         self.event = self._turns.take  # takes in a log event
         self._resource: object = None
         self._is_letta_server = False
-        self.spans_ignored = 0
-        """Ended spans without a task, counted for statistics."""
 
     @property
     def open_tasks(self) -> int:
@@ -138,10 +136,6 @@ class Tracker:
         traces.update(key[0] for keys in (tree.open, tree.doubts) for key in keys)
         traces.update(task.key[0] for task in self._ledger.tasks.values() if task.key is not None)
         return traces, self._turns.under_way()
-
-    def follows(self, key: SpanKey) -> bool:
-        """Return True for an open span that is part of a declared task, or has a role."""
-        return key in self.tree.open
 
     # -- live: spans with a start ------------------------------------------------------------------------------------
 
@@ -200,7 +194,6 @@ class Tracker:
             around, (_, agent) = task_around(self.tree, above), nearest(self.tree, above, reading.start)
             news = self._declared.observe(reading, around, agent, ids, report=False)
             ours = self._declared.end(reading, aborted, news=news)
-            self.spans_ignored += not ours
         self.tree.close(key)
         return ours
 
@@ -263,10 +256,9 @@ class Tracker:
             return True
         parent, under = next_above(self.tree, above, outside, reading.scope if late and not has_role else None)
         parent = parent or self._turns.root_above(key)
-        ours = self._agents.observe(
+        self._agents.observe(
             reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
         )
-        self.spans_ignored += reading.end is not None and not ours
         return True
 
     def _pass_awaited(
@@ -307,7 +299,6 @@ class Tracker:
         if role is None:
             for child in waiting:
                 self._declared.place(child, reading.parent)
-            self.spans_ignored += 1
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
                 self._agents.part_failed(parent, reason_of(reading))
             self._agents.passed(key, parent, reading.remote is not None, reading=reading)
@@ -316,8 +307,7 @@ class Tracker:
         if said is not None:
             self._ledger.warn(reading, said)
         facts = self._agents.read(reading, role)
-        if not self._agents.observe(reading, facts, said, parent=parent, remote=reading.remote is not None):
-            self.spans_ignored += 1
+        self._agents.observe(reading, facts, said, parent=parent, remote=reading.remote is not None)
         for child in waiting:
             self._declared.place(child, key)
 

@@ -89,6 +89,6 @@ class TurnIndex:
         spans.append((reading.key, reading.start))
         self._spans_of.put(key, spans)
         for turn in reversed(self.others(key)):
-            if turn.began - NEAR <= reading.start and not turn.told_by_spans:
+            if turn.began - NEAR <= reading.start and not turn.known_by_spans:
                 return turn if self._is_open(turn) or reading.start <= turn.latest else None
         return None

@@ -67,7 +67,7 @@ class Turn:
     has_spans = False
     """Spans with a role have joined it in its own trace, so the agent's will."""
     models_by_spans = False
-    told_by_spans = False
+    known_by_spans = False
     """All of it is, so its events are not for us."""
     root_is_over = False
     """The prompt's span was the last of its process, and ended without a role before the prompt's record came."""

@@ -123,7 +123,7 @@ def ended_with_message() -> str:
     return "it ended with a message, which may be a question"
 
 
-def told_elsewhere(name: str) -> str:
+def reported_elsewhere(name: str) -> str:
     return f"'{name}' ended; its callback tells how"
 
 

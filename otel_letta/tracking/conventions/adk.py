@@ -30,7 +30,6 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
 
 def _refine(reading: Reading, facts: AgentFacts, content: frozenset[str]) -> None:
     if facts.role is Role.AGENT and semconv.GEN_AI_OPERATION not in reading.attributes:
-        facts.marks_success = True
         facts.answered = facts.answered or any(name == _COMPLETED for name, _ in reading.signals)
 
 

@@ -45,8 +45,6 @@ class AgentFacts:
     """The same as it was written, such as ``SAFETY``."""
     cancelled = False
     """Its error, its finish reason or an attribute says that somebody cancelled it."""
-    marks_success = False
-    """An agent whose convention marks those that ended well. Without `answered` it did not."""
     timed_out = False
     """Its error says that the time was over."""
     raised: Reason | None = None

@@ -57,7 +57,7 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
         return name.split("__", 2)[-1] if name.startswith("mcp__") else name, named
     if name:
         return name, True
-    return _said_by_people(_span_name(reading.name, attributes)), False
+    return _if_for_people(_span_name(reading.name, attributes)), False
 
 
 def _is_code(name: str) -> bool:
@@ -65,7 +65,7 @@ def _is_code(name: str) -> bool:
     return _CODE.fullmatch(name) is not None
 
 
-def _said_by_people(name: str) -> str:
+def _if_for_people(name: str) -> str:
     """Return a span's name if it may be what people call an agent; empty for the name of its operation."""
     return "" if name.lower() in _OPERATIONS or _is_code(name) else name
 
@@ -81,7 +81,7 @@ def early_name(reading: Reading, near: Mapping[str, Any]) -> str:
     Args:
         near: attributes of a span below it, which may hold the text that the name is part of.
     """
-    return _said_by_people(_span_name(reading.name, {**near, **reading.attributes}))
+    return _if_for_people(_span_name(reading.name, {**near, **reading.attributes}))
 
 
 def name_for_logs(reading: Reading) -> str:

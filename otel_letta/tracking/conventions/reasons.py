@@ -150,12 +150,12 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
     text = text.partition("Traceback (most recent")[0].strip()
     shown = _REPR.match(text)
     if shown is not None:
-        kind, text = kind or _told_kind(shown["kind"]), shown["text"].replace("\\n", "\n")
+        kind, text = kind or _shown_kind(shown["kind"]), shown["text"].replace("\\n", "\n")
     if not whole:
         text = _unwrapped(text, fixed=fixed)
     typed = _TYPED.match(text)
     if typed is not None:
-        kind, text = kind or _told_kind(typed["kind"]), text[typed.end() :]
+        kind, text = kind or _shown_kind(typed["kind"]), text[typed.end() :]
     elif kind:
         # Classes of users' own may have any name; the SDK writes it in front of the text.
         before, colon, after = text.partition(": ")
@@ -191,7 +191,7 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
     return Reason(kind, line)
 
 
-def _told_kind(kind: str) -> str:
+def _shown_kind(kind: str) -> str:
     kind = kind_of(kind)
     return "" if kind in _NO_KINDS else kind
 
