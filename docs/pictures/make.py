@@ -2,7 +2,8 @@
 
 The demo runs as it is, against the stand-in for Letta; nothing in the pictures is drawn by hand. `demo-*.svg` is a
 recording: rich renders the frames, and CSS shows one after another. `board-*.svg` is what the agent's memory block
-holds in the middle of it. `way-*.svg` is the way of a span, narrow enough for a phone.
+holds in the middle of it. `asks-*.svg` is a task that asks its agent, and what comes back. `way-*.svg` is the way of a
+span, narrow enough for a phone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
 from rich.text import Text
 
+import otel_letta
 from otel_letta.cli.demo import show
 from otel_letta.cli.demo.picture import LivePicture, Moment, Picture
 from otel_letta.cli.demo.receivers import Receiver, StandIn
@@ -147,6 +149,33 @@ def chosen(moments: list[Moment]) -> Iterator[Moment]:
     yield last
 
 
+ANSWER = """\
+The invoice counts where the work was done, so April.
+<task-instruction task_id="invoices-7" action="continue">Book it in April.</task-instruction>"""
+
+
+def conversation() -> list[tuple[str, str]]:
+    """Run a task that asks its agent. Return what each side said, in order."""
+    question = "Invoice 11 is of 31 March: the books of March, or of April?"
+    with InMemoryLetta() as letta:
+        agent = letta.create_agent()
+        letta.answer_next(ANSWER)
+        handle = otel_letta.configure(base_url=letta.base_url, agent_id=agent)
+        with otel_letta.task("Book invoices", task_id="invoices-7", chat_id="chat-123") as t:
+            instruction = otel_letta.wait_for_instruction(t, 60, question=question)
+            assert instruction is not None, letta.reports(agent)
+            t.result("32 invoices booked")
+        handle.shutdown()
+        asked, end = (each for each in letta.reports(agent) if each.get("waiting") or each["status"] == "completed")
+    return [
+        ("your program", f'wait_for_instruction(t, 60, question="{question}")'),
+        ("your Letta agent gets", f"{asked['task']} ({asked['chat_id']}): {asked['content']}"),
+        ("your Letta agent answers", ANSWER),
+        ("your program goes on", repr(instruction)),
+        ("your Letta agent gets", f"{end['task']} {end['status']}: {end['result']}"),
+    ]
+
+
 BOXES = [
     (110, 8, 200, "Your program", "spans, with or without letta.*", ""),
     (110, 92, 200, "TracerProvider", "", ""),
@@ -199,6 +228,7 @@ def main(folder: Path = HERE) -> None:
     moments, receiver = record()
     picked = list(chosen(moments))
     times = [after.seconds - moment.seconds for moment, after in itertools.pairwise(picked)] + [LAST_SHOWN]
+    said = conversation()
     middle = next(moment for moment in moments if moment.seconds > SECONDS * 0.8)
     for name, theme in THEMES.items():
         (folder / f"way-{name}.svg").write_text(way(name) + "\n", encoding="utf-8")
@@ -215,6 +245,10 @@ def main(folder: Path = HERE) -> None:
         console.print(Panel(Text(middle.received.board or ""), title="memory block task_progress", title_align="left"))
         svg = assembled([parts(console, theme, "b")], [1.0], theme, "The board, as it stands in the agent's memory")
         (folder / f"board-{name}.svg").write_text(tidied(svg), encoding="utf-8")
+        console = new_console(96)
+        console.print(Group(*(Panel(Text(text), title=who, title_align="left") for who, text in said)))
+        svg = assembled([parts(console, theme, "a")], [1.0], theme, "A task asks its agent, and goes on as it answers")
+        (folder / f"asks-{name}.svg").write_text(tidied(svg), encoding="utf-8")
     print(*(f"{path.name}: {path.stat().st_size:,} bytes" for path in sorted(folder.glob("*.svg"))), sep="\n")
 
 
