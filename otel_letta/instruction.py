@@ -21,7 +21,16 @@ from typing import Any, Literal, cast, get_args
 
 from otel_letta.text import clean_block, clean_line, escape, pattern, unescape
 
-__all__ = ["INSTRUCT_TASK", "Action", "Instruction", "instruction_from", "instructions_in", "quoted", "shown_id"]
+__all__ = [
+    "INSTRUCT_TASK",
+    "LONGEST_TEXT",
+    "Action",
+    "Instruction",
+    "instruction_from",
+    "instructions_in",
+    "quoted",
+    "shown_id",
+]
 
 Action = Literal["continue", "accept", "reject"]
 """``continue``: go on with this text. ``accept`` or ``reject`` what waits for confirmation, the text is the reason."""
@@ -38,7 +47,8 @@ _MOST = 20
 """Instructions that are read of one answer."""
 _LONGEST_ID = 200
 """As in a report, which shows no more of an id."""
-_LONGEST_TEXT = 8_000
+LONGEST_TEXT = 8_000
+"""Characters. What is longer is cut."""
 
 # What comes first wins: a fence inside a block belongs to what the block says, a block inside a fence is shown code.
 _NEXT = pattern(
@@ -82,7 +92,7 @@ def instruction_from(values: Mapping[str, Any]) -> Instruction | None:
         return None
     if len(task_id.strip()) > _LONGEST_ID:
         return None
-    task_id, text = clean_line(task_id, _LONGEST_ID), clean_block(text, _LONGEST_TEXT).strip()
+    task_id, text = clean_line(task_id, _LONGEST_ID), clean_block(text, LONGEST_TEXT).strip()
     if not task_id or (action == "continue" and not text):
         return None
     return Instruction(task_id=task_id, action=cast("Action", action), text=text)
