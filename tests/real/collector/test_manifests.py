@@ -7,16 +7,21 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from otel_letta.testing import InMemoryLetta
 from tests.support.collector import validate
 from tests.support.collector_keys import FOLDER
 from tests.support.collector_manifests import configuration
+from tests.support.collector_run import Bridge, gateway
+from tests.support.collector_tasks import PATIENCE, ends
 from tests.support.kubernetes_schemas import NEWEST, OLDEST, faults
+from tests.support.waiting import until
 
 _KUBERNETES = FOLDER / "kubernetes"
 _OF_A_POD = {
@@ -185,3 +190,16 @@ def test_the_collector_takes_what_compose_gives_it(compose: dict[str, Any]) -> N
     files = [Path(argument).name for argument in service["command"]]
     done = validate([FOLDER / file for file in files], service["environment"])
     assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_program_reports_through_the_gateway(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    with Bridge(letta, agent, tmp_path) as bridge, gateway(tmp_path, bridge.url) as running:
+        bridge.start()
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": running.http, "DEMO_TASKS": "3", "DEMO_PAUSE": "0.01"}
+        command = [sys.executable, str(FOLDER / "demo_agent.py")]
+        subprocess.run(command, env={**os.environ, **environ}, check=True, timeout=300)
+        assert until(lambda: len(ends(letta, agent)) == 3, PATIENCE), bridge.log
+        statuses = [report["status"] for report in letta.reports(agent) if report["status"] != "in_progress"]
+        assert sorted(statuses) == ["completed", "completed", "failed"]
+        assert until(lambda: len(running.backend.spans) == 6, PATIENCE)
+        assert any(b"stays in the tracing backend" in body for body in running.backend.raw)
