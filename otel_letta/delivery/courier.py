@@ -56,7 +56,7 @@ class Courier:
         self._wakes: dict[str, deque[float]] = {}
         self._gone: dict[Lane, None] = {}
         self._last_lane: dict[str, Lane] = {}
-        """Of the open tasks."""
+        """Of the open tasks: those that are not reported to the agent's own conversation."""
 
     def put(self, report: ProgressReport) -> None:
         """Accept a report; never waits for the network."""
@@ -64,14 +64,21 @@ class Courier:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
                 lane = Lane(lane.server, lane.agent_id)
-            before = self._last_lane.pop(report.key, lane)
+            before = self._last_lane.pop(report.key, Lane(lane.server, lane.agent_id))
             if before != lane and before in self._lanes:
                 # The chat was named late: what waits for the other conversation would arrive after the end.
-                self._lanes[before].mailbox.forget(report.key)
-            if not report.status.is_terminal:
+                self._lanes[before].mailbox.forget(report.key, "its chat changed")
+            if lane.conversation_id and not report.status.is_terminal:
                 self._last_lane[report.key] = lane
             if self.journal.put(report, lane):
                 self._worker(lane).accept(Parcel(report, ""))
+
+    def end_silently(self, report: ProgressReport) -> None:
+        """Forget a task whose end is worth no message; it may have been reported before that."""
+        with self.lock:
+            lane = self._last_lane.pop(report.key, None) or self.transport.lane(report.agent_id, None)
+            if lane in self._lanes:
+                self._lanes[lane].mailbox.forget(report.key, "its end came")
 
     def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
         """Accept what the journal kept, from this process or one before it. Lock held."""
@@ -169,7 +176,7 @@ class Courier:
                 attempt.counted = False
                 return
             self.stats.count("requests")
-            self._wakes.setdefault(agent_id, deque()).append(self.clock())
+            self._wakes.setdefault(agent_id, deque(maxlen=max(self.settings.wake_budget, 1))).append(self.clock())
 
     def lanes(self) -> dict[str, dict[str, object]]:
         """Return what waits for each lane and what is wrong with it, for statistics."""

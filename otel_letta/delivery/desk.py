@@ -61,8 +61,11 @@ class Desk:
         if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and (report.status.is_terminal or report.waiting)):
             if report.wakes:
                 self._courier.put(report)
-            elif mode is Delivery.MESSAGES:
-                self._stats.count("held")
+            else:
+                if report.status.is_terminal:
+                    self._courier.end_silently(report)
+                if mode is Delivery.MESSAGES:
+                    self._stats.count("held")
         if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
             self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
 

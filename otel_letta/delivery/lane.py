@@ -281,7 +281,6 @@ class LaneWorker(Worker):
             if parcel.refusals < most:
                 raise error
         with self._lock:
-            self.mailbox.mark_delivered([parcel] if parcel.is_end else [], self._clock())
             self._courier.journal.settled([parcel.report], f"refused: {error}")
             self._remove_from_flight([parcel])
         self._courier.stats.drop("end refused by Letta" if parcel.is_end else "in_progress refused")

@@ -90,7 +90,7 @@ class Capacity:
 
 
 class _Pace:
-    """The last report of a task that its agent got as a message."""
+    """The last report of a task that its agent got as a message. Made when the first one goes out."""
 
     __slots__ = ("content", "milestone", "sent_at")
 
@@ -275,6 +275,7 @@ class Mailbox:
             room -= weight
             heapq.heappop(self._agenda)
             self._forget_progress(task)
+            self._paces.setdefault(task, _Pace())
             parcels.append(Parcel(report, otid_of(report, self.lane)))
         return parcels
 
@@ -311,10 +312,9 @@ class Mailbox:
         """Note that these reports reached the agent, or never will."""
         for parcel in parcels:
             task = parcel.report.key
-            if parcel.is_end:
-                self._paces.pop(task, None)
-                continue
-            pace = self._paces.setdefault(task, _Pace())
+            pace = self._paces.get(task)
+            if parcel.is_end or pace is None:
+                continue  # the task ended, or went to another lane, while this was on its way
             pace.sent_at = now
             pace.milestone = _milestone(parcel.report.progress)
             pace.content = parcel.report.content
@@ -352,11 +352,11 @@ class Mailbox:
         self._count_lost(parcel)
         return now
 
-    def forget(self, task: str) -> None:
-        """Drop what waits of a task that is reported to another lane from now on."""
+    def forget(self, task: str, why: str) -> None:
+        """Drop what waits of a task of which nothing more comes here."""
         self._paces.pop(task, None)
         if self._forget_progress(task):
-            self._conflated(task, "its chat changed")
+            self._conflated(task, why)
 
     @property
     def idle(self) -> bool:

@@ -24,6 +24,9 @@ _MOST_THREADS = 16
 _MOST_BOARD_THREADS = 2
 """Threads for boards, whose requests are short, and must not wait behind turns."""
 
+_FEW_ALARMS = 64
+"""Alarms that are kept without asking which of them still count."""
+
 Job = Callable[[Deadline], None]
 """Something to do, which gives up at the deadline."""
 
@@ -95,6 +98,8 @@ class Pool:
         self._bell = threading.Condition(crew.lock)
         self._ready: deque[Worker] = deque()
         self._alarms: list[tuple[float, int, Worker]] = []
+        self._most_alarms = _FEW_ALARMS
+        """The number of alarms from which on those are sorted out that were moved since."""
         self._tick = itertools.count()
         self._threads: set[threading.Thread] = set()
         self._waiting = 0
@@ -137,6 +142,11 @@ class Pool:
             return
         worker.alarm = at
         heapq.heappush(self._alarms, (at, next(self._tick), worker))
+        if len(self._alarms) > self._most_alarms:
+            # One that was moved would stay until its time comes, which may be an hour later.
+            self._alarms = [alarm for alarm in self._alarms if alarm[2].alarm == alarm[0]]
+            heapq.heapify(self._alarms)
+            self._most_alarms = 2 * len(self._alarms) + _FEW_ALARMS
         if self._alarms[0][2] is worker:
             self._bell.notify()  # whoever sleeps until the next alarm has to wake up earlier
 

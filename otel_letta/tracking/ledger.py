@@ -163,7 +163,12 @@ class Ledger:
             self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
             self.tasks.pop((task.agent_id, task.id), None)
         task.ended = True
-        self._parked.put(task)
+        self._keep_parked(task)
+
+    def _keep_parked(self, task: Task) -> None:
+        crowded_out = self._parked.put(task)
+        if crowded_out is not None:
+            self._give_up_waiting(crowded_out, wording.TOO_MANY_WAIT)
 
     def resume(self, task: InferredTask, first_tool: str) -> bool:
         """Let an agent's task go on with one that waited in the same conversation, or trace, or for the tool that it
@@ -178,7 +183,7 @@ class Ledger:
         """Let a task wait on that waited in a process which is gone; ``report`` is its last one."""
         task = restored(report)
         if task is not None:
-            self._parked.put(task)
+            self._keep_parked(task)
 
     def may_resume(self, task: InferredTask) -> bool:
         """Return True if a task of the same service waits, so that this may turn out to be the same."""
@@ -187,15 +192,18 @@ class Ledger:
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
         for task in self._parked.older_than(self._now() - self._wait):
-            reason = (wording.never_tried_again if task.retries else wording.nobody_came)(self._wait / 1e9)
-            if isinstance(task, InferredTask):
-                content = wording.agent_failed(self.name_of(task), reason)
-                self.report_inferred(task, TaskStatus.FAILED, content, self._now(), error=reason)
-            else:
-                self.report(task, TaskStatus.FAILED, wording.failed(reason), self._now(), error=reason)
-            self.remember(task)
+            why = wording.never_tried_again if task.retries else wording.nobody_came
+            self._give_up_waiting(task, why(self._wait / 1e9))
         oldest = self._parked.oldest
         return None if oldest is None else oldest + self._wait
+
+    def _give_up_waiting(self, task: Task, reason: str) -> None:
+        if isinstance(task, InferredTask):
+            content = wording.agent_failed(self.name_of(task), reason)
+            self.report_inferred(task, TaskStatus.FAILED, content, self._now(), error=reason)
+        else:
+            self.report(task, TaskStatus.FAILED, wording.failed(reason), self._now(), error=reason)
+        self.remember(task)
 
     # -- reports of declared tasks -----------------------------------------------------------------------------------
 

@@ -22,12 +22,12 @@ class Parked:
         first = next(iter(self._tasks.values()), None)
         return None if first is None else first.parked_at
 
-    def put(self, task: Task) -> None:
+    def put(self, task: Task) -> Task | None:
+        """Add a task. Return the one that has to be given up for it, since too many wait."""
         key = (task.agent_id, task.id)
         self._tasks.pop(key, None)
         self._tasks[key] = task
-        if len(self._tasks) > _MOST:
-            del self._tasks[next(iter(self._tasks))]
+        return self._tasks.pop(next(iter(self._tasks))) if len(self._tasks) > _MOST else None
 
     def older_than(self, time: int) -> Iterator[Task]:
         """Take out those that wait since then, or longer."""

@@ -6,6 +6,7 @@ from otel_letta.text import duration, percent
 
 NEVER_ENDED = "its span was never ended (lost)"
 SHUT_DOWN = "the program shut down while the task was still open"
+TOO_MANY_WAIT = "nobody came for it, and too many others wait"
 NO_ANSWER = "it ended without an answer"
 A_PERSON = "a person"
 DENIED = "denied"

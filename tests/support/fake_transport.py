@@ -80,6 +80,12 @@ class FakeTransport:
     def wait_for_delivered(self, n: int) -> None:
         self.wait_for(lambda: sum(len(messages) for _, messages in self.delivered) >= n)
 
+    def forget(self) -> None:
+        """Forget what was delivered, for a test that delivers very much."""
+        with self.changed:
+            for each in (self.calls, self.requests, self.delivered, self.stored):
+                each.clear()
+
     def _note(self, call: str) -> None:
         with self.changed:
             self.calls.append(call)
@@ -171,6 +177,40 @@ class FakeTransport:
     def close(self, *, until: Deadline | None = None) -> None:
         with self.changed:
             self.closed += 1
+            self.changed.notify_all()
+
+
+class WithBlocks(FakeTransport):
+    """A server with memory blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boards: dict[str, str] = {}
+        """Agent → what its board shows."""
+        self.board_error: LettaError | None = None
+
+    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
+        self._note("blocks")
+        if self.board_error is not None:
+            raise self.board_error
+        return []
+
+    def create_block(
+        self,
+        agent_id: str,
+        label: str,
+        value: str,
+        limit: int,
+        description: str,
+        metadata: dict[str, Any],
+        *,
+        until: Deadline | None = None,
+    ) -> Block:
+        return Block(agent_id, label, value, limit, metadata)
+
+    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
+        with self.changed:
+            self.boards[block.id] = value
             self.changed.notify_all()
 
 

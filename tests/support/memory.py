@@ -11,9 +11,9 @@ _SHARED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType
 """These lead to everything there is."""
 
 
-def reachable(top: object) -> Iterator[Any]:
-    """Yield the object and all that it keeps alive, each once."""
-    seen, todo = {id(top)}, [top]
+def reachable(top: object, *without: object) -> Iterator[Any]:
+    """Yield the object and all that it keeps alive, each once, but for what it keeps only through ``without``."""
+    seen, todo = {id(top), *map(id, without)}, [top]
     while todo:
         each = todo.pop()
         yield each

@@ -41,7 +41,9 @@ class Survived:
     def out_of_order(self) -> set[str]:
         """Programs whose ends did not come in their order."""
         programs = {task.rpartition("-")[0] for task in self.ends}
-        numbers = {name: [int(t.rpartition("-")[2]) for t in self.ends if t.startswith(f"{name}-")] for name in programs}
+        numbers = {
+            name: [int(t.rpartition("-")[2]) for t in self.ends if t.startswith(f"{name}-")] for name in programs
+        }
         return {name for name, found in numbers.items() if found != sorted(found)}
 
 

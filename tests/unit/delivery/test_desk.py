@@ -14,46 +14,12 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.stats import Stats
-from otel_letta.letta.transport import Block, Lane, Message
+from otel_letta.letta.transport import Lane, Message
 from otel_letta.runtime.deadline import Deadline
-from tests.support.fake_transport import FakeTransport, end, progress, settings
+from tests.support.fake_transport import WithBlocks, end, progress, settings
 
 BAD = errors.LettaRequestError(status=400)
 UNAUTHORIZED = errors.LettaAuthenticationError(status=401, hint="check LETTA_AGENT_ID and LETTA_PASSWORD")
-
-
-class WithBlocks(FakeTransport):
-    """A server with memory blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.boards: dict[str, str] = {}
-        """Agent → what its board shows."""
-        self.board_error: errors.LettaError | None = None
-
-    def blocks(self, agent_id: str, *, until: Deadline | None = None) -> list[Block]:
-        self._note("blocks")
-        if self.board_error is not None:
-            raise self.board_error
-        return []
-
-    def create_block(
-        self,
-        agent_id: str,
-        label: str,
-        value: str,
-        limit: int,
-        description: str,
-        metadata: dict[str, Any],
-        *,
-        until: Deadline | None = None,
-    ) -> Block:
-        return Block(agent_id, label, value, limit, metadata)
-
-    def write_block(self, block: Block, value: str, metadata: dict[str, Any], *, until: Deadline | None = None) -> None:
-        with self.changed:
-            self.boards[block.id] = value
-            self.changed.notify_all()
 
 
 @pytest.fixture
