@@ -6,10 +6,11 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.delivery.capacity import Capacity
 from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
-from otel_letta.delivery.mailbox import Capacity, Parcel
+from otel_letta.delivery.mailbox import Mailbox, Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
@@ -48,7 +49,7 @@ class Courier:
         self.clock = crew.clock
         self.lock = crew.lock
         self.log = Throttle(_logger, clock=crew.clock)
-        self.capacity = Capacity(settings.max_pending_tasks)
+        self.capacity = Capacity(settings.max_pending_tasks, self._collapsed)
         crew.circuits.probe_interval = settings.probe_interval
         self.closing = False
         self._finished = False
@@ -86,6 +87,20 @@ class Courier:
             lane = Lane(lane.server, lane.agent_id)
         self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
 
+    def _collapsed(self, box: Mailbox) -> None:
+        lane = box.lane
+        self.log.log(
+            logging.ERROR,
+            f"{lane.agent_id} collapsed",
+            "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
+            lane,
+        )
+        losses = box.take_losses() if lane.conversation_id else None
+        if losses is not None:
+            # There may be ever new conversations. The agent is told in its own how many ends are lost.
+            self.reroute([losses], Lane(lane.server, lane.agent_id))
+            self._lanes[lane].on_idle()
+
     def _worker(self, lane: Lane) -> LaneWorker:
         worker = self._lanes.get(lane)
         if worker is None:
@@ -108,8 +123,10 @@ class Courier:
         """Drop a conversation's lane that has nothing to do any more. Lock held."""
         # A program that talks in ever new conversations would otherwise remember each of them for ever.
         lane = worker.mailbox.lane
-        if lane.conversation_id and self._lanes.get(lane) is worker:
+        if lane.conversation_id and self._lanes.get(lane) is worker and not worker.busy:
             del self._lanes[lane]
+            worker.alarm = None
+            self.crew.circuits.leave(worker)
 
     def workers(self) -> list[Worker]:
         """Return the lanes. Lock held."""

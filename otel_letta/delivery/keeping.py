@@ -15,6 +15,8 @@ from otel_letta.report import ProgressReport
 from otel_letta.store.model import Changes, NewEntry, Outcome, Standing
 from otel_letta.text import clean_line
 
+_FEW = 64
+"""Ends that may be pending though they are over, before they are sorted out."""
 WINDOW = 100
 """Ends of one lane that memory holds: a few requests' worth."""
 
@@ -103,6 +105,27 @@ class Keeping:
         self.backlogs: dict[Lane, None] = {}
         """Lanes of which the database has entries that memory has not, or is about to."""
         self.in_memory = 0
+        self.stored: set[str] = set()
+        """Keys of tasks whose standing the database has, or may have."""
+
+    def stand(self, key: str, report: ProgressReport, lane: Lane, *, owed: bool) -> None:
+        """Note where a task under way stands. ``owed``: its agent is still to be told that it waits."""
+        self.pending.over.discard(key)
+        self.pending.standings[key] = report, lane, owed
+
+    def stand_no_more(self, key: str, *, claimed: bool) -> None:
+        """Note that a task is over. ``claimed``: the entry of its end says so to the database."""
+        self.pending.standings.pop(key, None)
+        # What the database never had needs no removal: it may be away for long.
+        if key in self.stored and not claimed:
+            self.pending.over.add(key)
+
+    def give_notice(self, key: str) -> None:
+        """Note that the agent of a task that waits has been told so."""
+        if key in self.pending.standings:
+            self.pending.standings[key] = (*self.pending.standings[key][:2], False)
+        if key in self.stored:
+            self.pending.notified.add(key)
 
     def state(self, lane: Lane) -> LaneState:
         return self.lanes.setdefault(lane, LaneState())
@@ -124,6 +147,8 @@ class Keeping:
         """Keep a new end."""
         self.kept[id(kept.report)] = kept
         self.pending.new.append(kept)
+        if len(self.pending.new) > 2 * len(self.kept) + _FEW:
+            self.pending.new = [each for each in self.pending.new if not each.gone]
         if kept.in_memory:
             self._count(kept.lane, 1)
         else:
@@ -185,10 +210,12 @@ class Keeping:
         """Take out what is to be written."""
         pending, self.pending = self.pending, Pending()
         pending.new = [kept for kept in pending.new if not kept.gone]
+        self.stored.update(pending.standings)
         return pending
 
     def wrote(self, pending: Pending, outcome: Outcome) -> None:
         """Note that it was written."""
+        self.stored -= pending.over
         for kept, row in zip(pending.new, outcome.ids, strict=True):
             kept.row = row
             if kept.in_memory:

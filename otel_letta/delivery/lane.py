@@ -57,15 +57,7 @@ class LaneWorker(Worker):
     def accept(self, parcel: Parcel) -> None:
         now = self._clock()
         report = parcel.report
-        collapsed = self.mailbox.collapsed
         due = self.mailbox.adopt(parcel, now)
-        if self.mailbox.collapsed > collapsed:
-            self._courier.log.log(
-                logging.ERROR,
-                f"{self.mailbox.lane} collapsed",
-                "reports to %s: more than OTEL_LETTA_MAX_PENDING_TASKS wait, the oldest ends are only counted now",
-                self.mailbox.lane,
-            )
         if due is math.inf:
             self._courier.stats.count("held")
             _logger.debug("report %s #%d held: nothing worth a turn yet", report.task_id, report.sequence)

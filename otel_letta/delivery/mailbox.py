@@ -10,9 +10,10 @@ import itertools
 import logging
 import math
 import uuid
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 
+from otel_letta.delivery.capacity import Capacity
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport, TaskStatus
@@ -76,19 +77,6 @@ def otid_of(report: ProgressReport, lane: Lane) -> str:
     return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
 
 
-class Capacity:
-    """The number of reports that wait in all mailboxes together, and the in_progress ones from the oldest on."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.ends = 0
-        self.progress: OrderedDict[tuple[Lane, str], Mailbox] = OrderedDict()
-
-    @property
-    def full(self) -> bool:
-        return self.ends + len(self.progress) >= self.most
-
-
 class _Pace:
     """The last report of a task that its agent got as a message. Made when the first one goes out."""
 
@@ -127,8 +115,6 @@ class Mailbox:
         self._agenda: list[tuple[float, int, str]] = []
         self._tick = itertools.count()
         self._lost = (0, 0)
-        self.collapsed = 0
-        """Ends that became a mere count, so far."""
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -144,7 +130,7 @@ class Mailbox:
             if self._capacity.full:
                 self._make_room()
             self._ends.append(Parcel(report, otid_of(report, self.lane), maybe_landed))
-            self._capacity.ends += 1
+            self._count_ends(1)
             return now
         waiting = self._progress.get(report.key)
         if report.waiting and self._forget_progress(report.key):
@@ -174,7 +160,7 @@ class Mailbox:
         ends = [parcel for parcel in parcels if parcel.is_end]
         self._ends.extendleft(reversed([parcel for parcel in ends if not parcel.refusals]))
         self._ends.extend(parcel for parcel in ends if parcel.refusals)
-        self._capacity.ends += len(ends)
+        self._count_ends(len(ends))
         ended = {parcel.report.key for parcel in self._ends}
         for parcel in parcels:
             task = parcel.report.key
@@ -202,14 +188,25 @@ class Mailbox:
         return math.inf
 
     def _make_room(self) -> None:
-        """Drop the oldest in_progress for an end; if only ends are left, turn this lane's oldest into a count."""
-        if not self._drop_oldest_progress() and self._ends:
-            oldest = self._ends.popleft()
-            self._capacity.ends -= 1
-            self._count_lost(oldest)
-            if oldest.losses is None:
-                self.collapsed += 1
-                self._dropped(oldest.report.task_id, "end collapsed into a count")
+        """Drop the oldest in_progress for an end; if only ends are left, turn the oldest of any lane into a count."""
+        if not self._drop_oldest_progress() and self._capacity.boxes:
+            next(iter(self._capacity.boxes))._collapse_oldest()
+
+    def _collapse_oldest(self) -> None:
+        oldest = self._ends.popleft()
+        self._count_ends(-1)
+        self._count_lost(oldest)
+        if oldest.losses is None:
+            self._dropped(oldest.report.task_id, "end collapsed into a count")
+            self._capacity.on_collapse(self)
+
+    def _count_ends(self, number: int) -> None:
+        """Note that so many more ends wait here now."""
+        self._capacity.ends += number
+        if self._ends:
+            self._capacity.boxes.setdefault(self)
+        else:
+            self._capacity.boxes.pop(self, None)
 
     def _drop_oldest_progress(self) -> bool:
         oldest = next(iter(self._capacity.progress.items()), None)
@@ -261,7 +258,7 @@ class Mailbox:
                 return parcels
             room -= weight
             parcels.append(self._ends.popleft())
-            self._capacity.ends -= 1
+            self._count_ends(-1)
             if alone:
                 return parcels
         while len(parcels) < most:
@@ -340,10 +337,15 @@ class Mailbox:
         parcels = [self._summary()] if any(self._lost) else []
         parcels += self._ends
         parcels += [Parcel(waiting.report, "") for waiting in self._progress.values()]
-        self._capacity.ends -= len(self._ends)
+        number = len(self._ends)
         self._ends.clear()
+        self._count_ends(-number)
         self.drop_progress()
         return parcels
+
+    def take_losses(self) -> Parcel | None:
+        """Take out the count of lost ends, if it is all that waits here."""
+        return self._summary() if any(self._lost) and not self._ends and not self._progress else None
 
     def adopt(self, parcel: Parcel, now: float) -> float:
         """Take over what waited for another lane. Return when it is due."""

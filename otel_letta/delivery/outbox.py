@@ -103,16 +103,15 @@ class Outbox(Worker):
     def note(self, report: ProgressReport) -> None:
         """See `Journal.note`."""
         with self._lock:
-            lane, pending = self._lane_of(report), self._keeping.pending
+            lane, keeping = self._lane_of(report), self._keeping
             key = key_of(report, lane)
             if report.status.is_terminal:
-                pending.standings.pop(key, None)
                 self.estate.owed.discard(key)
-                if key not in self.estate.restored:  # else the entry of its end claims it
-                    pending.over.add(key)
+                keeping.stand_no_more(key, claimed=key in self.estate.restored)
             else:
-                pending.over.discard(key)
-                pending.standings[key] = report, lane, report.waiting and key in self.estate.owed
+                if key in self.estate.restored:
+                    keeping.stored.add(key)
+                keeping.stand(key, report, lane, owed=report.waiting and key in self.estate.owed)
             self._touch(_LAZY if key in self._standing or report.status.is_terminal else _SOON)
             (self._standing.discard if report.status.is_terminal else self._standing.add)(key)
             self.estate.restored.discard(key)
@@ -146,7 +145,7 @@ class Outbox(Worker):
             if report.waiting:
                 key = key_of(report, self._lane_of(report))
                 self.estate.owed.discard(key)
-                self._keeping.pending.notified.add(key)
+                self._keeping.give_notice(key)
         self._touch()
 
     def failed(self, parcels: Sequence[Parcel], error: LettaError) -> None:

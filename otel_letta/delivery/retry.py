@@ -134,6 +134,10 @@ class Circuits:
             self._waiting.add(who)
         return max((circuit.try_at(who) for circuit in circuits), default=-math.inf)
 
+    def leave(self, who: Waiter) -> None:
+        """Wait for none any more."""
+        self._waiting.discard(who)
+
     def begin(self, lane: Lane, who: object) -> None:
         """Note that this one tries them now."""
         for circuit in self.of(lane):

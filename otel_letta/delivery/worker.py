@@ -24,7 +24,7 @@ _MOST_THREADS = 16
 _MOST_BOARD_THREADS = 2
 """Threads for boards, whose requests are short, and must not wait behind turns."""
 
-_FEW_ALARMS = 64
+_FEW_ALARMS = 16
 """Alarms that are kept without asking which of them still count."""
 
 Job = Callable[[Deadline], None]

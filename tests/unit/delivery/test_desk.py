@@ -45,7 +45,7 @@ def soon() -> Deadline:
     return Deadline.after(10.0)
 
 
-def sent(letta: FakeTransport) -> list[str]:
+def sent(letta: WithBlocks) -> list[str]:
     return [text for request in letta.texts() for text in request]
 
 

@@ -10,7 +10,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from otel_letta.delivery.mailbox import MOST_BYTES, MOST_REPORTS, Capacity, Mailbox, Parcel, otid_of
+from otel_letta.delivery.capacity import Capacity
+from otel_letta.delivery.mailbox import MOST_BYTES, MOST_REPORTS, Mailbox, Parcel, otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
