@@ -90,7 +90,8 @@ class ProgressReport:
     def key(self) -> str:
         """What stays the same from a task's first report to its last, even if its id was set in between."""
         if self.trace_id and self.span_id and self.task_id != self.trace_id:
-            return f"{self.trace_id}-{self.span_id}"
+            key = f"{self.trace_id}-{self.span_id}"
+            return self.task_id if self.task_id == key else key  # one text, however many places remember it
         # An agent whose root nobody had seen goes by its trace. Reports that no tracking made may share one.
         return self.trace_id if self.trace_id and self.sequence else self.task_id
 

@@ -10,15 +10,15 @@ with and without the GIL; `OpenSpans.observe` explains the one race that is left
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from otel_letta.tracking.reading import Reading, SpanKey, key_of, scope_of
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of, scope_of
 
 Record = list[Any]
 """What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was observed.
@@ -27,9 +27,6 @@ The span is there while it is young; then it is None. So a record of two with No
 without ever being observed: the way up from a child leads through it. If it ended so and may be a task, the
 ended span comes third, until the inbox's thread makes an `OpenSpan` of it.
 """
-
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class OpenSpan(weakref.ref[ReadableSpan]):
@@ -63,8 +60,9 @@ class OpenSpan(weakref.ref[ReadableSpan]):
     """The task's name, if a setting or a filter makes a task of the span."""
     ignored: bool = False
     """Started where instrumentation is suppressed: nothing of it is reported."""
-    seen: Mapping[str, Any]
-    """The attributes when they were last read, compared by identity."""
+    seen: tuple[Any, ...]
+    """What is remembered of its attributes as they were last read, to notice a change: a copy of all takes three times
+    the room."""
     event_time: int
     """Time of the newest span event then."""
 
@@ -216,7 +214,7 @@ def _made(record: Record, entry: OpenSpan, span: ReadableSpan) -> OpenSpan:
     entry.key = key = span.context[:2]
     entry.over = entry.followed = False
     entry.ended = None
-    entry.seen, entry.event_time = _NOTHING, 0
+    entry.seen, entry.event_time = (), 0
     if record[1] is not None:
         parent = span.parent
         if parent is None or parent.is_remote or _trace(record[1], key[0]) != key[0]:
@@ -263,3 +261,20 @@ def _started(record: Record) -> int | None:
 def _trace(record: Record, otherwise: int) -> int:
     key = _key(record)
     return otherwise if key is None else key[0]
+
+
+def noted_in(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what is remembered of attributes: how many there are, and names and values of those that are noted.
+
+    What names an agent or its conversation may have any name, and comes with few others: hence the number.
+    """
+    noted = [len(attributes)]
+    for name, value in attributes.items():
+        if name in NOTED:
+            noted += (name, value)
+    return tuple(noted)
+
+
+def differs(noted: tuple[Any, ...], seen: tuple[Any, ...]) -> bool:
+    """By identity, so that comparing runs no code of the values."""
+    return len(noted) != len(seen) or noted[:1] != seen[:1] or not all(map(operator.is_, noted[1:], seen[1:]))

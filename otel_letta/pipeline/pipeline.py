@@ -221,11 +221,16 @@ class Pipeline:
         """Take in everything that was put into the inbox and onto open spans; False if that took too long."""
         # Somebody flushes, and may not be here when the parents that spans wait for have ended. A span without a chat
         # of its own is more likely a step of what is still open.
-        return self._inbox.run(timeout, self.watcher.poll, partial(self._tracker.release, anonymous=False))
+        return self._read_all(timeout, partial(self._tracker.release, anonymous=False))
 
     def catch_up(self, timeout: float) -> bool:
         """Take in what has happened so far, and decide nothing earlier than it is due; False if that took too long."""
-        return self._inbox.run(timeout, self.watcher.poll)
+        return self._read_all(timeout)
+
+    def _read_all(self, timeout: float, *then: Callable[[], None]) -> bool:
+        until = Deadline.after(timeout)
+        poll = partial(self.watcher.poll, lambda: not until.passed)
+        return self._inbox.run(timeout, poll, *then) and not until.passed
 
     def complain(self, where: str, error: Exception) -> None:
         """Log a bug of ours, at most once a minute for each kind; its text could hold anything: for DEBUG only."""
@@ -299,8 +304,10 @@ class Pipeline:
     def _end_open_tasks(self, timeout: float, *, sources: bool = True) -> None:
         ends = [source.shutdown for source in self._sources.values()] if sources else []
         until = Deadline.after(timeout * _FOR_READING)
-        shutdown = partial(self._tracker.shutdown, lambda: not until.passed)
-        self._inbox.run(until.left(), self.watcher.poll, shutdown, *ends)
+        poll, shutdown = (
+            partial(work, lambda: not until.passed) for work in (self.watcher.poll, self._tracker.shutdown)
+        )
+        self._inbox.run(until.left(), poll, shutdown, *ends)
 
     def _count_unread(self) -> bool:
         """Count and log what there was no time to read, as the program ends. Return True if there is any."""

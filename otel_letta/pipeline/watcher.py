@@ -14,12 +14,12 @@ from opentelemetry.trace import StatusCode, get_current_span
 from otel_letta import semconv
 from otel_letta.pipeline import pooled
 from otel_letta.pipeline.hooks import attributes_in, declares_nothing, handled, is_no_record, make_hooks
-from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record
+from otel_letta.pipeline.open_spans import OpenSpan, OpenSpans, Record, differs, noted_in
 from otel_letta.pipeline.pooled import handled_elsewhere
 from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
 from otel_letta.runtime.suppress import is_suppressed
-from otel_letta.tracking.reading import NOTED, Reading, SpanKey, attributes_of, key_of, may_declare
+from otel_letta.tracking.reading import Reading, SpanKey, attributes_of, key_of, may_declare
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -294,13 +294,15 @@ class Watcher:
             self.poll()
         return self._next_poll if self.watching else math.inf
 
-    def poll(self) -> None:
-        """Read every open span for what was set since the last time."""
+    def poll(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """Read every open span for what was set since the last time. ``goes_on``: False when the time is over."""
         began = time.monotonic()
         for number, record in enumerate(self.open.all(), 1):
             self._guarded(self._read, record)
             if not number % _YIELD:
                 time.sleep(0)
+                if not goes_on():
+                    break
         for record in self.open.take_lost(patient=True):
             self._guarded(self._lose, record)
         self.watching = False
@@ -333,14 +335,11 @@ class Watcher:
             declares = not declares_nothing(attributes_in(span))
             if not declares and self.spelling is not None:
                 self.spelling(attributes_of(span))
-            if declares and _differs(attributes_of(span), entry.seen):
+            if declares and differs(noted_in(attributes_of(span)), entry.seen):
                 self._read_ancestors(record)
                 self._hand_over(record, entry, span, self._tracker.changed)
             return
-        attributes = attributes_of(span)
-        # What names an agent or its conversation may have any name, and comes with few others.
-        more = len(attributes) != len(entry.seen)
-        if more or _newest_event(span) > entry.event_time or _differs(attributes, entry.seen):
+        if _newest_event(span) > entry.event_time or differs(noted_in(attributes_of(span)), entry.seen):
             self._hand_over(record, entry, span, self._tracker.changed)
 
     def _read_ancestors(self, record: Record) -> None:
@@ -359,17 +358,19 @@ class Watcher:
             span = entry.ended or entry()
             if span is None or entry.ignored or (entry.opted is None and declares_nothing(attributes_in(span))):
                 continue
-            if _differs(attributes_of(span), entry.seen):
+            if differs(noted_in(attributes_of(span)), entry.seen):
                 self._hand_over(above, entry, span, self._tracker.changed)
 
     def _hand_over(self, record: Record, entry: OpenSpan, span: ReadableSpan, take: Callable[..., bool]) -> None:
         # Remembered as it was before it is read: what is set in between shall be new at the next poll.
-        seen, event_time = attributes_of(span), _newest_event(span)
+        attributes, event_time = attributes_of(span), _newest_event(span)
         if self.spelling is not None:
-            self.spelling(seen)
+            self.spelling(attributes)
         above, outside = self.open.above(record)
-        entry.followed = take(Reading.of(span, entry.opted), above, outside, entry.inbound)
-        entry.seen, entry.event_time = seen, event_time
+        reading = Reading.of(span, entry.opted)
+        reading.key = entry.key  # the same, once: the tracker keeps it as long as the span is open
+        entry.followed = take(reading, above, outside, entry.inbound)
+        entry.seen, entry.event_time = noted_in(attributes), event_time
 
 
 def _handled_at_end(span: ReadableSpan) -> BaseException | None:
@@ -388,11 +389,6 @@ def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     not the span's.
     """
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
-
-
-def _differs(attributes: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """By identity, so that comparing runs no code of the values."""
-    return any(attributes.get(name) is not seen.get(name) for name in NOTED)
 
 
 def _newest_event(span: ReadableSpan) -> int:

@@ -78,7 +78,8 @@ class Ledger:
     ) -> Task:
         """Open a declared task. ``around``: the task that it runs in."""
         task = Task(said.task_id or "", agent, reading.key, reading.start)
-        task.inferred = said.inferred
+        if said.inferred:
+            task.inferred = True
         # Later ones fill in what earlier ones leave open.
         if around is not None:
             task.chat_id, task.message_id = around.chat_id, around.message_id
@@ -136,7 +137,9 @@ class Ledger:
         self.tasks.pop((task.agent_id, task.id), None)
         # The memory of ended spans keeps the object; its texts can be long.
         task.ended = True
-        task.content = task.root_content = task.result = None
+        task.content = None
+        task.__dict__.pop("root_content", None)
+        task.__dict__.pop("result", None)
 
     def was(self, task: Task) -> bool:
         """Return True if a task with its id has ended."""

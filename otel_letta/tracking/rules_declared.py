@@ -165,7 +165,7 @@ class DeclaredRules:
 
     def shut_down(self, goes_on: Callable[[], bool]) -> None:
         """Fail all tasks that are open, while there is time: the program ends."""
-        for key, span in self._tree.open.items():
+        for key, span in takewhile(lambda _: goes_on(), self._tree.open.items()):
             if span.task is not None:
                 self._tree.end(key, Fate.DECLARED, span.task)
         for task in takewhile(lambda _: goes_on(), list(self._ledger.tasks.values())):

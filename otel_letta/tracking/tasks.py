@@ -27,39 +27,44 @@ NO_IDS = Inbound()
 
 
 class Task:
-    """A task that is under way. A span declared it."""
+    """A task that is under way. A span declared it.
 
-    name = ""
-    chat_id: str | None = None
-    message_id: str | None = None
-    service: str | None = None
-    content: str | None = None
-    """The last content of any of its spans, a step included."""
+    What every task sets has a slot, what few set is a default of the class: a program may have 100,000 of them open.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "agent_id",
+        "chat_id",
+        "content",
+        "ended",
+        "ended_at",
+        "has_progress",
+        "id",
+        "key",
+        "message_id",
+        "name",
+        "owners",
+        "progress",
+        "reported_at",
+        "sequence",
+        "service",
+        "started",
+        "status",
+        "waits",
+    )
+
     root_content: str | None = None
     """The last content of the task's own spans."""
     result: str | None = None
     has_own_result = False
     """The result is the task's own, not a step's."""
-    progress = 0.0
-    has_progress = False
-    """Some span gave a number."""
-    status: TaskStatus | None = None
-    """The status that its own spans gave."""
-    owners = 0
-    """Open spans that are the task's own, not steps."""
     failed_steps = 0
-    sequence = 0
     run = 1
-    reported_at = 0
-    """The latest time that a report of it bears, Unix nanoseconds."""
-    waits = False
-    """Its own span says that it pauses."""
     parked_at = 0
     """The time since which it waits."""
     retries = False
     """It will be tried again."""
-    ended = False
-    ended_at: int | None = None
     inferred = False
     """Nobody declared it: short successes of it are not worth waking an agent."""
     mirrored = False
@@ -71,6 +76,26 @@ class Task:
         self.key = key
         """The span that it is known by; None for a task that has no spans."""
         self.started = started
+        self.name = ""
+        self.chat_id: str | None = None
+        self.message_id: str | None = None
+        self.service: str | None = None
+        self.content: str | None = None
+        """The last content of any of its spans, a step included."""
+        self.progress = 0.0
+        self.has_progress = False
+        """Some span gave a number."""
+        self.status: TaskStatus | None = None
+        """The status that its own spans gave."""
+        self.owners = 0
+        """Open spans that are the task's own, not steps."""
+        self.sequence = 0
+        self.reported_at = 0
+        """The latest time that a report of it bears, Unix nanoseconds."""
+        self.waits = False
+        """Its own span says that it pauses."""
+        self.ended = False
+        self.ended_at: int | None = None
 
     @property
     def automatic_id(self) -> str:
