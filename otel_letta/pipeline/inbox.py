@@ -29,8 +29,9 @@ _REST = 9.0
 """Length of a rest, in times of the slice before it. It shrinks as calls pile up."""
 _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
-_MOST = 30_000
-"""Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted."""
+_MOST = 10_000
+"""Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted. It
+is a dozen objects, too, that a full pass of the garbage collector goes through while the program waits."""
 _PATIENCE = 0.002
 """Seconds that a hook waits for its turn to help, where it would otherwise lose its call."""
 _LINGER = 0.004
@@ -49,7 +50,7 @@ class Inbox:
         on_thread: called when the thread has started.
     """
 
-    backlog = 10_000
+    backlog = 4_000
     """Calls that wait, from which on a hook makes some of them itself: pure computation, for one slice at most."""
 
     def __init__(

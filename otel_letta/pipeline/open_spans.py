@@ -268,7 +268,7 @@ def noted_in(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
 
     What names an agent or its conversation may have any name, and comes with few others: hence the number.
     """
-    noted = [len(attributes)]
+    noted: list[Any] = [len(attributes)]
     for name, value in attributes.items():
         if name in NOTED:
             noted += (name, value)

@@ -15,7 +15,7 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.recent import Recent
-from otel_letta.tracking.tasks import Inbound, InferredTask, Task
+from otel_letta.tracking.tasks import Inbound, InferredTask, Task, place_of
 from otel_letta.tracking.tree import REMEMBERED
 
 _logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class Ledger:
         self._wake_on_wait = wake_on_wait
         self._wait = int(wait_timeout * 1e9)
         self._claimed = claimed
-        self.tasks: dict[tuple[str | None, str], Task] = {}
-        """Declared tasks under way, by agent and id."""
+        self.tasks: dict[str | tuple[str, str], Task] = {}
+        """Declared tasks under way, by id, and by agent where that is not the configured one."""
         self._past: Recent[tuple[str | None, str], tuple[int, int]] = Recent(REMEMBERED)
         """Run and sequence of tasks that are over: another one with the same id counts on from there."""
         self._parked = Parked()
@@ -107,20 +107,20 @@ class Ledger:
 
     def find(self, agent: str | None, task_id: str | None) -> Task | None:
         """Return the task under way with an id; None for none."""
-        return self.tasks.get((agent, task_id)) if task_id is not None else None
+        return self.tasks.get(place_of(agent, task_id)) if task_id is not None else None
 
     def rename(self, task: Task, task_id: str) -> None:
         """Let a task go by an id that was set after its start."""
-        del self.tasks[(task.agent_id, task.id)]
+        del self.tasks[place_of(task.agent_id, task.id)]
         self._enter(task, task_id)
 
     def succeed(self, task: Task, inferred: InferredTask, *, keep_id: bool) -> None:
         """Let a declared task take the place of an inferred one: only now somebody gives it a name."""
         task.key, task.started = inferred.key, min(task.started, inferred.started)
         if keep_id:
-            del self.tasks[(task.agent_id, task.id)]
+            del self.tasks[place_of(task.agent_id, task.id)]
             task.id = inferred.id
-            self.tasks[(task.agent_id, task.id)] = task
+            self.tasks[place_of(task.agent_id, task.id)] = task
         task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
         task.failed_steps += inferred.problems
 
@@ -130,11 +130,11 @@ class Ledger:
         parked = self._parked.take_declared(task, task_id, chat)
         if parked is not None:
             go_on(task, parked)
-        self.tasks[(task.agent_id, task.id)] = task
+        self.tasks[place_of(task.agent_id, task.id)] = task
 
     def drop(self, task: Task) -> None:
         """Forget a task without a report."""
-        self.tasks.pop((task.agent_id, task.id), None)
+        self.tasks.pop(place_of(task.agent_id, task.id), None)
         # The memory of ended spans keeps the object; its texts can be long.
         task.ended = True
         task.content = None
@@ -164,7 +164,7 @@ class Ledger:
             self.report_inferred(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
         else:
             self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
-            self.tasks.pop((task.agent_id, task.id), None)
+            self.tasks.pop(place_of(task.agent_id, task.id), None)
         task.ended = True
         self._keep_parked(task)
 

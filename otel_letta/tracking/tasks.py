@@ -195,3 +195,8 @@ class InferredTask(Task):
 def automatic_id(key: SpanKey) -> str:
     """Return the id of a task whose author gave none: its root's, or its trace's where nobody knows the root."""
     return f"{key[0]:032x}-{key[1]:016x}" if key[1] else f"{key[0]:032x}"
+
+
+def place_of(agent: str | None, task_id: str) -> str | tuple[str, str]:
+    """Return what a task is known by, with the configured agent or another one."""
+    return task_id if agent is None else (agent, task_id)

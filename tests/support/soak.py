@@ -1,6 +1,6 @@
 """A soak: a program that reports without a break, behind a proxy whose fault changes every few seconds.
 
-python -m tests.support.soak 600    # seconds; prints the figures
+python -m tests.support.soak 600 50    # seconds, and ends a second; prints the figures
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Soak:
     def __str__(self) -> str:
         return (
             f"{self.made} ends behind {sum(self.faults.values())} faults of {len(self.faults)} kinds: "
-            f"{self.missing} missing, {self.twice} twice; {self.stats}; memory {self.memory[0]} MB at the start, "
+            f"{self.missing} missing, {self.twice} twice; flushed: {self.flushed}; {self.stats}; memory {self.memory[0]} MB at the start, "
             f"{max(self.memory)} at most, {self.memory[-1]} at the end"
         )
 
@@ -155,4 +155,4 @@ def growth() -> tuple[float, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(soak(float(sys.argv[1])))
+    print(soak(float(sys.argv[1]), *map(int, sys.argv[2:3])))
