@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -24,7 +23,7 @@ from otel_letta.errors import (
     LettaUnsupportedError,
 )
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
-from otel_letta.letta.answers import parsed, refusal, rows, server_time
+from otel_letta.letta.answers import moment, parsed, refusal, rows, server_time
 from otel_letta.letta.configured import Configured, another_agents
 from otel_letta.letta.http import HttpClient, segment
 from otel_letta.letta.recent import Recent
@@ -121,10 +120,10 @@ class RestTransport(Configured):
             if row.get("conversation_id") != lane.conversation_id or not isinstance(row.get("id"), str):
                 continue
             active = lately is None or row.get("status") in ("created", "running")
-            ended = _moment(row.get("completed_at"))
+            ended = moment(row.get("completed_at"))
             since_end = None if active or ended is None else (now - ended).total_seconds()
             if active or (since_end is not None and since_end < (lately or 0.0)):
-                created = _moment(row.get("created_at"))
+                created = moment(row.get("created_at"))
                 age = None if created is None else (now - created).total_seconds()
                 runs.append(Run(row["id"], age, since_end))
         return runs
@@ -297,7 +296,7 @@ class RestTransport(Configured):
 
 
 def _is_older(row: dict[str, Any], now: datetime, seconds: float) -> bool:
-    date = _moment(row.get("date"))
+    date = moment(row.get("date"))
     return date is not None and (now - date).total_seconds() > seconds
 
 
@@ -325,7 +324,7 @@ def _was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]]
 
 
 def _date_of(row: dict[str, Any]) -> str:
-    date = _moment(row.get("date"))
+    date = moment(row.get("date"))
     return "" if date is None else date.astimezone(timezone.utc).isoformat()
 
 
@@ -334,18 +333,6 @@ def _place(lane: Lane) -> str:
     if lane.conversation_id:
         return f"/v1/conversations/{segment(lane.conversation_id)}"
     return f"/v1/agents/{segment(lane.agent_id)}"
-
-
-def _moment(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
-    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def _content(response: httpx.Response) -> Any:
