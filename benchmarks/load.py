@@ -5,8 +5,8 @@ another process; beside it the client's own CPU, which a busy machine does not s
 one thread can while the server is away, *open* leaves them open: memory is the resident set at its peak, minus what the
 same spans take without a processor. A span takes as long as its hooks, what else runs on the machine, and Python's
 garbage collector, whose full passes stop the program for as long as it has objects: so the slowest span is given
-without those, and the longest pass beside it, with and without a processor. *conversations* reports one end to each of so many
-conversations at once.
+without those, and the longest pass beside it, with and without a processor. *conversations* reports one end to each of
+so many conversations at once.
 """
 
 from __future__ import annotations

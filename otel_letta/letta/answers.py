@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -308,3 +309,16 @@ def _http_date(text: str) -> datetime | None:
     except (ValueError, TypeError, OverflowError):  # OverflowError: a year with too many digits
         return None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def moment(value: object) -> datetime | None:
+    """Read a time as servers write it; None for anything else."""
+    if not isinstance(value, str):
+        return None
+    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
+    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)

@@ -5,10 +5,11 @@ What the comments call measured was measured on a real Letta 0.16.8.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
+
+from otel_letta.letta.answers import moment
 
 _MOST_ROWS = 2_000
 """Rows that are looked through for the answer to a message."""
@@ -43,7 +44,7 @@ def answers_in(newest: Iterable[dict[str, Any]], otids: Iterable[str]) -> dict[s
 
 
 def is_older(row: dict[str, Any], now: datetime, seconds: float) -> bool:
-    date = moment_of(row.get("date"))
+    date = moment(row.get("date"))
     return date is not None and (now - date).total_seconds() > seconds
 
 
@@ -71,17 +72,5 @@ def was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]])
 
 
 def _date_of(row: dict[str, Any]) -> str:
-    date = moment_of(row.get("date"))
+    date = moment(row.get("date"))
     return "" if date is None else date.astimezone(timezone.utc).isoformat()
-
-
-def moment_of(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    # Python 3.10 reads no trailing Z, and only three or six digits of a fraction.
-    text = re.sub(r"\.(\d+)", lambda match: f".{match[1]:0<6.6}", value.replace("Z", "+00:00"), count=1)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)

@@ -22,9 +22,9 @@ from otel_letta.errors import (
     LettaUnsupportedError,
 )
 from otel_letta.ids import APP_SERVER_CONVERSATION, REST_CONVERSATION
-from otel_letta.letta.answers import parsed, refusal, rows, server_time
+from otel_letta.letta.answers import moment, parsed, refusal, rows, server_time
 from otel_letta.letta.configured import Configured, another_agents
-from otel_letta.letta.history import answers_in, is_older, moment_of, was_put_away
+from otel_letta.letta.history import answers_in, is_older, was_put_away
 from otel_letta.letta.http import HttpClient, segment
 from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
@@ -120,10 +120,10 @@ class RestTransport(Configured):
             if row.get("conversation_id") != lane.conversation_id or not isinstance(row.get("id"), str):
                 continue
             active = lately is None or row.get("status") in ("created", "running")
-            ended = moment_of(row.get("completed_at"))
+            ended = moment(row.get("completed_at"))
             since_end = None if active or ended is None else (now - ended).total_seconds()
             if active or (since_end is not None and since_end < (lately or 0.0)):
-                created = moment_of(row.get("created_at"))
+                created = moment(row.get("created_at"))
                 age = None if created is None else (now - created).total_seconds()
                 runs.append(Run(row["id"], age, since_end))
         return runs

@@ -278,7 +278,11 @@ class ScriptedAppServer:
             self.reply(socket, frame, success=False, messages=[], error=missing)
             return
         rows = self.messages.get((agent, conversation), [])
-        self.reply(socket, frame, messages=rows[::-1][: query["limit"]], has_more=len(rows) > query["limit"])
+        if "before" in query:
+            rows = rows[: [row["id"] for row in rows].index(query["before"])]
+        page = rows[::-1][: query["limit"]]
+        more = len(rows) > query["limit"]
+        self.reply(socket, frame, messages=page, has_more=more, next_before=page[-1]["id"] if page else None)
 
     def _list_memory(self, socket: ServerConnection, frame: Frame) -> None:
         files = self.files.setdefault(frame["agent_id"], {"MEMORY.md": "# Memory\n"})

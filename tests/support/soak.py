@@ -56,7 +56,8 @@ class Soak:
     def __str__(self) -> str:
         return (
             f"{self.made} ends behind {sum(self.faults.values())} faults of {len(self.faults)} kinds: "
-            f"{self.missing} missing, {self.twice} twice; flushed: {self.flushed}; {self.stats}; memory {self.memory[0]} MB at the start, "
+            f"{self.missing} missing, {self.twice} twice; flushed: {self.flushed}; {self.stats}; "
+            f"memory {self.memory[0]} MB at the start, "
             f"{max(self.memory)} at most, {self.memory[-1]} at the end"
         )
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from otel_letta.errors import LettaServerError
-from otel_letta.letta.answers import rows
+from otel_letta.letta.answers import moment, rows
 from otel_letta.letta.app_server.failures import no_conversation, not_found
 from otel_letta.letta.app_server.socket import Session
 from otel_letta.letta.app_server.turns import DEFAULT_CONVERSATION
@@ -22,7 +23,11 @@ from otel_letta.letta.transport import Lane, Message
 _logger = logging.getLogger(__name__)
 
 _NEWEST = 100
-"""How many of a conversation's newest messages are looked at."""
+"""Messages, or conversations, that are asked for at once."""
+_MOST_PAGES = 200
+"""Pages that are read in search of a message."""
+_CLOCKS = timedelta(seconds=60)
+"""The time by which a message may seem older than its input."""
 MOST_DETOURS = 2
 _DETOUR_LASTS = 1_800.0
 """Seconds until the blocked conversation is tried again. Only a restart of the server frees it, which may go unseen."""
@@ -40,23 +45,45 @@ def retrieve_agent(session: Session, agent_id: str) -> dict[str, Any]:
     return agent
 
 
-def newest_messages(session: Session, agent_id: str, conversation: str) -> list[dict[str, Any]]:
-    """Return a conversation's messages, the newest first."""
+def newest_messages(session: Session, agent_id: str, conversation: str, age: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Yield a conversation's messages, the newest first, back to those that are older than ``age`` seconds."""
+    since = datetime.now(timezone.utc) - timedelta(seconds=age) - _CLOCKS
     # The default conversation needs its agent in the query, where others need none.
     query = {"agent_id": agent_id, "limit": _NEWEST, "order": "desc"}
-    answer = session.request("conversation_messages_list", {"conversation_id": conversation, "query": query})
-    if answer.get("success") is not True:
-        raise not_found(session, answer.get("error")) or LettaServerError(
-            "The App Server does not list messages", detail=session.words(answer.get("error")), may_have_landed=True
-        )
-    return rows(answer.get("messages"))
+    for _ in range(_MOST_PAGES):
+        answer = session.request("conversation_messages_list", {"conversation_id": conversation, "query": dict(query)})
+        if answer.get("success") is not True:
+            raise not_found(session, answer.get("error")) or LettaServerError(
+                "The App Server does not list messages", detail=session.words(answer.get("error")), may_have_landed=True
+            )
+        page = rows(answer.get("messages"))
+        yield from page
+        # Measured: ``next_before`` is the oldest message of the page, and ``before`` gives those before it.
+        before, oldest = answer.get("next_before"), moment(page[-1].get("date")) if page else None
+        if answer.get("has_more") is not True or not isinstance(before, str) or before == query.get("before"):
+            return
+        if oldest is not None and oldest < since:
+            return
+        query["before"] = before
+    _logger.debug("%s: gave up the search in its messages after %d pages", conversation, _MOST_PAGES)
 
 
-def stored(session: Session, agent_id: str, conversation: str, messages: Sequence[Message]) -> dict[str, str]:
-    """Return which of the messages the conversation holds: otid → the server's message id."""
+def stored(
+    session: Session, agent_id: str, conversation: str, messages: Sequence[Message], age: float = 0.0
+) -> dict[str, str]:
+    """Return which of the messages the conversation holds: otid → the server's message id.
+
+    ``age``: seconds since the first of them may have been sent.
+    """
     wanted = {message.otid for message in messages}
-    found = ((row.get("otid"), row.get("id")) for row in newest_messages(session, agent_id, conversation))
-    return {otid: str(identifier) for otid, identifier in found if isinstance(otid, str) and otid in wanted}
+    found: dict[str, str] = {}
+    for row in newest_messages(session, agent_id, conversation, age):
+        otid = row.get("otid")
+        if isinstance(otid, str) and otid in wanted:
+            found.setdefault(otid, str(row.get("id")))
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def answers_in(newest: Sequence[dict[str, Any]], otids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -117,10 +117,10 @@ class AppServerTransport(Configured):
     ) -> dict[str, str]:
         wanted = [Message("", otid) for otid in otids]
         with self._towards(lane, until) as (session, conversation):
-            found = stored(session, lane.agent_id, conversation, wanted)
+            found = stored(session, lane.agent_id, conversation, wanted, age)
             # The same report may have gone there before the detour was taken.
             for origin in self._conversations.replaced_by(lane.agent_id, conversation):
-                found = {**stored(session, lane.agent_id, origin, wanted), **found}
+                found = {**stored(session, lane.agent_id, origin, wanted, age), **found}
             return found
 
     def in_context(self, lane: Lane, message_ids: Sequence[str], *, until: Deadline | None = None) -> set[str]:

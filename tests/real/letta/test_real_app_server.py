@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_letta import LettaAgentNotFoundError, LettaAuthenticationError, LettaModelError, LettaReporter
+from otel_letta.letta.app_server.transport import AppServerTransport
+from otel_letta.letta.transport import Message
+from otel_letta.settings import Settings
 from tests.support.app_server import APP_SERVER_VERSION, AppServer
 from tests.support.app_server_client import AppServerClient, Turn
 from tests.support.either import At, EitherAppServer
@@ -37,6 +40,20 @@ def _send(reporter: LettaReporter, content: str, **more: Any) -> dict[str, Any]:
 
 def _prompts_about(app_server: AppServerHarness, text: str) -> int:
     return sum(text in str(prompt) for prompt in app_server.llm.prompts)
+
+
+def test_a_message_is_found_behind_more_than_a_page_of_others(app_server: AppServerHarness) -> None:
+    settings = Settings.resolve(environ={}, **options_for(app_server, app_server.create_agent()))
+    transport = AppServerTransport(settings)
+    lane = transport.lane(None, None)
+    try:
+        for turn in range(7):
+            transport.send(lane, [Message(f"report {turn}-{n}", f"otid-{turn}-{n}") for n in range(20)])
+        # One input may be stored as one row or as several; with the answers these are more than two pages.
+        there = transport.landed(lane, ["otid-0-0", "otid-6-19"], age=3_600.0)
+    finally:
+        transport.close()
+    assert set(there) == {"otid-0-0", "otid-6-19"}
 
 
 # -- conversations ---------------------------------------------------------------------------------------------------

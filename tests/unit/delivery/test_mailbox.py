@@ -245,6 +245,18 @@ def test_nothing_is_remembered_of_a_task_whose_end_arrived_even_if_its_progress_
     assert not box._paces and not box._progress and box.capacity.ends == 0
 
 
+def test_progress_that_arrives_after_its_end_was_only_counted_is_not_remembered() -> None:
+    box = Box(capacity=Capacity(1))
+    box.put(progress("a"), now=0)
+    on_its_way = box.take_at(0)
+    box.put(end("a"), now=1)
+    box.put(end("b"), now=1)  # and of a's end a count is left
+    box.mark_delivered(on_its_way, 2)
+    box.deliver(2)
+
+    assert not box._paces
+
+
 # -- requests -----------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +389,17 @@ def test_if_only_ends_are_left_the_oldest_collapse_into_a_count_that_is_told_fir
     assert contents(parcels)[1:] == ["e3 over", "e4 over"]
     assert box.stats.snapshot()["dropped"] == {"end collapsed into a count": 3}
     assert box.ends_waiting == 0
+
+
+def test_the_oldest_end_of_any_lane_makes_room_so_that_the_bound_holds_for_ever_new_ones() -> None:
+    capacity = Capacity(3)
+    boxes = [Box(Lane(LANE.server, LANE.agent_id, f"conv-{number}"), capacity=capacity) for number in range(10)]
+    for number, box in enumerate(boxes):
+        box.put(end(f"e{number}"), now=number)
+
+    assert capacity.ends == 3
+    assert [box.ends_uncounted for box in boxes] == [0] * 7 + [1] * 3
+    assert [box.ends_waiting for box in boxes] == [1] * 10
 
 
 def test_a_count_that_could_not_be_sent_is_kept_and_grows() -> None:

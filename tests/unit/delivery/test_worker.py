@@ -185,3 +185,17 @@ def test_the_work_of_a_cancelled_flush_is_cancelled_too(crew: Crew, worker: Doin
     worker.give(job, lambda until: None)
     assert not flush(crew, worker, until=Deadline(cancelled=lambda: cancelled))
     assert len(worker.jobs) == 1
+
+
+def test_an_alarm_that_was_moved_leaves_nothing_behind(crew: Crew, worker: Doing) -> None:
+    # Each would stay until its time comes: an hour later for a lane whose agent was woken too often.
+    others = [Doing(crew) for _ in range(5)]
+    with crew.lock:
+        for number, other in enumerate(others):
+            crew.lanes.set_alarm(other, 2_000_000.0 + number)
+        for number in range(1_000):
+            crew.lanes.set_alarm(worker, 1_000_000.0 - number)
+        kept = list(crew.lanes._alarms)
+    assert len(kept) < 100
+    set_now = {(at, who) for at, _, who in kept if who.alarm == at}
+    assert set_now == {(999_001.0, worker), *((2_000_000.0 + number, each) for number, each in enumerate(others))}

@@ -10,7 +10,7 @@ import pytest
 import respx
 
 from otel_letta import errors
-from otel_letta.letta.history import moment_of
+from otel_letta.letta.answers import moment
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.transport import Block, Lane, Message, Run
 from tests.unit.letta.rest_support import (
@@ -89,9 +89,9 @@ def test_times_are_read_on_python_3_10_too(monkeypatch: pytest.MonkeyPatch) -> N
                 raise ValueError(text)
             return datetime.datetime.fromisoformat(text)
 
-    monkeypatch.setattr("otel_letta.letta.history.datetime", Strict)
+    monkeypatch.setattr("otel_letta.letta.answers.datetime", Strict)
     for text in ("2026-11-22T11:59:00Z", "2026-11-22T11:59:00.1Z", "2026-11-22T11:59:00.1234567+00:00"):
-        assert moment_of(text) is not None
+        assert moment(text) is not None
     assert len(seen) == 3
 
 

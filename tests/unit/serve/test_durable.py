@@ -22,7 +22,6 @@ from tests.support.otlp_sender import post, request_of, serving, span_of
 from tests.support.program import Address
 from tests.support.waiting import until
 
-
 LONG = "1795946401500000000"
 
 

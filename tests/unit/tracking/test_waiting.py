@@ -238,3 +238,15 @@ def test_a_declared_task_without_an_id_goes_on_in_the_same_chat() -> None:
     assert [end.task_id == waited.task_id for end in live.ends] == [False, True]
     live.tracker.shutdown()
     assert len(live.ends) == 2
+
+
+def test_where_too_many_wait_the_agent_is_told_which_one_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otel_letta.tracking.parked._MOST", 3)
+    driver = Live()
+    for number in range(5):
+        attributes = {"letta.task.id": f"t{number}", "letta.task.waiting": True}
+        with driver.tracer.start_as_current_span("ask", attributes=attributes):
+            pass
+    assert [(end.task_id, end.status, end.error) for end in driver.ends] == [
+        (f"t{number}", FAILED, "nobody came for it, and too many others wait") for number in range(2)
+    ]

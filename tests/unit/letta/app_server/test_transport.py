@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import threading
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from websockets.sync.server import ServerConnection
@@ -38,6 +40,26 @@ def test_landed_looks_past_odd_rows(server: ScriptedAppServer, make: Make) -> No
     )
     letta = make()
     assert letta.landed(letta.lane(None, None), ["otid-1", "otid-2"]) == {"otid-1": "m-1"}
+
+
+def test_landed_looks_back_to_the_time_of_the_send_and_no_further(server: ScriptedAppServer, make: Make) -> None:
+    def row(number: int) -> dict[str, Any]:
+        at = datetime.now(timezone.utc) - timedelta(minutes=number)
+        return {"id": f"m-{number}", "otid": f"otid-{number}", "date": at.isoformat().replace("+00:00", "Z")}
+
+    server.messages[AGENT, "default"] = [row(number) for number in range(1_000, 0, -1)]  # one a minute
+    letta = make()
+    lane = letta.lane(None, None)
+
+    def asked() -> int:
+        return sum(frame["type"] == "conversation_messages_list" for frame in server.received)
+
+    assert letta.landed(lane, ["otid-950"], age=955 * 60.0) == {"otid-950": "m-950"}
+    assert asked() == 10
+    assert letta.landed(lane, ["otid-950"], age=150 * 60.0) == {}
+    assert asked() == 12
+    assert letta.landed(lane, ["otid-7"], age=955 * 60.0) == {"otid-7": "m-7"}
+    assert asked() == 13
 
 
 def test_agents_are_described_for_people(server: ScriptedAppServer, make: Make) -> None:
