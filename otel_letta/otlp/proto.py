@@ -74,7 +74,7 @@ def _groups(body: bytes) -> Iterator[tuple[Sequence[bytes], Of]]:
     except (DecodeError, RecursionError):
         raise UndecodableError("not an export request in protobuf") from None
     for group in request.groups:
-        resource = Resource(_attributes(group.resource.attributes))
+        resource = Resource(attributes_of(group.resource.attributes))
         for inner in group.groups:
             yield inner.parts, (resource, InstrumentationScope(inner.scope.name, inner.scope.version))
 
@@ -159,7 +159,7 @@ class WireSpan(ReceivedSpan):
     @property
     def events(self) -> Sequence[Event]:
         return tuple(
-            Event(event.name, _attributes(event.attributes), min(event.time_unix_nano, LATEST - 1))
+            Event(event.name, attributes_of(event.attributes), min(event.time_unix_nano, LATEST - 1))
             for event in self._message.events
         )
 
@@ -191,7 +191,7 @@ class _Values(Mapping[str, Any]):
 
     def _all(self) -> dict[str, Any]:
         if self._read is None:
-            self._read = _attributes(self._pairs)
+            self._read = attributes_of(self._pairs)
         return self._read
 
     def __iter__(self) -> Iterator[str]:
@@ -211,7 +211,7 @@ def _record(message: Any, resource: Resource, scope: InstrumentationScope) -> Lo
     time = message.time_unix_nano or message.observed_time_unix_nano
     if time >= LATEST:
         raise BrokenError("it has no time that can be")
-    attributes = _attributes(message.attributes)
+    attributes = attributes_of(message.attributes)
     trace_id, span_id = message.trace_id, message.span_id
     return LogRecord(
         time,
@@ -230,7 +230,8 @@ def _content(body: Any) -> str | bytes | None:
     return content if isinstance(content, (str, bytes)) else None
 
 
-def _attributes(pairs: Any) -> dict[str, Any]:
+def attributes_of(pairs: Any) -> dict[str, Any]:
+    """Read a list of pairs of a key and a value."""
     found = {}
     for pair in pairs:
         value = pair.value

@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
     bodies: int = 256 * 2**20
     """Bytes of all that are being received or decoded; more are asked to come back."""
     patience: float = 30.0
-    """Seconds between two pieces of a body."""
+    """Seconds without a piece of a body; up to twice as many may pass."""
     whole: float = 120.0
     """Seconds for a whole body."""
 
@@ -106,7 +106,7 @@ class Receiver:
             if self._signal == "metrics":
                 return success(self._signal, kind)
             work = functools.partial(self._take, body, request.headers, kind)
-            if self._intake.durable or len(body) > _AT_ONCE:
+            if self._intake.may_wait or len(body) > _AT_ONCE:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
             return work()
 
@@ -222,16 +222,28 @@ class Request:
         announced = self.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced[:20]) > bounds.body:
             raise _too_long(bounds)
-        parts: list[bytes] = []
         self._began = True
+        # One task for the whole body: to wait for each piece with a timeout takes longer than to take it.
+        reading = asyncio.ensure_future(self._take_all(reservation))
         end = time.monotonic() + bounds.whole
+        try:
+            while True:
+                before = self.size
+                left = min(bounds.patience, end - time.monotonic())
+                done, _ = await asyncio.wait([reading], timeout=max(left, 0.001))
+                if done:
+                    return reading.result()
+                if self.size == before or time.monotonic() >= end:
+                    self._slow = True
+                    raise Refusal(503, "the body came too slowly")
+        finally:
+            reading.cancel()
+
+    async def _take_all(self, reservation: Reservation) -> bytes:
+        bounds = reservation.bounds
+        parts: list[bytes] = []
         while True:
-            left = min(bounds.patience, end - time.monotonic())
-            try:
-                message = await asyncio.wait_for(self._receive(), max(left, 0.001))
-            except asyncio.TimeoutError:
-                self._slow = True
-                raise Refusal(503, "the body came too slowly") from None
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Gone
             part = message.get("body", b"")

@@ -78,9 +78,16 @@ class Intake:
         handle.pipeline.desk.elsewhere = True
         self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
         self._noting = False
+        self.route: Callable[[str, bool, bytes], Batch | None] | None = None
+        """Hands a body over to another process, if it is for that one; see `routes.Router`."""
         self.draining = False
         """Nothing is taken in any more: the program stops."""
         self._troubled_at = -math.inf
+
+    @property
+    def may_wait(self) -> bool:
+        """True if to take something in can take its time, for the disk or another process."""
+        return self.durable or self.route is not None
 
     @property
     def troubled(self) -> bool:
@@ -100,6 +107,11 @@ class Intake:
         Raises:
             Refusal: nothing was taken in.
         """
+        batch = None if self.route is None else self.route(signal, is_json, body)
+        return self.take_here(signal, is_json, body) if batch is None else batch
+
+    def take_here(self, signal: str, is_json: bool, body: bytes) -> Batch:
+        """Do the same in this process, whoever the body is for."""
         if self.draining:
             raise Refusal(503, "this receiver is shutting down")
         read = functools.partial(_READERS[signal, is_json], body, self.feed.gate)

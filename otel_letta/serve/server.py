@@ -30,6 +30,7 @@ from otel_letta.serve.intake import Intake
 from otel_letta.serve.markup import troubles_of
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.page import Page
+from otel_letta.serve.routes import Router
 from otel_letta.serve.siblings import EVERY, Siblings
 from otel_letta.serve.spool import MemorySpool, OwnSpool, SharedSpool
 from otel_letta.settings import Settings
@@ -64,7 +65,9 @@ class Options:
     shared: bool = False
     """Other processes listen on the same address."""
     siblings: Path | None = None
-    """A folder for what they show one another."""
+    """A folder for what they show one another and hand over."""
+    place: tuple[int, int] = (0, 1)
+    """Of this process among them, and how many they are."""
     spool: Path | None = None
     """Where bodies are kept; None is beside the outbox, and without an outbox nowhere."""
     bounds: Bounds = field(default_factory=Bounds)
@@ -133,6 +136,7 @@ class Service:
         self._closed = False
         self._rpc: Any = None
         self._siblings: Siblings | None = None
+        self._router: Router | None = None
         try:
             desk = self.pipeline.desk
             self._siblings = (
@@ -140,6 +144,9 @@ class Service:
                 if options.siblings is not None
                 else None
             )
+            if options.siblings is not None and options.place[1] > 1 and hasattr(socket, "AF_UNIX"):
+                self._router = Router(options.siblings, *options.place, self.intake.take_here)
+                self.intake.route = self._router.route
             page = Page(self.intake, desk, self.doors, self._siblings)
             several = self._siblings is not None
             self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=several)
@@ -266,6 +273,8 @@ class Service:
         self._closed = True
         if self._rpc is not None:
             self._rpc.stop()
+        if self._router is not None:
+            self._router.close()
         self.delivered = self.intake.close(timeout)
         if self._siblings is not None:
             self._siblings.leave()

@@ -99,7 +99,7 @@ class _Supervisor:
         self._options = options
         self._listener = listener
         self._form = form
-        self._processes: list[BaseProcess] = []
+        self._processes: dict[BaseProcess, int] = {}
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,8 +107,8 @@ class _Supervisor:
         with tempfile.TemporaryDirectory(prefix="otel-letta-") as folder:
             os.environ.setdefault(_METRICS_FOLDER, folder)
             self._options = replace(self._options, siblings=Path(folder))
-            for _ in range(self._workers):
-                self._start()
+            for place in range(self._workers):
+                self._start(place)
             while not self._stop.is_set():
                 self._replace_ended()
                 self._stop.wait(0.2)
@@ -125,18 +125,19 @@ class _Supervisor:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _start(self) -> None:
-        arguments = (self._options, self._listener, self._form)
+    def _start(self, place: int) -> None:
+        options = replace(self._options, place=(place, self._workers))
+        arguments = (options, self._listener, self._form)
         process = self._context.Process(target=_work, args=arguments, daemon=False)
         process.start()
-        self._processes.append(process)
+        self._processes[process] = place
 
     def _replace_ended(self) -> None:
         for process in [process for process in self._processes if not process.is_alive()]:
-            self._processes.remove(process)
+            place = self._processes.pop(process)
             if self._options.siblings is not None and process.pid is not None:
                 file_of(self._options.siblings, process.pid).unlink(missing_ok=True)
             _logger.error("a receiving process has ended by itself (%s): another one takes its place", process.exitcode)
             time.sleep(_PAUSE)
             if not self._stop.is_set():
-                self._start()
+                self._start(place)

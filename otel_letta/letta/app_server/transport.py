@@ -131,7 +131,8 @@ class AppServerTransport(Configured):
         self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, until: Deadline | None = None
     ) -> dict[str, dict[str, Any]]:
         with self._towards(lane, until) as (session, conversation):
-            return answers_in(newest_messages(session, lane.agent_id, conversation), otids)
+            newest = list(newest_messages(session, lane.agent_id, conversation, age))
+            return answers_in(newest, otids)
 
     # -- the directory -----------------------------------------------------------------------------------------------
 

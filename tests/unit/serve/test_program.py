@@ -48,7 +48,7 @@ def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
         (["--token-file", "nowhere"], {}, "nowhere"),
         ([], {"LETTA_AGENT_ID": ""}, "LETTA_AGENT_ID"),
         (["--tls-cert", "c.pem", "--tls-key", "c.pem"], {}, "c.pem"),
-        ([], {"OTEL_LETTA_OUTBOX": "postgresql://localhost/x"}, "--spool"),
+        ([], {"OTEL_LETTA_OUTBOX": "postgresql://u:secret@127.0.0.1:9/x"}, "postgresql://u:***@127.0.0.1:9/x"),
     ],
 )
 def test_what_cannot_be_used_is_named(arguments: list[str], environ: dict[str, str], word: str, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Of several processes behind one address, one gets all that a program sends, whatever connections it uses."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_letta.otlp.batch import Batch, UndecodableError
+from otel_letta.otlp.first_resource import first_resource
+from otel_letta.serve.answers import Refusal
+from otel_letta.serve.routes import Router, place_of
+from otel_letta.testing import InMemoryLetta
+from tests.support.otlp_sender import post, request_of, span_of
+from tests.support.waiting import until
+from tests.unit.serve.test_durable import ends, program
+from tests.unit.serve.test_program import _children
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets there")
+
+
+# -- whose a request is ------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_or_else_a_process_is_one_place() -> None:
+    here = {"service.name": "shop", "service.instance.id": "1", "host.name": "h", "process.pid": 7}
+    assert place_of(here, 64) == place_of({**here, "host.name": "other"}, 64)
+    assert place_of(here, 64) != place_of({**here, "service.instance.id": "2"}, 64)
+    no_instance = {"service.name": "shop", "host.name": "h", "process.pid": 7}
+    assert place_of(no_instance, 64) != place_of({**no_instance, "process.pid": 8}, 64)
+    agents = {place_of({**here, "letta.agent.id": "agent-1", "service.instance.id": str(n)}, 64) for n in range(20)}
+    assert len(agents) == 1
+    assert {place_of({**here, "service.instance.id": str(n)}, 2) for n in range(50)} == {0, 1}
+
+
+@pytest.mark.parametrize("resource", [{}, {"service.name": "shop"}, {"service.name": "shop", "process.pid": 7}])
+def test_what_nothing_tells_apart_has_no_place(resource: dict[str, Any]) -> None:
+    assert place_of(resource, 2) is None
+
+
+@pytest.mark.parametrize("signal", ["traces", "logs"])
+def test_the_first_resource_is_had_from_either_encoding(signal: str) -> None:
+    body = request_of(span_of("x"), logs=signal == "logs", service__name="shop")
+    assert first_resource(body, True, signal) == {"service.name": "shop"}
+    request = ExportTraceServiceRequest() if signal == "traces" else ExportLogsServiceRequest()
+    group = request.resource_spans.add() if signal == "traces" else request.resource_logs.add()  # type: ignore[attr-defined]
+    pair = group.resource.attributes.add()
+    pair.key, pair.value.string_value = "service.name", "shop"
+    assert first_resource(request.SerializeToString(), False, signal) == {"service.name": "shop"}
+    assert first_resource(b"", False, signal) == {}
+    assert first_resource(b"{}", True, signal) == {}
+
+
+@pytest.mark.parametrize(("body", "is_json"), [(b"\xff", False), (b"{", True), (b"[]", True), (b"[" * 100_000, True)])
+def test_of_no_request_there_is_none(body: bytes, is_json: bool) -> None:
+    for signal in ("traces", "logs"):
+        with pytest.raises(UndecodableError):
+            first_resource(body, is_json, signal)
+
+
+# -- handing over ------------------------------------------------------------------------------------------------------
+
+
+class Two:
+    """Two routers in one process, and what each took in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken: list[list[tuple[str, bool, bytes]]] = [[], []]
+        self.refusal: Refusal | None = None
+        self.routers = [Router(folder, place, 2, self.take(place)) for place in (0, 1)]
+
+    def take(self, place: int) -> Any:
+        def take(signal: str, is_json: bool, body: bytes) -> Batch:
+            if self.refusal is not None:
+                raise self.refusal
+            self.taken[place].append((signal, is_json, body))
+            return Batch(broken=["one is broken"])
+
+        return take
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    made = Two(tmp_path)
+    yield made
+    for router in made.routers:
+        router.close()
+
+
+def body_for(place: int) -> bytes:
+    for number in range(100):
+        if place_of({"letta.agent.id": f"agent-{number}"}, 2) == place:
+            return request_of(span_of("x"), letta__agent__id=f"agent-{number}")
+    raise AssertionError
+
+
+def test_a_body_for_another_process_comes_there_and_its_answer_back(two: Two) -> None:
+    body = body_for(1)
+    for _ in range(3):
+        batch = two.routers[0].route("traces", True, body)
+        assert batch is not None
+        assert batch.broken == ["one is broken"]
+    assert two.taken == [[], [("traces", True, body)] * 3]
+    assert two.routers[1].route("traces", True, body) is None  # it is here
+
+
+def test_what_the_other_refuses_is_refused(two: Two) -> None:
+    two.refusal = Refusal(503, "the spool is full")
+    with pytest.raises(Refusal, match="the spool is full") as raised:
+        two.routers[0].route("traces", True, body_for(1))
+    assert raised.value.status == 503
+
+
+def test_many_hand_over_at_once(two: Two) -> None:
+    bodies = [body_for(1) + b" " * number for number in range(40)]
+    threads = [threading.Thread(target=two.routers[0].route, args=("traces", True, body)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(body for _, _, body in two.taken[1]) == sorted(bodies)
+
+
+def test_while_the_other_is_away_it_is_taken_in_here_and_then_there_again(two: Two) -> None:
+    body = body_for(1)
+    assert two.routers[0].route("traces", True, body) is not None
+    two.routers[1].close()
+    # The connection of before still has its thread: a process that is gone has none.
+    two.routers[0]._forget(1)
+    assert two.routers[0].route("traces", True, body) is None
+    two.routers[1] = Router(two.folder, 1, 2, two.take(1))
+    assert two.routers[0].route("traces", True, body) is not None
+
+
+def test_a_task_and_its_end_meet_whatever_connections_they_come_by(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    """The span says nothing by itself: only who has got the log event knows what ends with it."""
+    with program(letta, agent, "--workers", "2", TMPDIR=str(tmp_path)) as running:
+        assert until(lambda: len(_children(running.process.pid)) == 2, 60)
+        assert until(lambda: len(list(tmp_path.glob("*/*.sock"))) == 2, 60)
+        names = [f"task {number}" for number in range(1, 13)]
+        for number, name in enumerate(names, 1):
+            source = {"service__name": "shop", "service__instance__id": f"{number}"}
+            event = {
+                "timeUnixNano": "1795946400500000000",
+                "eventName": "letta.task.progress",
+                "traceId": f"{number:032x}",
+                "spanId": f"{number:016x}",
+                "attributes": [{"key": "letta.task.name", "value": {"stringValue": name}}],
+            }
+            assert post(running.port, "/v1/logs", request_of(event, logs=True, **source)).status == 200
+            end = span_of(name, number, attributes=[])
+            assert post(running.port, "/v1/traces", request_of(end, **source)).status == 200
+        assert until(lambda: sorted(ends(letta, agent)) == sorted(names), 60)
+        assert running.stop() == 0
