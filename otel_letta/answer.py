@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from otel_letta.instruction import Instruction
 from otel_letta.report import ProgressReport
@@ -34,11 +34,17 @@ class Answer:
     """Letta's id of the turn."""
     stop_reason: str | None = None
     """Letta's word, such as ``end_turn``."""
-    usage: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    usage: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """Letta's counts of tokens: ``prompt_tokens``, ``completion_tokens``, ``total_tokens`` and what else it names.
     Empty for an answer that was looked up later, since its own had been lost."""
     reasoning: str | None = None
     """Its reasoning; None unless it was asked for (``OTEL_LETTA_ANSWER_REASONING``). Bounded as `text` is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as JSON has them."""
+        out = {each.name: getattr(self, each.name) for each in fields(self)}
+        instructions = [{part.name: getattr(one, part.name) for part in fields(one)} for one in self.instructions]
+        return {**out, "tools": list(self.tools), "instructions": instructions, "usage": dict(self.usage)}
 
 
 OnAnswer: TypeAlias = Callable[[ProgressReport, Answer], object]

@@ -109,7 +109,7 @@ class LettaReporter:
         if settings.answer_spans:
             from otel_letta.otel.answer_spans import AnswerSpans
 
-            callbacks.on_turn = (AnswerSpans(tracer_provider),)
+            callbacks.add_turn(AnswerSpans(tracer_provider))
         self._answers = Answers(callbacks, Stats())
         if transport is None:
             from otel_letta.letta.select import SelectingTransport  # imports httpx, which takes its time
@@ -120,7 +120,9 @@ class LettaReporter:
         self._own: dict[Lane, Lane] = {}
         """Lanes of other agents' conversations, each with the one that is used instead."""
         # A reporter that nobody closes must not leave open sockets behind, which Python would warn about.
-        self._finalizer = weakref.finalize(self, _close, self._closed, self._until, transport, self._answers)
+        self._finalizer = weakref.finalize(
+            self, _close, self._closed, self._until, transport, weakref.ref(self._answers)
+        )
         _reporters.add(self)
         _at_exit[transport] = settings.shutdown_timeout
         _answers_at_exit[self._answers] = settings.shutdown_timeout
@@ -333,16 +335,20 @@ class LettaReporter:
         return self._exchange(lane, message, given_up, is_end, attempt)
 
 
-def _close(closed: threading.Event, until: Deadline, transport: Transport, answers: Answers) -> None:
+def _close(closed: threading.Event, until: Deadline, transport: Transport, reference: weakref.ref[Answers]) -> None:
     closed.set()
     until.wake()
     transport.close()
-    answers.close_soon()
+    answers = reference()  # weak: a callback may hold the reporter itself
+    if answers is not None:
+        answers.close_soon()
 
 
 def _after_fork_in_child(reporter: LettaReporter) -> None:
     reporter._until.renew()
-    reporter._answers.renew()
+    from otel_letta.delivery.stats import Stats  # which the reporter's constructor has imported
+
+    reporter._answers.renew(Stats())
 
 
 _reporters: weakref.WeakSet[LettaReporter] = weakref.WeakSet()

@@ -9,7 +9,8 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from otel_letta.answer import Answer, OnAnswer
 from otel_letta.delivery.stats import Stats, Throttle
@@ -47,36 +48,50 @@ class Turn(NamedTuple):
     error: LettaError | None
 
 
+OnTurn: TypeAlias = Callable[[Turn], object]
+
+
 class Callbacks:
     """Whoever asked for answers. Outlives a fork: the child's reports are answered to the same ones.
 
-    A change replaces the tuple, so that any thread may read it at any time.
+    Any thread may add and remove at any time: each is a single step of the interpreter.
     """
 
     def __init__(self) -> None:
-        self.on_answer: tuple[OnAnswer, ...] = ()
-        self.on_turn: tuple[Callable[[Turn], object], ...] = ()
-        """Called with every request that carried reports, as telemetry wants them."""
+        self._on_answer: dict[object, OnAnswer] = {}
+        self._on_turn: dict[object, OnTurn] = {}
 
-    def add(self, callback: OnAnswer) -> None:
-        """Have it called with every answer from now on. Two that are equal are called once."""
+    def add(self, callback: OnAnswer) -> Callable[[], object]:
+        """Have it called with every answer from now on. Return a function that takes that back."""
         # What an awaitable needs is imported now, and not on a thread.
         import asyncio  # noqa: F401
 
-        self.on_answer = (*self.on_answer, callback)
+        return _added(self._on_answer, callback)
 
-    def remove(self, callback: OnAnswer) -> None:
-        """Take back one `add`."""
-        kept = list(self.on_answer)
-        if callback in kept:
-            kept.remove(callback)
-        self.on_answer = tuple(kept)
+    def add_turn(self, callback: OnTurn) -> Callable[[], object]:
+        """Have it called with every request that carries reports, as telemetry wants them; else as `add`."""
+        return _added(self._on_turn, callback)
+
+    @property
+    def on_answer(self) -> list[OnAnswer]:
+        """Each once, in the order in which they came. Two that are equal are one."""
+        return _distinct(self._on_answer)
+
+    @property
+    def on_turn(self) -> list[OnTurn]:
+        """The same."""
+        return _distinct(self._on_turn)
 
 
-def _distinct(callbacks: Iterable[_C]) -> list[_C]:
-    """Return each once, in the order in which they came."""
+def _added(callbacks: dict[object, _C], callback: _C) -> Callable[[], object]:
+    key = object()
+    callbacks[key] = callback
+    return partial(callbacks.pop, key, None)
+
+
+def _distinct(callbacks: dict[object, _C]) -> list[_C]:
     found: list[_C] = []
-    for callback in callbacks:
+    for callback in list(callbacks.values()):
         if callback not in found:
             found.append(callback)
     return found
@@ -100,11 +115,11 @@ class Answers:
 
     def __init__(self, callbacks: Callbacks, stats: Stats) -> None:
         self._callbacks = callbacks
-        self._stats = stats
-        self.renew()
+        self.renew(stats)
 
-    def renew(self) -> None:
+    def renew(self, stats: Stats) -> None:
         """Begin with nothing: also in a forked child, where no thread of the parent's is."""
+        self._stats = stats
         self._log = Throttle(_logger)
         self._failures = Throttle(_logger, math.inf)
         # Reentrant: the garbage collector can run a destructor, and so our code, while this thread holds the lock.
@@ -161,6 +176,8 @@ class Answers:
                 found |= transport.stored_answers(lane, lost, age=age, until=limit)
             except LettaError as error:
                 _logger.debug("%s: an answer got lost: %s", lane, error)
+            except Exception as error:  # noqa: BLE001 - the reports are delivered
+                self._complain(error)
         for answer in _each_once(found.values()):
             reports = [parcel.report for parcel in sent if found.get(parcel.otid) is answer]
             if reports:
@@ -198,21 +215,18 @@ class Answers:
         self._enqueue(_Entry(reports, answer))
 
     def _enqueue(self, entry: _Entry | Turn) -> None:
-        dropped = 0
         with self._changed:
-            if self._closed:
-                dropped, reason = 1, "answer after the shutdown"
-            else:
-                if len(self._waiting) >= _MOST_WAITING:
+            late, full = self._closed, len(self._waiting) >= _MOST_WAITING
+            if not late:
+                if full:
                     self._waiting.popleft()
-                    dropped, reason = 1, "answer over the limit of waiting answers"
                 self._waiting.append(entry)
                 self._start()
                 self._changed.notify_all()
-        if dropped:
-            self._stats.drop(reason)
-            if not self._closed:
-                self._log.log(logging.WARNING, reason, "on_answer is too slow: the oldest answers are dropped")
+        if late or full:
+            self._stats.count("answers_dropped")
+        if full and not late:
+            self._log.log(logging.WARNING, "full", "on_answer is too slow: the oldest answers are dropped")
 
     def _complain(self, error: Exception) -> None:
         kind = type(error).__name__
@@ -261,7 +275,7 @@ class Answers:
             self._waiting.clear()
             self._given_up = True
         if left:
-            self._stats.drop("answer not given before shutdown", left)
+            self._stats.count("answers_dropped", left)
             _logger.warning("%d answer(s) were not given to on_answer: no time left", left)
 
     def close_soon(self) -> None:
@@ -288,6 +302,8 @@ class Answers:
                     self._busy = True
                 try:
                     self._give(entry, loop)
+                except Exception as error:  # noqa: BLE001 - a callback's own way to compare, or an error's to be shown
+                    self._complain(error)
                 finally:
                     with self._changed:
                         self._busy = False
@@ -297,7 +313,7 @@ class Answers:
 
     def _give(self, entry: _Entry | Turn, loop: _Loop) -> None:
         if isinstance(entry, Turn):
-            for on_turn in _distinct(self._callbacks.on_turn):
+            for on_turn in self._callbacks.on_turn:
                 try:
                     on_turn(entry)
                 except Exception as error:  # noqa: BLE001 - of the program's tracer provider
@@ -305,7 +321,7 @@ class Answers:
             return
         self._stats.count("answers")
         for report in entry.reports:
-            for callback in _distinct(self._callbacks.on_answer):
+            for callback in self._callbacks.on_answer:
                 if self._given_up:
                     return
                 try:
@@ -319,7 +335,7 @@ class Answers:
 
     def _failed(self, callback: OnAnswer, error: BaseException) -> None:
         kind, name = type(error).__name__, getattr(callback, "__qualname__", type(callback).__name__)
-        self._stats.drop("answer that on_answer failed with")
+        self._stats.count("answers_failed")
         self._failures.log(
             logging.ERROR,
             f"{name} {kind}",
@@ -342,7 +358,6 @@ class _Loop:
 
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
 
         async def wait() -> None:
             await awaitable
@@ -356,16 +371,19 @@ class _Loop:
             return
         import asyncio
 
-        try:
-            left = asyncio.all_tasks(loop)
+        left = asyncio.all_tasks(loop)
+
+        async def end() -> None:
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            await asyncio.gather(*left, return_exceptions=True)
+            await loop.shutdown_asyncgens()
+
+        try:
+            loop.run_until_complete(end())
         except Exception as error:
             _logger.debug("the event loop of on_answer did not end well", exc_info=error)
         finally:
-            asyncio.set_event_loop(None)
             loop.close()
 
 

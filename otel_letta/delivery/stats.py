@@ -10,6 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+_COUNTS = (
+    *("reports", "sent", "requests", "board_writes", "conflated", "held", "retries"),
+    *("answers", "answers_dropped", "answers_failed"),
+)
+
 
 class Stats:
     """Thread-safe counters."""
@@ -41,11 +46,12 @@ class Stats:
             ``reports`` (made by tracking), ``sent`` (to the agent as messages), ``requests`` (POSTs that cost
             the agent a turn), ``board_writes``, ``conflated`` (replaced by a newer report of the same
             task before they were sent), ``held`` (in_progress reports that the delivery mode does not send),
-            ``retries``, ``answers`` (of agents, that callbacks were given), and ``dropped``: reason → number.
+            ``retries``, ``answers`` (of agents, that callbacks were given), ``answers_dropped`` (that were not),
+            ``answers_failed`` (calls that raised), and ``dropped``: reason → number.
         """
         with self._lock:
-            names = ("reports", "sent", "requests", "board_writes", "conflated", "held", "retries", "answers")
-            return {**{name: self._counts[name] for name in names}, "dropped": dict(self._dropped)}
+            counts = {name: self._counts[name] for name in _COUNTS}
+            return {**counts, "dropped": dict(self._dropped)}
 
 
 class Throttle:

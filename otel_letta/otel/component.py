@@ -182,11 +182,12 @@ class Component:
 
         Returns:
             ``reports``, ``sent``, ``requests`` (agent turns), ``board_writes``, ``conflated``, ``held``,
-            ``retries``, ``answers`` (that ``on_answer`` was given); ``dropped``: reason → number; ``open_spans``,
-            ``open_tasks``, ``evicted`` (traces of agents that were given up because there were too many); ``lanes``:
-            name → ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent →
-            ``label``, ``open_tasks``, ``parked``. Empty for a component without valid settings. Components that are
-            configured alike share a pipeline and its numbers.
+            ``retries``; ``answers`` (that ``on_answer`` was given), ``answers_dropped`` (that it was not),
+            ``answers_failed`` (its calls that raised); ``dropped``: reason → number; ``open_spans``, ``open_tasks``,
+            ``evicted`` (traces of agents that were given up because there were too many); ``lanes``: name →
+            ``waiting``, ``in_flight``, ``parked`` (why, or None), ``last_error``; ``boards``: agent → ``label``,
+            ``open_tasks``, ``parked``. Empty for a component without valid settings. Components that are configured
+            alike share a pipeline and its numbers.
         """
         return self._handle.pipeline.stats() if self._handle is not None else {}
 

@@ -103,7 +103,7 @@ def configure(
         processor = LettaSpanProcessor(
             transport=transport,
             meter_provider=meter_provider,
-            tracer_provider=provider,
+            tracer_provider=tracer_provider,
             task_filter=task_filter,
             on_answer=on_answer,
             **options,

@@ -16,7 +16,7 @@ from otel_letta.runtime import fork, wake
 
 if TYPE_CHECKING:
     from otel_letta.answer import OnAnswer
-    from otel_letta.delivery.answers import Turn
+    from otel_letta.delivery.answers import OnTurn
     from otel_letta.letta.transport import Transport
     from otel_letta.pipeline.measured import Metrics
     from otel_letta.pipeline.source import Source
@@ -42,8 +42,7 @@ class Handle:
         self.live = live
         self.closed = False
         self._shares = shares
-        self._callbacks: list[OnAnswer] = []
-        self._on_turn: list[Callable[[Turn], object]] = []
+        self._at_close: dict[Callable[[], None], None] = {}
         shares.add(self)
 
     def add_source(self, source: _S) -> _S:
@@ -60,23 +59,19 @@ class Handle:
         On a thread of its own, until this share is closed, or the function that is returned is called. All of the
         pipeline's reports, whichever component's spans they are of; a callback that several shares add is called once.
         """
-        self._callbacks.append(callback)
-        self.pipeline.callbacks.add(callback)
+        return self._until_closed(self.pipeline.callbacks.add(callback))
 
+    def on_turn(self, callback: OnTurn) -> Callable[[], None]:
+        """Have the callback called with each request that carries reports; else as `on_answer`."""
+        return self._until_closed(self.pipeline.callbacks.add_turn(callback))
+
+    def _until_closed(self, take_back: Callable[[], object]) -> Callable[[], None]:
         def remove() -> None:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
-                self.pipeline.callbacks.remove(callback)
+            self._at_close.pop(remove, None)
+            take_back()
 
+        self._at_close[remove] = None
         return remove
-
-    def on_turn(self, callback: Callable[[Turn], object]) -> None:
-        """Have the callback called with each request that carries reports, until this share is closed; see `on_answer`.
-
-        Callbacks that are equal are called once.
-        """
-        self._on_turn.append(callback)
-        self.pipeline.callbacks.on_turn = (*self.pipeline.callbacks.on_turn, callback)
 
     def close(self, timeout: float, *, end_tasks: bool = True) -> bool:
         """Leave the pipeline, which the last one closes; quiet when called again.
@@ -104,16 +99,9 @@ class Handle:
         delivered = self.pipeline.leave(
             timeout, end_tasks=end_tasks and self.live and not any(other.live for other in others)
         )
-        self._forget_callbacks()
+        for remove in list(self._at_close):
+            remove()
         return delivered
-
-    def _forget_callbacks(self) -> None:
-        for callback in self._callbacks:
-            self.pipeline.callbacks.remove(callback)
-        left = list(self.pipeline.callbacks.on_turn)
-        for on_turn in self._on_turn:
-            left.remove(on_turn)
-        self.pipeline.callbacks.on_turn = tuple(left)
 
 
 _lock = threading.RLock()

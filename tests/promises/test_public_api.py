@@ -77,3 +77,36 @@ def test_nothing_is_imported_once_the_processor_is_made() -> None:
     """An import on a thread of ours would hold its lock for ever in a child that is forked in the middle of it."""
     done = subprocess.run([sys.executable, "-c", _HARD_WORK], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+_ANSWERED = """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+from otel_letta import LettaReporter, LettaSpanProcessor
+from otel_letta.testing import InMemoryLetta
+
+answers = []
+
+async def on_answer(report, answer):
+    answers.append(answer)
+    raise ValueError("password=hunter2")
+
+with InMemoryLetta() as letta:
+    options = {"base_url": letta.base_url, "agent_id": letta.create_agent(), "on_answer": on_answer}
+    provider = TracerProvider(shutdown_on_exit=False)
+    processor = LettaSpanProcessor(**options, answer_spans=True)
+    provider.add_span_processor(processor)
+    with LettaReporter(**options):
+        before = set(sys.modules)
+        letta.answer_next("Good.", calls=[("instruct_task", {"task_id": "t", "action": "accept"})])
+        with provider.get_tracer("program").start_as_current_span("t", attributes={"letta.task.name": "t"}):
+            pass
+        provider.shutdown()
+assert answers
+print(sorted(name for name in set(sys.modules) - before if name.startswith(("otel_letta", "asyncio", "opentelemetry"))))
+"""
+
+
+def test_nothing_of_ours_is_imported_on_the_thread_of_answers() -> None:
+    done = subprocess.run([sys.executable, "-c", _ANSWERED], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_letta import (
     Answer,
@@ -261,6 +264,25 @@ def test_a_call_of_a_tool_is_in_the_answer_and_a_call_of_instruct_task_is_an_ins
     asked_for = (Instruction(task_id="import-7", action="reject", text="Not that one."),)
     assert answer.instructions == (asked_for if name == "instruct_task" else ())
     assert [row["message_type"] for row in raw["messages"]][-1] == "assistant_message", "the caller's is Letta's own"
+
+
+def test_a_turn_is_a_span_with_lettas_own_counts(server: Either) -> None:
+    agent = server.create_agent()
+    backend, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(backend))
+
+    options = options_for(server, agent, answer_spans=True)
+    span = provider.get_tracer("test").start_as_current_span("work")
+    with LettaReporter(tracer_provider=provider, **options) as reporter, span as work:
+        _send(reporter, "Half done", progress=0.5)
+
+    [turn] = [span for span in backend.get_finished_spans() if span.name == "invoke_agent"]
+    attributes = dict(turn.attributes or {})
+    assert attributes["gen_ai.agent.id"] == agent
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (10, 3)
+    assert attributes["gen_ai.response.finish_reasons"] == ("end_turn",)
+    assert attributes["letta.run.id"]
+    assert [link.context.span_id for link in turn.links] == [work.get_span_context().span_id]
 
 
 def test_an_answer_that_comes_too_late_is_looked_up(server: Either, caplog: pytest.LogCaptureFixture) -> None:

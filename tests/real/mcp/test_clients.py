@@ -18,6 +18,7 @@ from otel_letta.serve.server import Service
 from otel_letta.testing import InMemoryLetta
 from tests.support.agent_frameworks import install
 from tests.support.otlp_sender import serving
+from tests.unit.serve.test_durable import program
 
 pytestmark = pytest.mark.mcp
 
@@ -42,14 +43,16 @@ def unlocked(letta: InMemoryLetta, agent: str) -> Iterator[Service]:
         yield service
 
 
-def url(service: Service) -> str:
-    return f"http://127.0.0.1:{service.options.port}/mcp"
+def url(service: Service | int) -> str:
+    return f"http://127.0.0.1:{service if isinstance(service, int) else service.options.port}/mcp"
 
 
 Calls = list[tuple[str, dict[str, Any]]]
 
 
-def new_client(service: Service, token: str, agent: str, calls: Calls, mode: str = "auto") -> list[tuple[str, Any]]:
+def new_client(
+    service: Service | int, token: str, agent: str, calls: Calls, mode: str = "auto"
+) -> list[tuple[str, Any]]:
     """Call tools by the SDK's client. Returns for each ``answer``, ``error`` or ``raised``, and its text."""
     import httpx2
     from mcp import Client, MCPError
@@ -77,7 +80,7 @@ def new_client(service: Service, token: str, agent: str, calls: Calls, mode: str
     return asyncio.run(play())
 
 
-def old_client(service: Service, token: str, agent: str, calls: Calls) -> list[tuple[str, Any]]:
+def old_client(service: Service | int, token: str, agent: str, calls: Calls) -> list[tuple[str, Any]]:
     """Call tools by mcp 1.12.4."""
     python = install("mcp_client")
     done = subprocess.run(
@@ -93,7 +96,7 @@ def old_client(service: Service, token: str, agent: str, calls: Calls) -> list[t
     return [(kind, text) for kind, text in found["found"]]
 
 
-def play(client: str, service: Service, token: str, agent: str, calls: Calls) -> list[tuple[str, Any]]:
+def play(client: str, service: Service | int, token: str, agent: str, calls: Calls) -> list[tuple[str, Any]]:
     if client == "old":
         return old_client(service, token, agent, calls)
     return new_client(service, token, agent, calls, mode=client)
@@ -271,6 +274,16 @@ def test_there_are_no_streams_and_no_sessions(unlocked: Service, method: str) ->
     answer = httpx.post(url(unlocked), json=started, headers=HEADERS, timeout=60)
     assert answer.status_code == 200
     assert "mcp-session-id" not in answer.headers
+
+
+@EACH_CLIENT
+def test_it_does_not_matter_which_process_answers(client: str, letta: InMemoryLetta, agent: str) -> None:
+    with program(letta, agent, "--workers", "2") as running:
+        # Each call may come over another connection, and that to another process.
+        for _ in range(3):
+            found = play(client, running.port, "none", agent, [("list_tasks", {})] * 4)
+            assert [kind for kind, _ in found] == ["answer"] * 4
+            assert all("its own tasks only" in json.loads(text)["note"] for _, text in found)
 
 
 def test_a_program_that_stops_answers_later(unlocked: Service) -> None:

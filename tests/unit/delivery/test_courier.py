@@ -938,6 +938,8 @@ def test_statistics_say_what_was_sent_conflated_dropped_and_parked(letta: FakeTr
         "held": 1,
         "retries": 1,
         "answers": 0,
+        "answers_dropped": 0,
+        "answers_failed": 0,
         "dropped": {},
     }
     ((name, lane),) = courier.lanes().items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -365,6 +366,17 @@ def test_where_no_token_is_needed_no_page_asks(receiver: Service, headers: dict[
         assert browser.get("/api/tasks", headers=headers).status_code == 403
         assert browser.post("/api/tasks/import/instructions", json=GO_ON, headers=headers).status_code == 403
         assert browser.get("/api/tasks/import/instructions", headers=headers).status_code == 403
+
+
+def test_without_the_sdk_its_path_says_how_to_get_it(
+    letta: InMemoryLetta, agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mcp", "mcp_types"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "otel_letta.serve.mcp", raising=False)
+    with serving(letta.base_url, agent) as service, client(service) as asks:
+        answer = asks.post("/mcp", json={})
+        assert (answer.status_code, "otel-letta[mcp]" in answer.json()["message"]) == (404, True)
 
 
 def test_several_processes_say_so(letta: InMemoryLetta, agent: str) -> None:
