@@ -14,6 +14,7 @@ import pytest
 from otel_letta.letta.server_tools import TOKEN, TOOLS, URL
 from tests.support.bridge import PATIENCE, SENDER, Bridge, bridge_to
 from tests.support.letta_harness import LettaHarness
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -160,6 +161,20 @@ def test_without_the_bridge_the_agent_reads_a_sentence_and_setup_says_so(bridge:
     assert result.exit_code == 1
     assert "cannot be reached" in result.output
     assert "cannot be reached" in call(bridge, bridge.agent, "list_tasks")
+
+
+def test_a_report_that_waits_is_answered_by_a_call_which_arrives_once(letta: LettaHarness, tmp_path: Path) -> None:
+    """The call comes to the bridge from the tool, and once more in the answer to the report."""
+    agent, task = letta.create_agent(), "deploy"
+    with bridge_to(letta, agent, letta.create_agent(), tmp_path, delivery="messages") as bridge:
+        assert bridge.set_up("--write").exit_code == 0
+        answer = {"task_id": task, "action": "reject", "text": "Not on a Friday."}
+        letta.llm.call_tool_next("instruct_task", json.dumps(answer))
+        bridge.ask(3, task, agent, "Delete the old tables?")
+        assert bridge.taken(task) == [("reject", "Not on a Friday.")]
+        assert until(lambda: "ack" in str([each.content for each in letta.messages(agent)[-1:]]), PATIENCE)
+        shown = bridge.shown(task)
+        assert [(each["action"], each["state"]) for each in shown["instructions"]] == [("reject", "taken")]
 
 
 def test_letta_takes_what_is_printed_for_mcp_and_refuses_a_private_address(bridge: Bridge) -> None:
