@@ -31,16 +31,23 @@ _PACKAGES = (
     "respx>=0.22",
     "hypothesis>=6.100",
 )
+_USED = "import openhands.sdk, openhands.tools, opentelemetry.sdk, httpx"
 
 
-def python() -> Path:
-    """The environment's Python; the environment is made, or brought up to date."""
+def python(*, as_it_is: bool = False) -> Path:
+    """The environment's Python; the environment is made, or brought up to date.
+
+    ``as_it_is``: one that works is left alone, since other tests may be running in it. Its package under test may then
+    be another checkout's: PYTHONPATH comes before it.
+    """
     base = _find_python()
     folder = _cache_folder() / f"openhands-{hashlib.sha256(base.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     found = folder / "venv" / "bin" / "python"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if as_it_is and found.exists() and subprocess.run([found, "-c", _USED], check=False).returncode == 0:
+            return found
         if not found.exists():
             _run(base, "-m", "venv", str(folder / "venv"))
         _run(str(found), "-m", "pip", "install", "--quiet", "--editable", *_PACKAGES)

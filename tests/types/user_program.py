@@ -18,9 +18,11 @@ from otel_letta import (
     Settings,
     Status,
     TaskStatus,
+    await_instruction,
     report_progress,
     task,
     track,
+    wait_for_instruction,
 )
 
 reporting: Reporting = otel_letta.configure(agent_id="agent-1", delivery="board", board_interval=5, wake_on_wait=True)
@@ -39,6 +41,9 @@ with task("Import", chat_id="chat-1") as t:
     for row in t.track([1, 2, 3]):
         t.progress(row / 3, "rows")
     t.result("3 rows")
+    said: Instruction | None = wait_for_instruction(t, 60, question="which?")
+    same: Instruction | None = wait_for_instruction(t.span, 0.5)
+    wait_for_instruction(t)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     t.content(None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
@@ -51,6 +56,12 @@ def add(first: int, second: int) -> int:
 @task
 async def fetch(url: str) -> bytes:
     return url.encode()
+
+
+async def ask() -> str:
+    with task("Ask") as t:
+        said = await await_instruction(t, 60, question="which?")
+        return "" if said is None or said.action == "reject" else said.text
 
 
 total: int = add(1, 2)

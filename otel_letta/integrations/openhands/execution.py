@@ -114,7 +114,12 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         if _in_event_loop():
             _logger.error("no run is followed up: that would hold up the event loop. Use `async with` here")
             return
-        while (instruction := self._rounds.asked(status)) is not None:
+        while True:
+            instruction = None
+            with self._swallowing():
+                instruction = self._rounds.asked(status)
+            if instruction is None:
+                return
             with self._one_more(instruction) as left:
                 self._rounds.carry_out(self._conversation, instruction)
                 self._conversation.run()
@@ -131,7 +136,12 @@ class reporting(AbstractContextManager[Callback], AbstractAsyncContextManager[Ca
         status = self._end(error)
         if error is not None or self._rounds is None:
             return
-        while (instruction := await self._rounds.asked_async(status)) is not None:
+        while True:
+            instruction = None
+            with self._swallowing():
+                instruction = await self._rounds.asked_async(status)
+            if instruction is None:
+                return
             with self._one_more(instruction) as left:
                 # A remote conversation asks its server.
                 await asyncio.to_thread(self._rounds.carry_out, self._conversation, instruction)
