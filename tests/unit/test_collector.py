@@ -80,7 +80,7 @@ def test_there_is_no_batch_processor_and_every_queue_tries_for_ever(name: str) -
     for key, exporter in found["exporters"].items():
         assert exporter["sending_queue"]["queue_size"], key
         if "hop" in key:
-            assert exporter["retry_on_failure"]["max_elapsed_time"] == "5s"  # a full queue must not fill the hop
+            assert exporter["retry_on_failure"]["max_elapsed_time"] == "10s"  # a full queue must not fill the hop
             assert exporter["sending_queue"]["storage"] == "file_storage/hop"
         else:
             assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s", key
