@@ -89,7 +89,7 @@ def test_times_are_read_on_python_3_10_too(monkeypatch: pytest.MonkeyPatch) -> N
                 raise ValueError(text)
             return datetime.datetime.fromisoformat(text)
 
-    monkeypatch.setattr("otel_letta.letta.rest.datetime", Strict)
+    monkeypatch.setattr("otel_letta.letta.answers.datetime", Strict)
     for text in ("2026-11-22T11:59:00Z", "2026-11-22T11:59:00.1Z", "2026-11-22T11:59:00.1234567+00:00"):
         assert moment(text) is not None
     assert len(seen) == 3
