@@ -179,6 +179,8 @@ class DeclaredRules:
         for key, span in takewhile(lambda _: goes_on(), self._tree.open.items()):
             if span.task is not None:
                 self._tree.end(key, Fate.DECLARED, span.task)
+                if not span.task.ended:
+                    self._ledger.abandon(span.task, wording.SHUT_DOWN)
         for task in takewhile(lambda _: goes_on(), list(self._ledger.tasks.values())):
             self._ledger.abandon(task, wording.SHUT_DOWN)
 

@@ -367,3 +367,30 @@ def test_cleaning_up_after_a_cancellation_is_innocent_in_a_pool_too(world: World
             world.read()
     world.read()
     assert world.tracker.aborted["clean up"] is None
+
+
+def test_a_poll_of_very_many_open_spans_ends_when_the_time_is_over(world: World) -> None:
+    # An exit has seconds for all that it does.
+    spans = [world.tracer.start_span(f"task {n}", attributes=TASK) for n in range(1_200)]
+    world.inbox.run(60)
+    for span in spans:
+        span.set_attribute("letta.task.progress", 0.5)
+    world.tracker.calls.clear()
+    world.watcher.poll(lambda: False)
+    assert 0 < len(world.tracker.calls) < 1_200
+    world.watcher.poll()
+    assert len(world.tracker.calls) == 1_200
+
+
+def test_a_value_that_is_set_again_is_no_change_and_another_object_is_one(world: World) -> None:
+    text = "half of it"
+    with world.tracer.start_as_current_span("task", attributes=TASK) as span:
+        span.set_attribute("letta.task.content", text)
+        world.read(poll=True)
+        span.set_attribute("letta.task.content", text)
+        assert world.read(poll=True) == []
+        span.set_attribute("any.other.name", 1)
+        assert world.read(poll=True) == [("changed", "task")]
+        span.set_attribute("letta.task.content", "all of it")
+        assert world.read(poll=True) == [("changed", "task")]
+        assert world.read(poll=True) == []
