@@ -229,7 +229,8 @@ class Endings:
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
         if verdict.waits_for is not None:
             waiting = (node for node in nodes if node.waits_for is not None and node.role is Role.TOOL)
-            task.waiting_tool = max(waiting, key=lambda node: node.start, default=Node).name
+            last = max(waiting, key=lambda node: node.start, default=None)
+            task.waiting_tool = last.name if last is not None else ""
             self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
             return
         if task.status is not None and task.status.is_terminal:

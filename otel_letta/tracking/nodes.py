@@ -54,70 +54,19 @@ class Followed:
         """The time of the last progress event that was read."""
 
 
+_NO_REASON = Reason()
+
+
 class Node:
     """A span with a role."""
 
-    end: int | None = None
-    name = ""
-    hint = ""
-    failed = False
-    reason = Reason()
-    answered = False
-    records_answers = False
-    ok = False
-    """Its status says that it went well."""
-    finish: Finish | None = None
-    finish_word = ""
-    cancelled = False
-    timed_out = False
-    raised: Reason | None = None
-    waits_for: str | None = None
-    denied = False
-    call_id: str | None = None
-    named = False
-    links: Sequence[SpanKey] = ()
-    is_run = False
-    finishes = False
-    chat: tuple[int, str] | None = None
-    conversation: str | None = None
-    above: Node | None = None
-    """The nearest span above that has a role."""
-    children: dict[Node, None] | None = None
-    """Those that it is the nearest one above of; None for none, as most have."""
-    shortcut: Node | None = None
-    """A span further up, None for one at the top."""
-    missing: SpanKey | None = None
-    """The span above that has to arrive before the next one with a role is known."""
-    under: SpanKey | None = None
-    """The topmost of the open spans above that had no role yet when this one was first read."""
-    patience = 0
-    """The time until which that is waited for, if it is in another process and may never arrive here."""
-    foreign = False
-    """Work that another process did when it was called."""
-    ambient = False
-    """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
-    supposed = False
-    """No span shows it: log events do, or calls that only a conversation's id joins."""
-    guessed = False
-    """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
-    is_part = False
-    """It bounds a run, and an agent framework made it as a part of something."""
-    seen_at = 0
-    """The time when it arrived, if it bounds a run."""
-    twin = False
-    """A second instrumentation reports the same tool call."""
-    held: AgentFacts | None = None
-    """Its facts, while nothing of its task is reported; kept for the content that the settings ask for."""
-    kept: tuple[AgentFacts | None, Declaration | None] | None = None
-    """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
-    announced = False
-    """Its start was reported."""
-    reported = False
-    """Its end was reported, or needs no report."""
-    task: InferredTask | None = None
-    """The task that it is the root of."""
-    depth = 0
-    """The number of spans with a role above it, from the top that it was judged under."""
+    __slots__ = (
+        *("above", "ambient", "announced", "answered", "call_id", "cancelled", "chat", "children", "conversation"),
+        *("denied", "depth", "end", "failed", "finish", "finish_word", "finishes", "foreign", "guessed", "held"),
+        *("hint", "is_part", "is_run", "kept", "key", "links", "live", "missing", "name", "named", "ok", "parent"),
+        *("patience", "raised", "reason", "records_answers", "remote", "reported", "role", "seen_at", "shortcut"),
+        *("start", "supposed", "task", "timed_out", "twin", "under", "waits_for"),
+    )
 
     def __init__(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool, role: Role) -> None:
         self.key = key
@@ -128,6 +77,67 @@ class Node:
         self.live = live
         """It is open in this process, which will notice its end."""
         self.role = role
+        self.end: int | None = None
+        self.name = ""
+        self.hint = ""
+        self.failed = False
+        self.reason = _NO_REASON
+        self.answered = False
+        self.records_answers = False
+        self.ok = False
+        """Its status says that it went well."""
+        self.finish: Finish | None = None
+        self.finish_word = ""
+        self.cancelled = False
+        self.timed_out = False
+        self.raised: Reason | None = None
+        self.waits_for: str | None = None
+        self.denied = False
+        self.call_id: str | None = None
+        self.named = False
+        self.links: Sequence[SpanKey] = ()
+        self.is_run = False
+        self.finishes = False
+        self.chat: tuple[int, str] | None = None
+        self.conversation: str | None = None
+        self.above: Node | None = None
+        """The nearest span above that has a role."""
+        self.children: dict[Node, None] | None = None
+        """Those that it is the nearest one above of; None for none, as most have."""
+        self.shortcut: Node | None = None
+        """A span further up, None for one at the top."""
+        self.missing: SpanKey | None = None
+        """The span above that has to arrive before the next one with a role is known."""
+        self.under: SpanKey | None = None
+        """The topmost of the open spans above that had no role yet when this one was first read."""
+        self.patience = 0
+        """The time until which that is waited for, if it is in another process and may never arrive here."""
+        self.foreign = False
+        """Work that another process did when it was called."""
+        self.ambient = False
+        """It has no role of its own, and bounds a run: the nearest span over its tools and model calls."""
+        self.supposed = False
+        """No span shows it: log events do, or calls that only a conversation's id joins."""
+        self.guessed = False
+        """It is open here, and nothing above it has a role: it shows a run only when one of those has ended."""
+        self.is_part = False
+        """It bounds a run, and an agent framework made it as a part of something."""
+        self.seen_at = 0
+        """The time when it arrived, if it bounds a run."""
+        self.twin = False
+        """A second instrumentation reports the same tool call."""
+        self.held: AgentFacts | None = None
+        """Its facts, while nothing of its task is reported; kept for the content that the settings ask for."""
+        self.kept: tuple[AgentFacts | None, Declaration | None] | None = None
+        """What it said, if it may turn out to be a root: only a root's statements count as the task's own."""
+        self.announced = False
+        """Its start was reported."""
+        self.reported = False
+        """Its end was reported, or needs no report."""
+        self.task: InferredTask | None = None
+        """The task that it is the root of."""
+        self.depth = 0
+        """The number of spans with a role above it, from the top that it was judged under."""
 
     @property
     def top(self) -> Node:

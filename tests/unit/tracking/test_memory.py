@@ -196,3 +196,13 @@ def _rooms(driver: Driver, work: Callable[[], None]) -> tuple[int, int]:
         kept.append(sum(1 for _ in reachable(driver.tracker)))
     # A few more or less: what an interpreter shares or not, and what hangs by the newest entry.
     return max(kept[:2]) + _KEPT // 2, kept[-1]
+
+
+def test_a_span_with_a_role_takes_no_dictionary() -> None:
+    """It sets so many attributes that one of its own would take three times as much as all of them."""
+    alone = Alone()
+    alone.tracer.start_span("keeper", attributes={"gen_ai.operation.name": "invoke_agent"}).end()
+    alone.export()
+    (trace,) = alone.tracker.tree.traces.values()
+    (node,) = trace.nodes.values()
+    assert not hasattr(node, "__dict__")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext
 
+from otel_letta.tracking import Reading
 from otel_letta.tracking.conventions import CONVENTIONS, Role
+from otel_letta.tracking.conventions.facts import read_agent
 from otel_letta.tracking.conventions.shapes import Names
 
 
@@ -58,3 +63,22 @@ def test_ever_new_names_do_not_pile_up(names: Names) -> None:
     for number in range(2_000):
         names.shape_of({f"app.{number}": 1})
     assert len(names._shapes) <= 512
+
+
+def test_what_a_reading_takes_over_is_read_like_its_own() -> None:
+    span = ReadableSpan(
+        "step", SpanContext(1, 2, is_remote=False), attributes={"gen_ai.operation.name": "execute_tool"}
+    )
+    reading = Reading.of(span)
+    reading.carry({"gen_ai.tool.name": "search", "gen_ai.tool.call.id": "call-7"})
+    facts = read_agent(reading, Role.TOOL)
+    assert (facts.name, facts.named, facts.call_id) == ("search", True, "call-7")
+
+
+def test_no_more_of_a_name_is_remembered_than_is_read() -> None:
+    """It may hold a megabyte, and hundreds of names are remembered."""
+    text = "x" * 1_000_000
+    span = ReadableSpan("step", SpanContext(1, 2, is_remote=False), attributes={"gen_ai.tool.name": text})
+    known = sys.getrefcount(text)
+    read_agent(Reading.of(span), Role.TOOL)
+    assert sys.getrefcount(text) == known
