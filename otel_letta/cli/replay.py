@@ -24,7 +24,7 @@ from otel_letta.errors import LettaConfigurationError
 from otel_letta.otlp.batch import Batch
 from otel_letta.otlp.json import read_batches
 from otel_letta.otlp.lines import InputTooLongError, bounded_lines
-from otel_letta.pipeline.pipeline import tracker_for
+from otel_letta.pipeline.trackers import tracker_for
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 from otel_letta.text import clean_line, percent

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import socket
 import sys
 import threading
 import time
@@ -27,14 +26,13 @@ from otel_letta.pipeline import first_report
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.instructions import Instructions
+from otel_letta.pipeline.trackers import tracker_for
 from otel_letta.pipeline.watcher import Watcher
 from otel_letta.runtime import fork
-from otel_letta.runtime.aborts import add_flows, flow_named
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.settings.outbox import OutboxExit
-from otel_letta.tracking.opt_in import OptIn, services_in
-from otel_letta.tracking.tracker import Tracker
+from otel_letta.tracking.opt_in import OptIn
 
 if TYPE_CHECKING:
     from otel_letta.delivery.outbox import Outbox
@@ -63,41 +61,6 @@ _OUTBOX_PATIENCE = 2.0
 """Seconds that the first spans wait for what an earlier process left in the outbox."""
 
 _S = TypeVar("_S", bound="Source")
-
-
-def _steered(kind: str) -> tuple[str, bool] | None:
-    flow = flow_named(kind)
-    return None if flow is None else (flow.value, flow.goes_on)
-
-
-def tracker_for(
-    settings: Settings,
-    emit: Callable[[ProgressReport], None],
-    now: Callable[[], int],
-    claimed: Callable[[str], bool] = lambda conversation_id: False,
-) -> Tracker:
-    """Make a tracker as the settings want it; see `Tracker` for ``emit``, ``now`` and ``claimed``."""
-    add_flows(settings.control_flow)
-    return Tracker(
-        emit=emit,
-        now=now,
-        host=socket.gethostname(),
-        allowed_agents=settings.agent_allow_list,
-        default_agent=settings.agent_id,
-        content_cap=settings.content_cap,
-        wake_after=settings.wake_after,
-        wake_on_wait=settings.wake_on_wait,
-        wait_timeout=settings.wait_timeout,
-        grace=settings.grace,
-        idle_timeout=settings.idle_timeout,
-        answer_timeout=settings.answer_timeout,
-        chat_attributes=settings.chat_id_attributes,
-        content=settings.content,
-        claimed=claimed,
-        steered=_steered,
-        opted=services_in(settings.tasks),
-        most_tasks=settings.max_pending_tasks,
-    )
 
 
 class Pipeline:

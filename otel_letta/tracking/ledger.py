@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 
 from otel_letta import semconv
 from otel_letta.report import ProgressReport, TaskStatus
-from otel_letta.text import as_text, clean_block, clean_line
+from otel_letta.text import clean_block, clean_line
 from otel_letta.tracking import wording
-from otel_letta.tracking.conventions.names import name_for_logs
+from otel_letta.tracking.conventions.names import name_for_logs, program_of, service_of
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
@@ -91,7 +91,7 @@ class Ledger:
             if chat is None:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
-        task.service = _service(reading)
+        task.service = service_of(reading)
         task.name = said.name or clean_line(reading.name, 200)
         self._enter(task, said.task_id or task.automatic_id, said.chat_id)
         return task
@@ -103,7 +103,7 @@ class Ledger:
         task.default_chat = reading.default(semconv.CHAT_ID)
         task.message_id = message
         task.default_message = reading.default(semconv.MESSAGE_ID) if task.inbound_chat is None else None
-        task.service, task.program = _service(reading), _program(reading)
+        task.service, task.program = service_of(reading), program_of(reading)
 
     def find(self, agent: str | None, task_id: str | None) -> Task | None:
         """Return the task under way with an id; None for none."""
@@ -392,17 +392,6 @@ def seconds_between(start: int, end: int) -> float:
 
 def _utc(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)
-
-
-def _service(reading: Reading) -> str | None:
-    service = as_text(reading.resource.get(semconv.SERVICE_NAME)) or ""
-    return None if service.startswith("unknown_service") else clean_line(service, 200) or None
-
-
-def _program(reading: Reading) -> str:
-    """Return the executable that an SDK names where nobody names the service: ``unknown_service:/usr/bin/node``."""
-    _, _, program = (as_text(reading.resource.get(semconv.SERVICE_NAME)) or "").partition("unknown_service:")
-    return clean_line(program.replace("\\", "/").rpartition("/")[2], 80)
 
 
 def _last_content(task: Task) -> str | None:

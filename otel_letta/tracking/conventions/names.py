@@ -145,3 +145,15 @@ def _looks_of(name: str, most: int) -> tuple[bool, bool]:
     if words >= most or letters >= _SPACELESS_LETTERS or (_PUNCTUATION.search(name) and "/" not in name):
         return True, False
     return False, words > 2 or letters > 4
+
+
+def service_of(reading: Reading) -> str | None:
+    """Return the name that somebody gave the service; None for what an SDK makes up."""
+    service = as_text(reading.resource.get(semconv.SERVICE_NAME)) or ""
+    return None if service.startswith("unknown_service") else clean_line(service, 200) or None
+
+
+def program_of(reading: Reading) -> str:
+    """Return the executable that an SDK names where nobody names the service: ``unknown_service:/usr/bin/node``."""
+    _, _, program = (as_text(reading.resource.get(semconv.SERVICE_NAME)) or "").partition("unknown_service:")
+    return clean_line(program.replace("\\", "/").rpartition("/")[2], 80)
