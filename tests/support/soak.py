@@ -80,26 +80,14 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
 
         switching = threading.Thread(target=switch, daemon=True)
         switching.start()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.soak_program", str(seconds), str(rate)],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(_ROOT),
-                "LETTA_BASE_URL": proxy.base_url,
-                "LETTA_AGENT_ID": agent,
-                "OTEL_LETTA_SERVER": "rest",
-                "OTEL_LETTA_DELIVERY": "messages",
-                "OTEL_LETTA_WAKE_BUDGET": "1000000",
-                "OTEL_LETTA_MAX_PENDING_TASKS": "100000",
-                "OTEL_LETTA_MESSAGE_INTERVAL": "3600",
-                "OTEL_LETTA_PROBE_INTERVAL": "0.5",
-                "OTEL_LETTA_CONNECT_TIMEOUT": "1",
-                "OTEL_LETTA_READ_TIMEOUT": "2",
-            },
-            cwd=_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        process = _start(
+            ["tests.support.soak_program", str(seconds), str(rate)],
+            proxy,
+            agent,
+            OTEL_LETTA_MAX_PENDING_TASKS="100000",
+            OTEL_LETTA_MESSAGE_INTERVAL="3600",
+            OTEL_LETTA_CONNECT_TIMEOUT="1",
+            OTEL_LETTA_READ_TIMEOUT="2",
         )
         try:
             assert process.stdout is not None
@@ -117,28 +105,35 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
     return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], stats, met)
 
 
+def _start(program: list[str], proxy: FaultProxy, agent: str, **more: str) -> subprocess.Popen[str]:
+    """Start a program that reports through the proxy, and waits for a line before it is over."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *program],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "LETTA_BASE_URL": proxy.base_url,
+            "LETTA_AGENT_ID": agent,
+            "OTEL_LETTA_SERVER": "rest",
+            "OTEL_LETTA_DELIVERY": "messages",
+            "OTEL_LETTA_WAKE_BUDGET": "1000000",
+            "OTEL_LETTA_PROBE_INTERVAL": "0.5",
+            **more,
+        },
+        cwd=_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def growth() -> tuple[float, dict[str, Any]]:
     """Return the bytes that an end costs for good once a program's memories are full, and what the program found."""
     with InMemoryLetta() as letta, FaultProxy(letta.base_url) as proxy:
         # What fills the memories need not be delivered: it is not what is measured.
         proxy.set(REFUSE)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.memory_program"],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(_ROOT),
-                "LETTA_BASE_URL": proxy.base_url,
-                "LETTA_AGENT_ID": letta.create_agent(),
-                "OTEL_LETTA_SERVER": "rest",
-                "OTEL_LETTA_DELIVERY": "messages",
-                "OTEL_LETTA_WAKE_BUDGET": "1000000",
-                "OTEL_LETTA_MAX_PENDING_TASKS": "2000",
-                "OTEL_LETTA_PROBE_INTERVAL": "0.5",
-            },
-            cwd=_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        process = _start(
+            ["tests.support.memory_program"], proxy, letta.create_agent(), OTEL_LETTA_MAX_PENDING_TASKS="2000"
         )
         try:
             assert process.stdout is not None
