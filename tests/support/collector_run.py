@@ -26,7 +26,7 @@ from tests.support.collector_keys import FOLDER
 from tests.support.loopback import Handler, LoopbackServer
 from tests.support.program import Address
 
-__all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "send"]
+__all__ = ["TOKEN", "Bridge", "Gateway", "Sink", "gateway", "ports", "post", "send"]
 
 TOKEN = "bridge-token"
 _ROOT = Path(__file__).parents[2]
@@ -216,14 +216,18 @@ def ports(count: int) -> list[int]:
 
 def send(url: str, body: dict[str, Any]) -> None:
     """Send a request as a program does: again, all of it, if it was not taken."""
-    path = "/v1/traces" if "resourceSpans" in body else "/v1/logs"
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data=data, headers={"Content-Type": "application/json"})
     for _ in range(_ATTEMPTS):
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                assert answer.status == 200
-                return
+            return post(url, body)
         except urllib.error.HTTPError as error:
             assert error.code in (429, 503), error.read()
     raise AssertionError("nobody took it")
+
+
+def post(url: str, body: dict[str, Any]) -> None:
+    """Send a request once; HTTPError if it was not taken."""
+    path = "/v1/traces" if "resourceSpans" in body else "/v1/logs"
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200

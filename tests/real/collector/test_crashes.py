@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from otel_letta.testing import InMemoryLetta
-from tests.support.collector_run import Bridge, Gateway, Sink, gateway, send
+from tests.support.collector_run import Bridge, Gateway, Sink, gateway, post, send
 from tests.support.collector_tasks import PATIENCE, ends, every_end_once, gave_up, ids, names_at, once, tasks
 from tests.support.waiting import until
 
@@ -152,6 +154,27 @@ def test_a_backend_slower_than_its_exporter_waits_gets_spans_again(tmp_path: Pat
         assert until(lambda: max(ids(running.backend).values(), default=0) > 1, PATIENCE)
         running.backend.open.set()
         once(bridge, 3)
+
+
+def _takes(running: Gateway, request: dict[str, Any]) -> bool:
+    try:
+        post(running.http, request)
+    except urllib.error.HTTPError as error:
+        assert error.code in (429, 503), error.read()
+        return False
+    return True
+
+
+def test_a_full_queue_before_the_backend_tells_programs_to_send_again(tmp_path: Path) -> None:
+    with Sink() as bridge, gateway(tmp_path, bridge.url, _IMPATIENT, _HERE / "small_before_backend.yaml") as running:
+        running.backend_collector.kill()
+        requests = tasks(range(_MANY))
+        refused = next(number for number, request in enumerate(requests) if not _takes(running, request))
+        running.backend_collector.start()
+        for request in requests[refused:]:
+            assert until(lambda: _takes(running, request), PATIENCE)  # noqa: B023
+        once(running.backend, 3 * _MANY)
+        assert until(lambda: len(names_at(bridge)) == _MANY, PATIENCE)
 
 
 # --- What is lost -----------------------------------------------------------------------------------------------------
