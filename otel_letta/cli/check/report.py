@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from otel_letta.cli.check.asking import cleaned
 from otel_letta.cli.check.findings import Findings
 from otel_letta.errors import LettaError
-from otel_letta.letta.answers import rows
+from otel_letta.letta.replies import answer_of
 from otel_letta.reporter import LettaReporter
 from otel_letta.settings import Settings
 
@@ -34,10 +33,9 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
         findings.error(error)
         return
     seconds = time.monotonic() - began
-    usage = answer.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    steps, tokens = (_number(usage.get(name)) for name in ("step_count", "total_tokens"))
-    text = cleaned(settings, assistant_text(answer), _ANSWER_CAP)
+    said = answer_of(settings.agent_id, answer, reasoning=False)
+    steps, tokens = (said.usage.get(name) for name in ("step_count", "total_tokens"))
+    text = cleaned(settings, said.text, _ANSWER_CAP)
     findings.facts["test_report"] = {
         "delivered": True,
         "seconds": round(seconds, 3),
@@ -51,23 +49,3 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
     costs += [f"{tokens} tokens"] if tokens is not None else []
     findings.good(f"delivered in {seconds:.1f} s; it cost {', '.join(costs)}")
     findings.plain(f"The agent answers: {text}" if text else "The agent answers nothing.")
-
-
-def assistant_text(answer: dict[str, Any]) -> str:
-    """Return the last text of the agent, in Letta's form or in OpenAI's."""
-    for choice in rows(answer.get("choices")):
-        message = choice.get("message")
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            return content
-    for message in reversed(rows(answer.get("messages"))):
-        if message.get("message_type") == "assistant_message":
-            content = message.get("content")
-            if isinstance(content, str):
-                return content
-            return " ".join(part["text"] for part in rows(content) if isinstance(part.get("text"), str))
-    return ""
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

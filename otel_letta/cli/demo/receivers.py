@@ -10,7 +10,6 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 from otel_letta.cli.check.asking import cleaned
-from otel_letta.cli.check.report import assistant_text
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Block, Lane, Message, Transport
 from otel_letta.settings import Settings
@@ -146,7 +145,7 @@ class WatchedTransport:
         for message in messages:
             self.last = message.content
             self.entries.extend(_entries_in(message.content))
-        text = cleaned(self._settings, assistant_text(answer), _ANSWER_CAP)
+        text = cleaned(self._settings, self._transport.answer(lane, answer).text, _ANSWER_CAP)
         if text:
             self.entries.append(Entry("answer", "the agent answers", text))
         return answer
