@@ -52,12 +52,15 @@ class FetchedInstructions:
         self._client = client
         self._log = Throttle(_logger)
         self._instructions = Instructions(lambda given: None)
-        self._leaving: dict[Expected, threading.Event] = {}
+        self._lock = threading.Lock()
+        self._leaving: dict[Expected, list[threading.Event]] = {}
+        """One for each call that waits: two may wait for the same."""
         _all.add(self)
 
     def renew(self) -> None:
         """Begin with nobody who waits, in a forked child."""
         self._instructions.renew()
+        self._lock = threading.Lock()
         self._leaving = {}
 
     def expect(self, span: Span, question: str, seconds: float) -> Future[Expected | None]:
@@ -67,7 +70,9 @@ class FetchedInstructions:
         # The name by which the server knows the task, if it is one of its own and not a step of another.
         task_id = as_text((span.attributes or {}).get(semconv.TASK_ID)) or automatic_id(key_of(span))
         expected = self._instructions.expect(None, task_id, question, (0, 0))
-        left = self._leaving[expected] = threading.Event()
+        left = threading.Event()
+        with self._lock:
+            self._leaving.setdefault(expected, []).append(left)
         until = time.monotonic() + seconds
         threading.Thread(
             target=self._fetch, args=(task_id, expected, left, until), name="otel_letta instructions", daemon=True
@@ -78,10 +83,13 @@ class FetchedInstructions:
 
     def leave(self, expected: Expected) -> None:
         """Fetch no more; what a request brings that is under way is kept for the next wait."""
-        left = self._leaving.pop(expected, None)
-        if left is not None:
-            left.set()
-        self._instructions.leave(expected)
+        with self._lock:
+            waiting = self._leaving.get(expected)
+            if waiting:
+                waiting.pop().set()
+            if not waiting:
+                self._leaving.pop(expected, None)
+                self._instructions.leave(expected)
 
     # -- on the thread -------------------------------------------------------------------------------------------------
 

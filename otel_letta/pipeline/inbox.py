@@ -213,16 +213,17 @@ class Inbox:
                 return
             thread = threading.Thread(target=self._work, name="otel_letta", daemon=True)
             self._thread = thread
+            # Not after its start: when that returns, on a busy machine, it may have made the calls and be asleep again.
+            self.awake = not self._closed
             try:
                 thread.start()
             except RuntimeError:
                 # At interpreter shutdown Python 3.12 starts no thread any more. Or the machine is out of threads, and
                 # will have some again.
-                self._thread = None
+                self._thread, self.awake = None, False
                 self._no_thread_before = time.monotonic() + _THREAD_RETRY
                 _logger.debug("no thread can be started: reports go out at flush or shutdown")
                 return
-            self.awake = not self._closed
             self._on_thread()
 
     def _wake(self) -> None:

@@ -55,6 +55,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     return True
 
 
+def test_a_thread_that_sleeps_again_before_its_start_returned_is_woken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine whoever starts it may be the last to run."""
+    start = threading.Thread.start
+
+    def start_slowly(self: threading.Thread) -> None:
+        start(self)
+        assert eventually(lambda: world.made == ["first"] and world.inbox._asleep)
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    world.put("first")
+    world.put("second")
+    assert eventually(lambda: world.made == ["first", "second"])
+
+
 def test_calls_are_made_in_order_on_a_thread_of_its_own(world: World) -> None:
     threads: list[object] = []
     for number in range(100):
