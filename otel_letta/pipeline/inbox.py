@@ -135,7 +135,7 @@ class Inbox:
                     self.calls.pop()
                     self.overflowed += 1
 
-    def run(self, timeout: float, *then: Callable[[], None]) -> bool:
+    def run(self, timeout: float, *then: Callable[[], object]) -> bool:
         """Make all calls now, on this thread, and then those given; False if there was not enough time for all.
 
         Args:
@@ -168,7 +168,7 @@ class Inbox:
             finally:
                 self.lock.release()
 
-    def _make_calls(self, seconds: float, *then: Callable[[], None], tend: bool = True) -> bool:
+    def _make_calls(self, seconds: float, *then: Callable[[], object], tend: bool = True) -> bool:
         """Make the calls that wait, for so many seconds, and then those given. Return False if some are left of them.
 
         ``tend``: a hook leaves that to others, since it can take long.

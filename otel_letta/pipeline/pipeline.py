@@ -233,10 +233,15 @@ class Pipeline:
         """Take in what has happened so far, and decide nothing earlier than it is due; False if that took too long."""
         return self._read_all(timeout)
 
-    def _read_all(self, timeout: float, *then: Callable[[], None]) -> bool:
+    def _read_all(self, timeout: float, *then: Callable[[], object]) -> bool:
         until = Deadline.after(timeout)
-        poll = partial(self.watcher.poll, lambda: not until.passed)
-        return self._inbox.run(timeout, poll, *then) and not until.passed
+        in_time = True
+
+        def poll() -> None:
+            nonlocal in_time
+            in_time = self.watcher.poll(lambda: not until.passed)
+
+        return self._inbox.run(timeout, poll, *then) and in_time
 
     def complain(self, where: str, error: Exception) -> None:
         """Log a bug of ours, at most once a minute for each kind; its text could hold anything: for DEBUG only."""

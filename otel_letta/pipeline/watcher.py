@@ -294,14 +294,17 @@ class Watcher:
             self.poll()
         return self._next_poll if self.watching else math.inf
 
-    def poll(self, goes_on: Callable[[], bool] = lambda: True) -> None:
-        """Read every open span for what was set since the last time. ``goes_on``: False when the time is over."""
-        began = time.monotonic()
+    def poll(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
+        """Read every open span for what was set since the last time. Return False if the time was over before that.
+
+        ``goes_on``: False when the time is over.
+        """
+        began, in_time = time.monotonic(), True
         for number, record in enumerate(self.open.all(), 1):
             self._guarded(self._read, record)
             if not number % _YIELD:
                 time.sleep(0)
-                if not goes_on():
+                if not (in_time := goes_on()):
                     break
         for record in self.open.take_lost(patient=True):
             self._guarded(self._lose, record)
@@ -310,6 +313,7 @@ class Watcher:
             self.watching = True
         now = time.monotonic()
         self._next_poll = now + max(self._interval, (now - began) * _POLL_SHARE)
+        return in_time
 
     def _guarded(self, work: Callable[[Record], None], record: Record) -> None:
         try:

@@ -148,8 +148,7 @@ class Service:
                 self._router = Router(options.siblings, *options.place, self.intake.take_here)
                 self.intake.route = self._router.route
             page = Page(self.intake, desk, self.doors, self._siblings)
-            several = self._siblings is not None
-            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=several)
+            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=options.shared)
             handle.on_answer(self.asking.take_answer)
             self._mcp = _make_mcp(self.asking, self.intake, self.doors)
             routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]

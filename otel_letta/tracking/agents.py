@@ -77,7 +77,7 @@ class AgentTracker:
         self,
         reading: Reading,
         facts: AgentFacts,
-        said: Declaration | None,
+        declaration: Declaration | None,
         *,
         parent: SpanKey | None,
         remote: bool = False,
@@ -92,7 +92,7 @@ class AgentTracker:
 
         Args:
             reading: the span as it is now; ``end`` says whether it ended.
-            said: its statement in attributes of ours.
+            declaration: its statement in attributes of ours.
             parent: the span above it, or the next one above that is worth asking.
             remote: that one is in another process.
             live: the span's start was seen in this process, so everything above it is known.
@@ -135,7 +135,7 @@ class AgentTracker:
         trace.has_turns = trace.has_turns or (node.role is Role.AGENT and node.finish is Finish.TOOLS)
         if trace.sample is None:
             trace.sample = reading.without_content()
-        self._rules.apply(trace, node, reading, facts, said, inbound)
+        self._rules.apply(trace, node, reading, facts, declaration, inbound)
         for child in arrived:
             self._rules.apply(trace, child)
         self._runs.find(trace)
@@ -313,7 +313,7 @@ class AgentTracker:
         if trace is not None and key in trace.waiting:
             trace.active_at = max(trace.active_at, until + self._grace - self._idle)
 
-    def declare_below(self, above: SpanKey, said: Declaration) -> bool:
+    def declare_below(self, above: SpanKey, declaration: Declaration) -> bool:
         """Take over the statement of a span without a role, somewhere below the span ``above``, about the agent's task.
 
         Returns:
@@ -326,11 +326,11 @@ class AgentTracker:
         task = trace.task_of(node)
         if task is None:
             return False
-        if said.chat_id is not None:
-            if task.chat is not None and task.chat[0] == 0 and task.chat[2] != said.chat_id:
+        if declaration.chat_id is not None:
+            if task.chat is not None and task.chat[0] == 0 and task.chat[2] != declaration.chat_id:
                 return False
-            task.offer_chat(0, node.agents_above + 1, said.chat_id)
-        if merge_declaration(task, said, own=False):
+            task.offer_chat(0, node.agents_above + 1, declaration.chat_id)
+        if merge_declaration(task, declaration, own=False):
             self._rules.report(task, task.content or standing(task))
         return True
 

@@ -63,30 +63,30 @@ def declaration_of(name: str, attributes: Mapping[str, Any], opted: str | None =
             return None
         if any(declares_nothing(name, attributes) for declares_nothing in _DECLARES_NOTHING):
             return None
-    said = Declaration()
-    said.inferred = not bare and not ours
+    declaration = Declaration()
+    declaration.inferred = not bare and not ours
 
     def first(name: str, bare_name: str) -> tuple[str, Any]:
         if name in attributes or not bare:
             return name, attributes.get(name)
         return bare_name, attributes.get(bare_name)
 
-    said.task_id = id_of(attributes.get(semconv.TASK_ID))
-    said.name = _line(attributes.get(semconv.TASK_NAME)) or _line(opted)
-    said.chat_id = id_of(first(semconv.CHAT_ID, semconv.BARE_CHAT_ID)[1])
-    said.message_id = id_of(first(semconv.MESSAGE_ID, semconv.BARE_MESSAGE_ID)[1])
-    said.agent_id = id_of(attributes.get(semconv.AGENT_ID))
-    said.content = _text(first(semconv.TASK_CONTENT, semconv.BARE_CONTENT)[1])
-    said.result = _text(attributes.get(semconv.TASK_RESULT))
+    declaration.task_id = id_of(attributes.get(semconv.TASK_ID))
+    declaration.name = _line(attributes.get(semconv.TASK_NAME)) or _line(opted)
+    declaration.chat_id = id_of(first(semconv.CHAT_ID, semconv.BARE_CHAT_ID)[1])
+    declaration.message_id = id_of(first(semconv.MESSAGE_ID, semconv.BARE_MESSAGE_ID)[1])
+    declaration.agent_id = id_of(attributes.get(semconv.AGENT_ID))
+    declaration.content = _text(first(semconv.TASK_CONTENT, semconv.BARE_CONTENT)[1])
+    declaration.result = _text(attributes.get(semconv.TASK_RESULT))
     key, value = first(semconv.TASK_PROGRESS, semconv.BARE_PROGRESS)
-    said.progress = read_progress(key, _share(key, value, attributes), said.ignored)
-    said.status = _status(*first(semconv.TASK_STATUS, semconv.BARE_STATUS), said.ignored)
-    said.steered = steered_by(attributes)
-    if said.status is TaskStatus.IN_PROGRESS and _GOES_ON.match(said.content or "") is not None:
-        said.steered = said.content or "", True
-    said.waiting = _waits(attributes.get(semconv.TASK_WAITING), said)
-    said.waits_now = said.waiting and semconv.TASK_WAITING in attributes
-    return said
+    declaration.progress = read_progress(key, _share(key, value, attributes), declaration.ignored)
+    declaration.status = _status(*first(semconv.TASK_STATUS, semconv.BARE_STATUS), declaration.ignored)
+    declaration.steered = steered_by(attributes)
+    if declaration.status is TaskStatus.IN_PROGRESS and _GOES_ON.match(declaration.content or "") is not None:
+        declaration.steered = declaration.content or "", True
+    declaration.waiting = _waits(attributes.get(semconv.TASK_WAITING), declaration)
+    declaration.waits_now = declaration.waiting and semconv.TASK_WAITING in attributes
+    return declaration
 
 
 _GOES_ON = pattern(r"(?:will be tried again|goes on elsewhere)\b")
@@ -94,16 +94,16 @@ _GOES_ON = pattern(r"(?:will be tried again|goes on elsewhere)\b")
 _WAITS = pattern(r"(?i)\s*(?:(?:it|task) )?(?:is )?wait(?:s|ing)\b")
 
 
-def _waits(value: Any, said: Declaration) -> bool:
+def _waits(value: Any, declaration: Declaration) -> bool:
     """Return True for a task that pauses.
 
     ``in_progress`` alone is no sign: people set it at the start, and leave it there. A content that says so is.
     """
-    if said.status is not None and said.status.is_terminal:
+    if declaration.status is not None and declaration.status.is_terminal:
         return False
     if type(value) is bool or value is not None:
         return value is True or (as_text(value) or "").lower() == "true"
-    return said.status is TaskStatus.IN_PROGRESS and _WAITS.match(said.content or "") is not None
+    return declaration.status is TaskStatus.IN_PROGRESS and _WAITS.match(declaration.content or "") is not None
 
 
 def is_progress_event(name: str, attributes: Mapping[str, Any], span: Mapping[str, Any]) -> bool:
@@ -124,18 +124,18 @@ def is_progress_event(name: str, attributes: Mapping[str, Any], span: Mapping[st
 
 def event_declaration(attributes: Mapping[str, Any]) -> Declaration:
     """Read a progress event: only progress and content."""
-    said = Declaration()
+    declaration = Declaration()
     for name in (semconv.TASK_PROGRESS, semconv.BARE_PROGRESS):
         if name in attributes:
-            said.progress = read_progress(name, _share(name, attributes[name], attributes), said.ignored)
+            declaration.progress = read_progress(name, _share(name, attributes[name], attributes), declaration.ignored)
             break
     else:
-        said.progress = share_of(attributes.get(semconv.BARE_DONE), attributes.get(semconv.BARE_TOTAL))
+        declaration.progress = share_of(attributes.get(semconv.BARE_DONE), attributes.get(semconv.BARE_TOTAL))
     for name in (semconv.TASK_CONTENT, semconv.BARE_CONTENT):
         if name in attributes:
-            said.content = _text(attributes[name])
+            declaration.content = _text(attributes[name])
             break
-    return said
+    return declaration
 
 
 def read_progress(name: str, value: Any, ignored: list[tuple[str, str]]) -> float | None:

@@ -74,16 +74,16 @@ class Ledger:
     # -- a task's life -----------------------------------------------------------------------------------------------
 
     def open(
-        self, reading: Reading, said: Declaration, agent: str | None, around: Task | None, inbound: Inbound
+        self, reading: Reading, declaration: Declaration, agent: str | None, around: Task | None, inbound: Inbound
     ) -> Task:
         """Open a declared task. ``around``: the task that it runs in."""
-        task = Task(said.task_id or "", agent, reading.key, reading.start)
-        if said.inferred:
+        task = Task(declaration.task_id or "", agent, reading.key, reading.start)
+        if declaration.inferred:
             task.inferred = True
         # Later ones fill in what earlier ones leave open.
         if around is not None:
             task.chat_id, task.message_id = around.chat_id, around.message_id
-        own_chat = said.chat_id or task.chat_id
+        own_chat = declaration.chat_id or task.chat_id
         chat, message = inbound
         if chat is None or own_chat in (None, chat):  # a message of another chat is not the one that asked
             task.chat_id, task.message_id = task.chat_id or chat, task.message_id or message
@@ -92,13 +92,13 @@ class Ledger:
                 task.message_id = task.message_id or reading.default(semconv.MESSAGE_ID)
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = service_of(reading)
-        task.name = said.name or clean_line(reading.name, 200)
-        self._enter(task, said.task_id or task.automatic_id, said.chat_id)
+        task.name = declaration.name or clean_line(reading.name, 200)
+        self._enter(task, declaration.task_id or task.automatic_id, declaration.chat_id)
         return task
 
-    def address(self, task: InferredTask, reading: Reading, said: Declaration | None, inbound: Inbound) -> None:
+    def address(self, task: InferredTask, reading: Reading, declaration: Declaration | None, inbound: Inbound) -> None:
         """Fill in the recipient of an inferred task."""
-        task.agent_id = self.agent_of(reading, said or Declaration(), None)
+        task.agent_id = self.agent_of(reading, declaration or Declaration(), None)
         task.inbound_chat, message = inbound
         task.default_chat = reading.default(semconv.CHAT_ID)
         task.message_id = message
@@ -347,9 +347,9 @@ class Ledger:
 
     # -- recipients and warnings -------------------------------------------------------------------------------------
 
-    def agent_of(self, reading: Reading, said: Declaration, around: Task | None) -> str | None:
+    def agent_of(self, reading: Reading, declaration: Declaration, around: Task | None) -> str | None:
         """Return the agent that a task is reported to; None for the configured one."""
-        wanted = said.agent_id
+        wanted = declaration.agent_id
         if wanted is None:
             if around is not None:
                 return around.agent_id
@@ -367,9 +367,9 @@ class Ledger:
         )
         return None
 
-    def warn(self, reading: Reading, said: Declaration) -> None:
+    def warn(self, reading: Reading, declaration: Declaration) -> None:
         """Log what a span said that cannot be used, once."""
-        for name, reason in said.ignored:
+        for name, reason in declaration.ignored:
             # The bare word is on many a span that means something else by it ("status": "200").
             about = (reason if name == semconv.BARE_STATUS else reading.key, name)
             self._warn_once(about, "span %r: attribute %s is ignored: %s", reading, name, reason)

@@ -144,8 +144,8 @@ class LogTurns:
                     if found.root is None:  # it gets one
                         return trace_id, own[1]
                     return None if found.root.live else found.root.key
-        told = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
-        return None if told else (key[0], own[1])
+        reported = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
+        return None if reported else (key[0], own[1])
 
     def _take_over(self, turn: Turn) -> None:
         """Make the turn the root of what its trace has shown until now."""

@@ -11,19 +11,19 @@ from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.tasks import Task
 
 
-def stands_alone(said: Declaration, around: Task) -> bool:
+def stands_alone(declaration: Declaration, around: Task) -> bool:
     """Return True for a task inside a task that is one of its own: only with an id or a chat of its own."""
-    return (said.task_id is not None and said.task_id != around.id) or (
-        said.chat_id is not None and said.chat_id != around.chat_id
+    return (declaration.task_id is not None and declaration.task_id != around.id) or (
+        declaration.chat_id is not None and declaration.chat_id != around.chat_id
     )
 
 
-def left_behind(reading: Reading, said: Declaration, around: Task) -> bool:
+def left_behind(reading: Reading, declaration: Declaration, around: Task) -> bool:
     """Return True for a span that is no step of the task above it any more, since that had ended."""
-    return around.ended and (said.task_id is not None or around.had_ended(reading.start))
+    return around.ended and (declaration.task_id is not None or around.had_ended(reading.start))
 
 
-def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> bool:
+def merge(task: Task, declaration: Declaration, content: str | None, *, own: bool) -> bool:
     """Take over a statement about a task; True if it is news.
 
     Args:
@@ -31,19 +31,19 @@ def merge(task: Task, said: Declaration, content: str | None, *, own: bool) -> b
         own: the task's own span says it, not a step.
     """
     changed = False
-    if said.progress is not None:
-        changed = not task.has_progress or said.progress > task.progress
+    if declaration.progress is not None:
+        changed = not task.has_progress or declaration.progress > task.progress
         task.has_progress = True
-        task.progress = max(task.progress, said.progress)  # it never goes backwards
+        task.progress = max(task.progress, declaration.progress)  # it never goes backwards
     if content is not None:
         changed |= content != task.content
         task.content = content
         if own:
             task.root_content = content
     # A step's result counts as its task's only until the task gives one itself.
-    if said.result is not None and (own or not task.has_own_result):
-        changed |= said.result != task.result
-        task.result, task.has_own_result = said.result, own
+    if declaration.result is not None and (own or not task.has_own_result):
+        changed |= declaration.result != task.result
+        task.result, task.has_own_result = declaration.result, own
     return changed
 
 

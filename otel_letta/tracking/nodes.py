@@ -210,16 +210,16 @@ class Doubt:
     """An ended span that declares something and whose parent is still to come: a task of its own, or a step?"""
 
     awaits: SpanKey | None = None
-    told: TaskStatus | None = None
+    reported: TaskStatus | None = None
     """The status of its end, if that was reported already: it has an id of its own, and waits only lest its parent has
     the same."""
     below: TaskStatus | None = None
     """The status that a step of it was reported with that has the same id."""
 
-    def __init__(self, reading: Reading, said: Declaration, deadline: int) -> None:
+    def __init__(self, reading: Reading, declaration: Declaration, deadline: int) -> None:
         self.key = reading.key
         self.reading = reading.without_content()
-        self.said = said
+        self.declaration = declaration
         self.deadline = deadline
         self.steps: list[Doubt] = []
 
@@ -229,7 +229,7 @@ class Doubt:
 
     def place_below(self, above: Doubt) -> Place:
         """Return its relation to a declaration above it, whose own place is still in doubt."""
-        mine, its = self.said, above.said
+        mine, its = self.declaration, above.declaration
         if mine.task_id is not None:
             return Place.ABOVE if its.task_id is None else Place.STEP if mine.task_id == its.task_id else Place.OWN
         if self.reading.start > (above.reading.end or self.reading.start):

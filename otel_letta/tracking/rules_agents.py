@@ -54,7 +54,7 @@ class AgentRules:
         node: Node,
         reading: Reading | None = None,
         facts: AgentFacts | None = None,
-        said: Declaration | None = None,
+        declaration: Declaration | None = None,
         inbound: Inbound = NO_IDS,
     ) -> None:
         """Report what is new about a span that changed, or has found its place."""
@@ -65,13 +65,17 @@ class AgentRules:
             return
         if node is task.root:
             if node.kept is not None:
-                facts, said = facts or node.kept[0], said or node.kept[1]
+                facts, declaration = facts or node.kept[0], declaration or node.kept[1]
                 node.kept = None
-        elif node.missing is not None and node.role in _ROOT_ROLES and (said is not None or (facts and facts.extras)):
-            node.kept = facts, said
+        elif (
+            node.missing is not None
+            and node.role in _ROOT_ROLES
+            and (declaration is not None or (facts and facts.extras))
+        ):
+            node.kept = facts, declaration
         source = reading or trace.sample
         if fresh and source is not None:
-            self._ledger.address(task, source, said, inbound)
+            self._ledger.address(task, source, declaration, inbound)
             for early in trace.early:
                 self._merge(task, early, None)
             trace.early.clear()
@@ -80,7 +84,7 @@ class AgentRules:
         if node.links and node is task.root:
             self._note_caller(task, node)
         self._ledger.ask_for_claim(task)
-        news = said is not None and merge_declaration(task, said, own=node is task.root)
+        news = declaration is not None and merge_declaration(task, declaration, own=node is task.root)
         is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
         if is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
@@ -329,7 +333,7 @@ def is_human(node: Node) -> bool:
     return bool(node.name) and (node.named or not (_CODE.fullmatch(node.name) or node.name in _ANY_AGENTS))
 
 
-def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bool:
+def merge_declaration(task: InferredTask, declaration: Declaration, *, own: bool) -> bool:
     """Take over what attributes of ours say about an agent's task; True if it is news about where it stands.
 
     Somebody addressed the task, so its end is wanted, however short it was.
@@ -337,20 +341,20 @@ def merge_declaration(task: InferredTask, said: Declaration, *, own: bool) -> bo
     Args:
         own: the task's root says it, not a step.
     """
-    task.inferred = task.inferred and said.inferred
-    news = said.content is not None and said.content != task.content
-    if said.content is not None:
-        task.content = said.content
-    if said.progress is not None:
-        news |= said.progress > task.progress or not task.has_progress
-        task.progress, task.has_progress = max(task.progress, said.progress), True
-    task.message_id = said.message_id or task.message_id
-    if said.result is not None and (own or not task.has_own_result):
-        task.result, task.has_own_result = said.result, own
+    task.inferred = task.inferred and declaration.inferred
+    news = declaration.content is not None and declaration.content != task.content
+    if declaration.content is not None:
+        task.content = declaration.content
+    if declaration.progress is not None:
+        news |= declaration.progress > task.progress or not task.has_progress
+        task.progress, task.has_progress = max(task.progress, declaration.progress), True
+    task.message_id = declaration.message_id or task.message_id
+    if declaration.result is not None and (own or not task.has_own_result):
+        task.result, task.has_own_result = declaration.result, own
     if own:
-        task.declared_name = said.name or task.declared_name
-        task.root_content = said.content if said.content is not None else task.root_content
-        task.status = said.status if said.status is not None else task.status
+        task.declared_name = declaration.name or task.declared_name
+        task.root_content = declaration.content if declaration.content is not None else task.root_content
+        task.status = declaration.status if declaration.status is not None else task.status
     return news
 
 

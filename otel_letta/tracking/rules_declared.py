@@ -66,28 +66,28 @@ class DeclaredRules:
             agent: the nearest span with a role above it, if no declared task is nearer.
             report: report that news.
         """
-        said, fresh = reading.declaration, False
+        declaration, fresh = reading.declaration, False
         span = self._tree.open.get(reading.key)
         if span is None or span.task is None:
-            if said is None:
+            if declaration is None:
                 return False
-            if agent is not None and said.task_id is None and self._agents.declare_below(agent, said):
+            if agent is not None and declaration.task_id is None and self._agents.declare_below(agent, declaration):
                 return False
             span = self._tree.follow(reading.key)
-            fresh = self._join(span, reading, said, around, inbound)
+            fresh = self._join(span, reading, declaration, around, inbound)
         task = span.task
         assert task is not None
         if task.ended:
             return False
         changed = self._merge_events(span, task, reading) or fresh
-        if said is not None:
-            self._ledger.warn(reading, said)
-            content = said.content if said.content != span.content else None
-            span.content = said.content
-            changed |= merge(task, said, content, own=span.owner)
-            changed |= self._wait_or_go_on(span, task, said.waits_now)
+        if declaration is not None:
+            self._ledger.warn(reading, declaration)
+            content = declaration.content if declaration.content != span.content else None
+            span.content = declaration.content
+            changed |= merge(task, declaration, content, own=span.owner)
+            changed |= self._wait_or_go_on(span, task, declaration.waits_now)
             if span.owner:
-                changed |= self._describe(task, said, reading)
+                changed |= self._describe(task, declaration, reading)
         if changed and report:
             self._ledger.progress(task, fresh=fresh)
         return changed
@@ -105,41 +105,49 @@ class DeclaredRules:
         for time, attributes in reading.events:
             if time > seen:
                 span.event_time = max(span.event_time, time)
-                said = event_declaration(attributes)
-                self._ledger.warn(reading, said)
-                changed |= merge(task, said, said.content, own=span.owner)
+                declaration = event_declaration(attributes)
+                self._ledger.warn(reading, declaration)
+                changed |= merge(task, declaration, declaration.content, own=span.owner)
         return changed
 
-    def _join(self, span: Followed, reading: Reading, said: Declaration, around: Task | None, inbound: Inbound) -> bool:
+    def _join(
+        self, span: Followed, reading: Reading, declaration: Declaration, around: Task | None, inbound: Inbound
+    ) -> bool:
         """Find the task of a span that declares one; True if that makes a new task."""
-        if around is not None and not stands_alone(said, around) and not left_behind(reading, said, around):
-            span.task, span.owner = around, around.id == said.task_id
+        if (
+            around is not None
+            and not stands_alone(declaration, around)
+            and not left_behind(reading, declaration, around)
+        ):
+            span.task, span.owner = around, around.id == declaration.task_id
             around.owners += span.owner
             return False
-        agent = self._ledger.agent_of(reading, said, around)
-        task = self._ledger.find(agent, said.task_id)
+        agent = self._ledger.agent_of(reading, declaration, around)
+        task = self._ledger.find(agent, declaration.task_id)
         fresh = task is None
         if task is None:
-            task = self._ledger.open(reading, said, agent, around, inbound)
+            task = self._ledger.open(reading, declaration, agent, around, inbound)
         task.owners += 1
         span.task, span.owner = task, True
         return fresh
 
-    def _describe(self, task: Task, said: Declaration, reading: Reading) -> bool:
+    def _describe(self, task: Task, declaration: Declaration, reading: Reading) -> bool:
         """Take over what only the task's own spans may say: its name, ids and status."""
         before = (task.name, task.chat_id, task.message_id)
-        task.name = said.name or (task.name if task.key != reading.key and task.name else clean_line(reading.name, 200))
-        task.chat_id = said.chat_id or task.chat_id
-        task.message_id = said.message_id or task.message_id
-        if said.status is not None:
-            task.status = said.status
-        task.waits = said.waiting
+        task.name = declaration.name or (
+            task.name if task.key != reading.key and task.name else clean_line(reading.name, 200)
+        )
+        task.chat_id = declaration.chat_id or task.chat_id
+        task.message_id = declaration.message_id or task.message_id
+        if declaration.status is not None:
+            task.status = declaration.status
+        task.waits = declaration.waiting
         if (
-            said.task_id is not None
+            declaration.task_id is not None
             and task.id == task.automatic_id
-            and self._ledger.find(task.agent_id, said.task_id) is None
+            and self._ledger.find(task.agent_id, declaration.task_id) is None
         ):
-            self._ledger.rename(task, said.task_id)  # it was set after the start
+            self._ledger.rename(task, declaration.task_id)  # it was set after the start
             return True
         return before != (task.name, task.chat_id, task.message_id)
 
@@ -187,7 +195,7 @@ class DeclaredRules:
     # -- an agent's work inside a declared task ----------------------------------------------------------------------
 
     def observe_agents_step(
-        self, task: Task, reading: Reading, facts: AgentFacts, said: Declaration | None, aborted: str | None
+        self, task: Task, reading: Reading, facts: AgentFacts, declaration: Declaration | None, aborted: str | None
     ) -> None:
         """Take over a span with a role that runs in a declared task: agents' work there is made of steps."""
         span = self._tree.follow(reading.key)
@@ -196,9 +204,11 @@ class DeclaredRules:
         if task.ended:
             return
         news = False
-        if said is not None:
-            news = merge(task, said, said.content if said.content != span.content else None, own=False)
-        span.content = said.content if said is not None else None
+        if declaration is not None:
+            news = merge(
+                task, declaration, declaration.content if declaration.content != span.content else None, own=False
+            )
+        span.content = declaration.content if declaration is not None else None
         if reading.end is not None and not self._tree.has_declared(reading.key):
             self._tree.end(reading.key, Fate.DECLARED, task)
             news |= merge_agents_step(task, reading, facts, aborted)
@@ -207,7 +217,9 @@ class DeclaredRules:
 
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
 
-    def observe_ended(self, reading: Reading, said: Declaration, waiting: list[Doubt], around: Task | None) -> None:
+    def observe_ended(
+        self, reading: Reading, declaration: Declaration, waiting: list[Doubt], around: Task | None
+    ) -> None:
         """Place an ended span that declares something.
 
         Args:
@@ -215,38 +227,40 @@ class DeclaredRules:
             around: the declared task that it runs in, if that is open here.
         """
         self._tree.end(reading.key, Fate.DOUBT)
-        self._ledger.warn(reading, said)
-        self._merge_own_events(reading, said)
-        doubt = Doubt(reading, said, self._now() + (self._step_patience if said.is_anonymous else self._patience))
+        self._ledger.warn(reading, declaration)
+        self._merge_own_events(reading, declaration)
+        doubt = Doubt(
+            reading, declaration, self._now() + (self._step_patience if declaration.is_anonymous else self._patience)
+        )
         others = []
         for child in waiting:
             place = child.place_below(doubt)
             if place is Place.STEP:
                 doubt.steps += child.parts
-                doubt.below = child.told or child.below or doubt.below
+                doubt.below = child.reported or child.below or doubt.below
             elif place is Place.ABOVE:
                 others.append(child)
-            elif child.told is None:
+            elif child.reported is None:
                 self._tell(child)
         if around is None:
             self._tree.remind(doubt, doubt.deadline)
             self.place(doubt, reading.parent)
-        elif stands_alone(said, around) or around.had_ended(reading.start):
+        elif stands_alone(declaration, around) or around.had_ended(reading.start):
             self._tell(doubt, around)
         else:
             self._take_in(doubt, around)
         for child in others:
             self.place(child, reading.key)
 
-    def _merge_own_events(self, reading: Reading, said: Declaration) -> None:
+    def _merge_own_events(self, reading: Reading, declaration: Declaration) -> None:
         content = None
         for _, attributes in reading.events:
             event = event_declaration(attributes)
             self._ledger.warn(reading, event)
             if event.progress is not None:
-                said.progress = max(said.progress or 0.0, event.progress)
+                declaration.progress = max(declaration.progress or 0.0, event.progress)
             content = event.content if event.content is not None else content
-        said.content = said.content if said.content is not None else content
+        declaration.content = declaration.content if declaration.content is not None else content
 
     def place(self, doubt: Doubt, above: SpanKey | None) -> None:
         """Decide whether an ended declaration is a task or a step: ask the spans above it, from the one given on, as
@@ -258,14 +272,14 @@ class DeclaredRules:
             if waiting is not None and waiting is not doubt:
                 place = doubt.place_below(waiting)
                 if place is Place.STEP:
-                    if doubt.told is None and waiting.told is None:
+                    if doubt.reported is None and waiting.reported is None:
                         waiting.steps += doubt.parts
                     return
                 if place is Place.OWN:
                     break
             task = self._tree.ended_task(above)
             if task is not None:
-                if not stands_alone(doubt.said, task) and not task.had_ended(doubt.reading.start):
+                if not stands_alone(doubt.declaration, task) and not task.had_ended(doubt.reading.start):
                     self._take_in(doubt, task)
                     return
                 break
@@ -276,13 +290,13 @@ class DeclaredRules:
                 self._wait(doubt, above)
                 return
             above = parent
-        if doubt.told is None:
+        if doubt.reported is None:
             self._tell(doubt)
 
     def _speaks_for_agent(self, doubt: Doubt, above: SpanKey) -> bool:
-        if doubt.said.task_id is not None or doubt.told is not None:
+        if doubt.declaration.task_id is not None or doubt.reported is not None:
             return False
-        if not self._agents.declare_below(above, doubt.said):
+        if not self._agents.declare_below(above, doubt.declaration):
             return False
         for part in doubt.parts:
             self._tree.end(part.key, Fate.STEP)
@@ -290,7 +304,7 @@ class DeclaredRules:
         return True
 
     def _wait(self, doubt: Doubt, above: SpanKey) -> None:
-        if doubt.said.task_id is not None and doubt.told is None:
+        if doubt.declaration.task_id is not None and doubt.reported is None:
             # A task with an id of its own is reported at once: its parent may go on for hours.
             self._tell(doubt)
         self._tree.wait(doubt, above)
@@ -299,50 +313,50 @@ class DeclaredRules:
     def release(self, doubt: Doubt) -> None:
         """Wait no longer for the parent of a declaration: it is a task."""
         self._tree.take_doubt(doubt)
-        if doubt.told is None:
+        if doubt.reported is None:
             self._tell(doubt)
 
     def release_all(self, *, anonymous: bool) -> None:
         """Wait no longer for any; without ``anonymous`` only those that name a chat."""
         for doubt in list(self._tree.doubts.values()):
-            if anonymous or doubt.said.chat_id is not None:
+            if anonymous or doubt.declaration.chat_id is not None:
                 self.release(doubt)
 
     def _take_in(self, doubt: Doubt, task: Task) -> None:
         """Make an ended span a step of a task that is open, or over."""
-        if task.ended or doubt.told is not None:
+        if task.ended or doubt.reported is not None:
             return
         news = False
         for step in (*doubt.steps, doubt):
             task.failed_steps += self._has_failed(step.reading)
-            news |= merge(task, step.said, step.said.content, own=False)
+            news |= merge(task, step.declaration, step.declaration.content, own=False)
         if news:
             self._ledger.progress(task)
 
     def _tell(self, doubt: Doubt, around: Task | None = None) -> None:
         """Report the end of a task that was seen only when it was over."""
-        reading, said = doubt.reading, doubt.said
-        agent = self._ledger.agent_of(reading, said, around)
-        task = self._ledger.find(agent, said.task_id)
+        reading, declaration = doubt.reading, doubt.declaration
+        agent = self._ledger.agent_of(reading, declaration, around)
+        task = self._ledger.find(agent, declaration.task_id)
         if task is not None:
             # A live processor tracks the same task through another span: that one will end it.
             self._tree.assign(doubt.key, task)
             self._take_in(doubt, task)
-            doubt.told = TaskStatus.IN_PROGRESS
+            doubt.reported = TaskStatus.IN_PROGRESS
             return
-        task = self._ledger.open(reading, said, agent, around, NO_IDS)
+        task = self._ledger.open(reading, declaration, agent, around, NO_IDS)
         for part in doubt.parts:
             inferred = self._agents.absorb(part.key)
             if inferred is not None:
-                self._ledger.succeed(task, inferred, keep_id=said.task_id is None)
+                self._ledger.succeed(task, inferred, keep_id=declaration.task_id is None)
         for step in doubt.steps:
-            merge(task, step.said, step.said.content, own=False)
+            merge(task, step.declaration, step.declaration.content, own=False)
             task.failed_steps += self._has_failed(step.reading)
-        merge(task, said, said.content, own=True)
-        self._describe(task, said, reading)
+        merge(task, declaration, declaration.content, own=True)
+        self._describe(task, declaration, reading)
         self._tree.assign(doubt.key, task)
         status, _ = judge_declared(task.status, reading, None)
-        doubt.told = status
+        doubt.reported = status
         if doubt.below is status:
             # The same task ended with the same verdict in a span below this one: its end was reported.
             self._ledger.drop(task)
@@ -368,9 +382,9 @@ class DeclaredRules:
 
     def _steer_of(self, reading: Reading) -> tuple[str, bool] | None:
         """Return what a framework did with a task instead of ending it well or failing it, and whether it goes on."""
-        said = reading.declaration
-        if said is not None and said.steered is not None:
-            return said.steered
+        declaration = reading.declaration
+        if declaration is not None and declaration.steered is not None:
+            return declaration.steered
         kind, _ = reading.exception
         return self._steered(kind) if reading.failed and kind else None
 

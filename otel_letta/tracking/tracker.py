@@ -234,30 +234,30 @@ class Tracker:
         """
         if self._is_lettas_own(reading):
             return True
-        key, role, said = reading.key, reading.role, reading.declaration
+        key, role, declaration = reading.key, reading.role, reading.declaration
         span = self.tree.open.get(key)
         has_role = span is not None and span.has_role
         if role is None or (span is not None and span.task is not None and not has_role):
             return False
-        if said is not None:
-            if said.task_id is not None and not has_role:
+        if declaration is not None:
+            if declaration.task_id is not None and not has_role:
                 return False
-            self._ledger.warn(reading, said)
+            self._ledger.warn(reading, declaration)
         self.tree.follow(key).has_role = True
         facts = self._agents.read(reading, role)
         task, _ = nearest(self.tree, above, reading.start)
         if task is not None and key not in self.tree.awaited:
-            self._declared.observe_agents_step(task, reading, facts, said, aborted)
+            self._declared.observe_agents_step(task, reading, facts, declaration, aborted)
             return True
         if role in (Role.TOOL, Role.LLM) and await_ends(self.tree, above, anew=has_role or not late):
             self._agents.observe(
-                reading, facts, said, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
+                reading, facts, declaration, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
             )
             return True
         parent, under = next_above(self.tree, above, outside, reading.scope if late and not has_role else None)
         parent = parent or self._turns.root_above(key)
         self._agents.observe(
-            reading, facts, said, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
+            reading, facts, declaration, parent=parent, live=True, inbound=inbound, aborted=aborted, under=under
         )
         return True
 
@@ -290,11 +290,11 @@ class Tracker:
             return
         if reading.end is None:
             self._give_an_end(reading)
-        said, role, parent = reading.declaration, reading.role, reading.above
+        declaration, role, parent = reading.declaration, reading.role, reading.above
         waiting = self.tree.take_doubts(key)
-        if said is not None and (role is None or said.task_id is not None):
+        if declaration is not None and (role is None or declaration.task_id is not None):
             self.tree.links.put(key, (parent, reading.remote is not None))
-            self._declared.observe_ended(reading, said, waiting, task_around(self.tree, above))
+            self._declared.observe_ended(reading, declaration, waiting, task_around(self.tree, above))
             return
         if role is None:
             for child in waiting:
@@ -304,10 +304,10 @@ class Tracker:
             self._agents.passed(key, parent, reading.remote is not None, reading=reading)
             return
         self.tree.links.put(key, (parent, reading.remote is not None))
-        if said is not None:
-            self._ledger.warn(reading, said)
+        if declaration is not None:
+            self._ledger.warn(reading, declaration)
         facts = self._agents.read(reading, role)
-        self._agents.observe(reading, facts, said, parent=parent, remote=reading.remote is not None)
+        self._agents.observe(reading, facts, declaration, parent=parent, remote=reading.remote is not None)
         for child in waiting:
             self._declared.place(child, key)
 

@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
     """It has not ended: it cannot go on without this."""
 
 
-def judge_declared(said: TaskStatus | None, reading: Reading, aborted: str | None) -> tuple[TaskStatus, str | None]:
+def judge_declared(given: TaskStatus | None, reading: Reading, aborted: str | None) -> tuple[TaskStatus, str | None]:
     """Judge a declared task whose last span has ended; returns its status, and why it failed.
 
     An explicit terminal status wins; UNSET alone is success only when nothing aborted the span.
@@ -43,8 +43,8 @@ def judge_declared(said: TaskStatus | None, reading: Reading, aborted: str | Non
         said: the status that the task's own spans gave.
         aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
     """
-    if said is not None and said.is_terminal:
-        return said, (reading.error or None) if said is TaskStatus.FAILED else None
+    if given is not None and given.is_terminal:
+        return given, (reading.error or None) if given is TaskStatus.FAILED else None
     if aborted is not None:
         return TaskStatus.FAILED, aborted
     if reading.failed:

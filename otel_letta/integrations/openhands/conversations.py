@@ -10,6 +10,7 @@ from enum import Enum
 from otel_letta.integrations.openhands.events import Origin
 from otel_letta.tracking.tasks import Task
 
+SERVICE = "openhands"
 _MOST_CALLS = 100
 
 
@@ -24,7 +25,6 @@ class Wait(Enum):
 class Run(Task):
     """A run that is under way."""
 
-    service = "openhands"
     answer: str | None = None
     """The result, if it ends now."""
     answer_is_message = False
@@ -41,6 +41,7 @@ class Run(Task):
 
     def __init__(self, task_id: str, started: int) -> None:
         super().__init__(task_id, None, None, started)
+        self.service = SERVICE
         self.calls: OrderedDict[str, str] = OrderedDict()
         """The tool calls that have no result yet, and the line that sums each up."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from otel_letta.integrations.openhands.claims import Claims, plain_id
-from otel_letta.integrations.openhands.conversations import Conversation, Run, Wait
+from otel_letta.integrations.openhands.conversations import SERVICE, Conversation, Run, Wait
 from otel_letta.integrations.openhands.events import ID_CAP, Origin
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import clean_line
@@ -75,7 +75,7 @@ class Lives:
     def restore(self, report: ProgressReport) -> None:
         """Let a run wait on that waited in a process which is gone; ``report`` is its last one."""
         conversation_id, _, number = report.task_id.rpartition("/")
-        is_ours = report.service == Run.service and report.waiting and report.agent_id is None
+        is_ours = report.service == SERVICE and report.waiting and report.agent_id is None
         if not is_ours or not conversation_id or plain_id(conversation_id) in self._conversations:
             return
         conversation = self._find(conversation_id)
