@@ -196,7 +196,7 @@ class Inbox:
                 self._wake()  # somebody else made the calls, and the thread knows of nothing that will be due
         return in_time
 
-    def _guarded(self, call: Callable[[], None]) -> None:
+    def _guarded(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception as error:  # noqa: BLE001
