@@ -85,8 +85,10 @@ def settle(processor: LettaSpanProcessor, letta: WithBlocks) -> None:
 
 
 @pytest.fixture(params=["messages", "auto", "board", "outbox", "outbox away", "server away"])
-def processor(request: pytest.FixtureRequest, tmp_path: Path, letta: WithBlocks) -> Iterator[LettaSpanProcessor]:
-    logging.getLogger("otel_letta").setLevel(logging.CRITICAL)
+def processor(
+    request: pytest.FixtureRequest, tmp_path: Path, letta: WithBlocks, caplog: pytest.LogCaptureFixture
+) -> Iterator[LettaSpanProcessor]:
+    caplog.set_level(logging.CRITICAL, "otel_letta")  # records that are kept would be counted
     options: dict[str, Any] = {"delivery": request.param if request.param in ("auto", "board") else "messages"}
     if request.param == "outbox":
         options["outbox"] = str(tmp_path / "outbox.db")
