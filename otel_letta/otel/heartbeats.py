@@ -103,7 +103,7 @@ class LettaHeartbeatProcessor(SpanProcessor):
     def _begin(self) -> None:
         self._open: dict[SpanKey, weakref.ref[Span]] = {}
         self._sent: dict[SpanKey, tuple[float, dict[str, Any]]] = {}
-        """When a span's last heartbeat went out, and the attributes that it had then."""
+        """When a span's last heartbeat went out, and the attributes that were in it, or a few less."""
         self._ends: dict[SpanKey, ReadableSpan] = {}
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -219,15 +219,17 @@ class LettaHeartbeatProcessor(SpanProcessor):
         for start in range(0, len(everything), _AT_ONCE):
             part = everything[start : start + _AT_ONCE]
             now = time.time_ns()
+            # Before the records are made: what is set from here on makes another heartbeat due.
+            noted = {key: _noted(span) for key, span, event in part if event != "stop"}
             records = [self._record(span, event, now) for _, span, event in part]
             if not self._post(logs_request(part[0][1].resource, _SCOPE, records, _pick), until - time.monotonic()):
                 return False
-            for key, span, event in part:
+            for key, _, event in part:
                 if event == "stop":
                     self._ends.pop(key, None)
                     self._sent.pop(key, None)
                 else:
-                    self._sent[key] = time.monotonic(), _noted(span)
+                    self._sent[key] = time.monotonic(), noted[key]
         return True
 
     def _record(self, span: ReadableSpan, event: str, now: int) -> dict[str, Any]:

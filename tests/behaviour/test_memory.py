@@ -24,8 +24,8 @@ from tests.support.memory import reachable
 
 _KEPT = 20
 """The most entries of each memory that is bounded by number, so that all are full soon."""
-_FIRST, _LAST = 5_000, 20_000
-_MORE = 1_000
+_FIRST, _LAST = 2_000, 8_000
+_MORE = 500
 """Entries and objects that may be more at the second count: what was not tidied up yet. A task in eight that leaves one
 behind makes nearly twice as many."""
 

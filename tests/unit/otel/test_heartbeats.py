@@ -108,6 +108,21 @@ def test_heartbeats_come_again_while_nothing_changes(wire: Wire) -> None:
     processor.shutdown()
 
 
+def test_what_is_set_while_a_heartbeat_is_on_its_way_follows_at_once() -> None:
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        running.span.set_attribute("letta.task.content", "asks")  # no bell: as any code may do it
+        return httpx.Response(200)
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    processor = LettaHeartbeatProcessor("http://wire", interval=3_600.0, client=client)
+    with task("Import", tracer=provider_with(processor).get_tracer("t")) as running:
+        assert until(lambda: any(b"asks" in body for body in bodies))
+    processor.shutdown()
+
+
 def test_a_short_task_is_told_by_its_end_alone(wire: Wire) -> None:
     processor = LettaHeartbeatProcessor("http://wire", client=wire.client)
     processor._busy.acquire()  # the thread gets no turn before the end
