@@ -7,7 +7,10 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-_SHARED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType)
+_SHARED = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType),
+    *(types.FrameType, types.TracebackType),
+)
 """These lead to everything there is."""
 
 
@@ -18,6 +21,7 @@ def reachable(top: object, *without: object) -> Iterator[Any]:
         each = todo.pop()
         yield each
         for found in gc.get_referents(each):
-            if id(found) not in seen and not isinstance(found, _SHARED):
+            # By the type: some objects lie about their class.
+            if id(found) not in seen and not issubclass(type(found), _SHARED):
                 seen.add(id(found))
                 todo.append(found)
