@@ -61,6 +61,7 @@ public class ImportFiles {
             "otel.exporter.otlp.protocol", "http/protobuf",
             "otel.metrics.exporter", "none");
     return AutoConfiguredOpenTelemetrySdk.builder()
+        .disableShutdownHook() // main closes it
         .addPropertiesSupplier(() -> defaults)
         .build()
         .getOpenTelemetrySdk();

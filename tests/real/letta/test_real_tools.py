@@ -19,6 +19,11 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def bridge(letta: LettaHarness, tmp_path: Path) -> Iterator[Bridge]:
+    # One name is one tool for all agents of a server, and other tests have made tools of their own.
+    for name in TOOLS:
+        for tool in letta.client.tools.list(name=name):
+            assert tool.id is not None
+            letta.client.tools.delete(tool.id)
     with bridge_to(letta, letta.create_agent(), letta.create_agent(), tmp_path) as running:
         yield running
 
