@@ -145,8 +145,10 @@ class Database:
             self.path.chmod(0o600)
         connection = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         self._connection, self._full_sync = connection, None
+        connection.execute("BEGIN")  # all three as of one moment: another process may be creating it
         application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        connection.execute("COMMIT")
         if (application and application != _APPLICATION) or (not application and tables):
             raise StoreNewerError(f"{self.path} is a database of another program: name another file")
         if version > VERSION:

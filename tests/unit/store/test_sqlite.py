@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from otel_letta.store import sqlite as sqlite_files
 from otel_letta.store.choose import open_spool, open_store
 from otel_letta.store.model import Changes, Spool, Store, StoreError, StoreFullError, StoreNewerError
 from tests.unit.store.contract import Another, EntriesContract, HeirsContract, SpoolContract, an_end, bodies, lose
@@ -129,6 +131,33 @@ class TestTheFile:
         with pytest.raises(StoreNewerError, match="another program"):
             open_store(str(path)).open()
         assert not list(path.parent.glob("*corrupt*"))
+
+    def test_that_another_process_creates_just_now_is_not_taken_for_another_program_s(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, asked = sqlite_files._pragma, []
+
+        def meanwhile(connection: sqlite3.Connection, name: str) -> int:
+            value = real(connection, name)
+            asked.append(name)
+            if asked == ["application_id"]:
+                other = sqlite3.connect(path, timeout=0)
+                with contextlib.suppress(sqlite3.OperationalError):  # locked: it comes later
+                    other.executescript(f"BEGIN; {ours} COMMIT")
+                other.close()
+            return value
+
+        made = open_store(str(path.with_name("made.db")))
+        made.open()
+        made.close()
+        with contextlib.closing(sqlite3.connect(path.with_name("made.db"))) as example:
+            version, application = (real(example, name) for name in ("user_version", "application_id"))
+            ours = "".join(f"{line}\n" for line in example.iterdump() if line not in ("BEGIN TRANSACTION;", "COMMIT;"))
+            ours += f"PRAGMA application_id={application}; PRAGMA user_version={version};"
+        monkeypatch.setattr(sqlite_files, "_pragma", meanwhile)
+        opened = open_store(str(path))
+        opened.open()
+        opened.close()
 
     def test_that_is_no_database_and_was_none_of_ours_is_left_alone(self, path: Path) -> None:
         path.write_text("export PATH=/bin\n")
