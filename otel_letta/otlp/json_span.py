@@ -15,17 +15,15 @@ import msgspec
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
 from otel_letta.otlp.batch import LATEST
-from otel_letta.otlp.received import OK, SAMPLED, UNSET, ReceivedSpan
+from otel_letta.otlp.received import SAMPLED, UNSET, ReceivedSpan, kind_of, status_of
 
 _Integer = Union[int, Annotated[str, msgspec.Meta(pattern="^-?[0-9]{1,18}$")]]
 _Time = Union[Annotated[int, msgspec.Meta(ge=0)], Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")]]
 _TraceId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{32}$")]
 _SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{16}$")]
-_KINDS = (SpanKind.INTERNAL, *SpanKind)
-"""By number; the first is "unspecified"."""
 
 
 class _Value(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -98,15 +96,12 @@ class JsonSpan(ReceivedSpan):
 
     @property
     def kind(self) -> SpanKind:
-        number = self._message.kind
-        return _KINDS[number] if 0 <= number < len(_KINDS) else SpanKind.INTERNAL
+        return kind_of(self._message.kind)
 
     @property
     def status(self) -> Status:
         status = self._message.status
-        if status is None or status.code not in (1, 2):
-            return UNSET
-        return OK if status.code == 1 else Status(StatusCode.ERROR, status.message or None)
+        return UNSET if status is None else status_of(status.code, status.message)
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
 from otel_letta.otlp.batch import (
     LATEST,
@@ -28,12 +28,10 @@ from otel_letta.otlp.batch import (
     as_attribute,
 )
 from otel_letta.otlp.glances import RequestGlance, SpanGlance
-from otel_letta.otlp.received import OK, SAMPLED, UNSET, ReceivedSpan
+from otel_letta.otlp.received import SAMPLED, ReceivedSpan, kind_of, status_of
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, read_into, sift
 
 _MOST_DEPTH = 20
-_KINDS = (SpanKind.INTERNAL, *SpanKind)
-"""By number; the first is "unspecified"."""
 _UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
 
 
@@ -140,15 +138,12 @@ class WireSpan(ReceivedSpan):
 
     @property
     def kind(self) -> SpanKind:
-        number = self._message.kind
-        return _KINDS[number] if 0 <= number < len(_KINDS) else SpanKind.INTERNAL
+        return kind_of(self._message.kind)
 
     @property
     def status(self) -> Status:
         status = self._message.status
-        if status.code == 2:
-            return Status(StatusCode.ERROR, status.message or None)
-        return OK if status.code == 1 else UNSET
+        return status_of(status.code, status.message)
 
     @property
     def attributes(self) -> _Values:

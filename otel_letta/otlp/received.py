@@ -5,10 +5,24 @@ from __future__ import annotations
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 UNSET, OK = Status(StatusCode.UNSET), Status(StatusCode.OK)
+_KINDS = (SpanKind.INTERNAL, *SpanKind)
+"""By number; the first is "unspecified"."""
+
+
+def kind_of(number: int) -> SpanKind:
+    """Return the kind with that number in OTLP; an unknown one is internal."""
+    return _KINDS[number] if 0 <= number < len(_KINDS) else SpanKind.INTERNAL
+
+
+def status_of(code: int, message: str | None) -> Status:
+    """Return the status with that code in OTLP; an unknown one is unset."""
+    if code == 2:
+        return Status(StatusCode.ERROR, message or None)
+    return OK if code == 1 else UNSET
 
 
 class ReceivedSpan(ReadableSpan):
