@@ -21,17 +21,6 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
-
-
-@pytest.fixture
 def service(letta: InMemoryLetta, agent: str) -> Iterator[Service]:
     with serving(letta.base_url, agent, settings={"delivery": "auto"}) as service:
         yield service
