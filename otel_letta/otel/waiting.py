@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.sdk.trace import Span as RecordedSpan
@@ -22,6 +23,7 @@ from opentelemetry.sdk.trace import Span as RecordedSpan
 from otel_letta import semconv
 from otel_letta.otel.component import live_pipelines
 from otel_letta.otel.written import emit_event
+from otel_letta.pipeline.instructions import fulfil
 from otel_letta.runtime import wake
 from otel_letta.text import clean_line
 from otel_letta.tracking.reading import SpanKey, key_of
@@ -159,21 +161,14 @@ class _Reported:
     def expect(self, span: RecordedSpan, question: str, seconds: float) -> Future[Expected | None]:
         self._pipeline.instructions.prepare()
         future: Future[Expected | None] = Future()
-        self._pipeline.call(self._expect, key_of(span), question, future)
+        self._pipeline.call(fulfil, future, partial(self._expect, key_of(span), question))
         return future
 
-    def _expect(self, key: SpanKey, question: str, future: Future[Expected | None]) -> None:
-        """Register the task that waits, on the pipeline's thread, unless nobody waits any more."""
-        if not future.set_running_or_notify_cancel():
-            return
-        expected = None
-        try:
-            task = self._pipeline.task_of(key)
-            if task is not None:
-                standing = (task.run, task.sequence)
-                expected = self._pipeline.instructions.expect(task.agent_id, task.id, question, standing)
-        finally:
-            future.set_result(expected)
+    def _expect(self, key: SpanKey, question: str) -> Expected | None:
+        task = self._pipeline.task_of(key)
+        if task is None:
+            return None
+        return self._pipeline.instructions.expect(task.agent_id, task.id, question, (task.run, task.sequence))
 
     def leave(self, expected: Expected) -> None:
         self._pipeline.instructions.leave(expected)

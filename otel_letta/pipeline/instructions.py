@@ -13,10 +13,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from otel_letta.answer import Answer
 from otel_letta.instruction import Instruction, shown_id
 from otel_letta.report import ProgressReport
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _logger = logging.getLogger(__name__)
 
@@ -150,6 +154,17 @@ class Expected:
         with self._changed:
             self._closed = True
             self._notify()
+
+
+def fulfil(future: Future[Expected | None], expect: Callable[[], Expected | None]) -> None:
+    """Give a future what begins to be expected, on the pipeline's thread, unless nobody waits any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    expected = None
+    try:
+        expected = expect()
+    finally:
+        future.set_result(expected)
 
 
 class Instructions:

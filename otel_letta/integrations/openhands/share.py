@@ -9,6 +9,7 @@ import time
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.errors import LettaConfigurationError
@@ -16,6 +17,7 @@ from otel_letta.integrations.openhands.events import Event, Origin
 from otel_letta.integrations.openhands.runs import Runs
 from otel_letta.letta.transport import Transport
 from otel_letta.otel.component import Component
+from otel_letta.pipeline.instructions import fulfil
 from otel_letta.runtime import fork
 from otel_letta.settings import Settings
 
@@ -61,22 +63,18 @@ class Share(Component):
         """
         future: Future[Expected | None] = Future()
         if self._handle is not None and self.active:
-            self._handle.pipeline.instructions.prepare()
-            self._handle.call(self._expect, self._handle.pipeline.instructions, conversation_id, future)
+            instructions = self._handle.pipeline.instructions
+            instructions.prepare()
+            self._handle.call(fulfil, future, partial(self._expect, instructions, conversation_id))
         else:
             future.set_result(None)
         return future
 
-    def _expect(self, instructions: Instructions, conversation_id: str, future: Future[Expected | None]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        expected = None
-        try:
-            run = self._runs.run_of(conversation_id)
-            if run is not None:
-                expected = instructions.expect(None, run.id, "", (run.run, run.sequence), first_answer=True)
-        finally:
-            future.set_result(expected)
+    def _expect(self, instructions: Instructions, conversation_id: str) -> Expected | None:
+        run = self._runs.run_of(conversation_id)
+        if run is None:
+            return None
+        return instructions.expect(None, run.id, "", (run.run, run.sequence), first_answer=True)
 
     def leave(self, expected: Expected) -> None:
         """Expect no instruction any more."""
