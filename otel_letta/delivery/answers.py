@@ -207,7 +207,7 @@ class Answers:
         try:
             answer = None if request.answer is None else transport.answer(lane, request.answer)
             self._enqueue(Turn(lane, reports, request.began, request.ended, answer, request.error))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - telemetry; the reports are delivered, whatever came back
             self._complain(error)
 
     def put(self, reports: Sequence[ProgressReport], answer: Answer) -> None:
