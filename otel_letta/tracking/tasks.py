@@ -135,6 +135,8 @@ class InferredTask(Task):
     due = False
     """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is
     over."""
+    is_early = False
+    """All of it is held back, as the span that was last applied to it has shown."""
     held_until: int | None = None
     """The time until which nothing of it is reported, since its root may come yet."""
     noted: tuple[str | None, str] | None = None
