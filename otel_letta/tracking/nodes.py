@@ -247,20 +247,24 @@ class Doubt:
 class Trace:
     """All that is known of a trace that has spans with a role."""
 
-    sample: Reading | None = None
-    """A span of it without its content, for the resource that the trace comes from."""
-    active_at = 0
-    """The time of its last news."""
-    silent = False
-    """The lack of news was reported."""
-    alarm: int | None = None
-    among: OrderedDict[int, None] | None = None
-    """Those of its kind, in the order of their last news; None for an empty trace."""
-    has_turns = False
-    """An agent in it ended by asking for a tool: it may be one turn of a run."""
+    __slots__ = (
+        *("active_at", "alarm", "among", "away", "early", "has_turns", "held", "id", "nodes", "sample", "silent"),
+        *("tasks", "waiting"),
+    )
 
     def __init__(self, trace_id: int) -> None:
         self.id = trace_id
+        self.sample: Reading | None = None
+        """A span of it without its content, for the resource that the trace comes from."""
+        self.active_at = 0
+        """The time of its last news."""
+        self.silent = False
+        """The lack of news was reported."""
+        self.alarm: int | None = None
+        self.among: OrderedDict[int, None] | None = None
+        """Those of its kind, in the order of their last news; None for an empty trace."""
+        self.has_turns = False
+        """An agent in it ended by asking for a tool: it may be one turn of a run."""
         self.nodes: dict[SpanKey, Node] = {}
         self.waiting: dict[SpanKey, dict[Node, None]] = {}
         """By the missing span above them."""

@@ -26,6 +26,7 @@ NOTED = semconv.INTERESTING | ASKED
 _ERROR, _OK = StatusCode.ERROR, StatusCode.OK
 _ERROR_CAP = 16_384
 _MOST_LINKS = 16
+_NO_EXCEPTION = ("", "")
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
 
@@ -48,17 +49,17 @@ class Reading:
     failed: bool
     kind: SpanKind
     scope: str
-    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    events: Sequence[tuple[int, Mapping[str, Any]]]
     """Time and attributes of each span event that reports progress."""
-    links: Sequence[SpanKey] = ()
+    links: Sequence[SpanKey]
     """The spans that it links to."""
     described = ""
     """The status's own words, as they came."""
     ok: bool
     """Its status says that it went well. Most instrumentations never say so."""
-    signals: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    signals: Sequence[tuple[str, Mapping[str, Any]]]
     """Name and allowed attributes of each span event that a convention knows."""
-    exception = ("", "")
+    exception: tuple[str, str]
     """Type and message of the last exception that the span recorded, as they came."""
     is_group = False
     """That exception was the first of a group."""
@@ -66,7 +67,7 @@ class Reading:
     """The time of that exception; 0 for none, or one after which another event came."""
     role: Role | None
     """The span's part in an agent's work; None for a span that is looked through."""
-    declaration: Declaration | None = None
+    declaration: Declaration | None
     """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
@@ -96,8 +97,9 @@ class Reading:
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = span.kind
         self.scope = scope_of(span)
-        if links := span.links:
-            self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]])
+        self.events, self.signals, self.exception, self.declaration = (), (), _NO_EXCEPTION, None
+        links = span.links
+        self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]]) if links else ()
         if events := span.events:
             self._read_events(events)
         self._read_status(span)
@@ -203,7 +205,7 @@ _NO_CONTENT = {
     "events": (),
     "signals": (),
     "described": "",
-    "exception": ("", ""),
+    "exception": _NO_EXCEPTION,
 }
 _IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
 _GROUPS_LINE = pattern(r"^[ |]*\+-")
