@@ -38,16 +38,13 @@ _ANSI = pattern(
     r"|\x1b[ -/]{0,16}[0-~]?"
 )
 _LINE_BREAK = pattern(r"\r\n?|[\u2028\u2029\x85\x0b\x0c]")
-# Control characters, bidirectional overrides, zero-width and tag characters (which can carry a text that only an
-# LLM sees), noncharacters. The joiners U+200C and U+200D and the variation selectors up to U+FE0F stay: scripts and
-# emoji need them, though never many in a row.
-_INVISIBLE = pattern(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000))
-    + "]"
-)
+# Letters and marks that nobody sees, and that so can carry a text which only an LLM does. Whatever else is invisible,
+# Python calls unprintable: control characters, bidirectional overrides, zero-width and tag characters, private ones and
+# those that its Unicode does not know. The joiners U+200C and U+200D and the variation selectors up to U+FE0F stay:
+# scripts and emoji need them, though never many in a row.
+_INVISIBLE = pattern("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\U000e0100-\U000e01ef]")
+_SHOWN = frozenset("\n\t\xa0\u1680\u202f\u205f\u3000\u200c\u200d") | set(map(chr, range(0x2000, 0x200B)))
+"""What Python calls unprintable and stays: line breaks, spaces and the joiners."""
 _JOINERS = pattern("([\u200c\u200d\ufe00-\ufe0f]{2})[\u200c\u200d\ufe00-\ufe0f]+")
 _SURROGATE = pattern("[\ud800-\udfff]")
 _SPACES = pattern(r"\s+")
@@ -113,9 +110,11 @@ def _visible(text: str, budget: int) -> str:
     text = text[:budget]
     if text.isascii() and text.isprintable():
         return text  # nothing below could match, and nearly every name, id and line is like that
-    text = _ANSI.sub("", text)
-    text = _LINE_BREAK.sub("\n", text)
-    return _JOINERS.sub(r"\1", _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text)))
+    text = _LINE_BREAK.sub("\n", _ANSI.sub("", text))
+    text = _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
+    if not text.replace("\n", "").isprintable():
+        text = "".join([each for each in text if each.isprintable() or each in _SHOWN])
+    return _JOINERS.sub(r"\1", text)
 
 
 def _cut(text: str, cap: int) -> str:

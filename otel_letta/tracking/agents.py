@@ -8,13 +8,12 @@ from itertools import takewhile
 from otel_letta import semconv
 from otel_letta.text import as_text
 from otel_letta.tracking import wording
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, STEP, TOOL, Role
 from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.names import early_name
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
-from otel_letta.tracking.endings import counted
 from otel_letta.tracking.ledger import Ledger, standing
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
@@ -92,7 +91,6 @@ class AgentTracker:
 
         Args:
             reading: the span as it is now; ``end`` says whether it ended.
-            declaration: its statement in attributes of ours.
             parent: the span above it, or the next one above that is worth asking.
             remote: that one is in another process.
             live: the span's start was seen in this process, so everything above it is known.
@@ -109,37 +107,46 @@ class AgentTracker:
             if reading.end is not None:
                 tree.end(key, Fate.OUTSIDE)
             return
-        if facts.is_run:
-            parent, remote = None, False
-        trace = tree.trace(key[0])
-        if tree.is_left_over(trace, key, parent):
-            parent, remote = None, False
-        node, arrived = trace.nodes.get(key), []
+        trace, arrived = tree.trace(key[0]), None
+        node = trace.nodes.get(key)
         if node is None:
-            node = Node(key, parent, remote, reading.start, live, facts.role)
+            if facts.is_run or tree.is_left_over(trace, key, parent):
+                parent, remote = None, False
+            node = self._new(trace, Node(key, parent, remote, reading.start, live), reading, under, ambient)
             node.guessed = guessed
-            if ambient is not None:
-                node.ambient, node.is_part = True, ambient.is_part
-                node.under = next((below.under for below in trace.waiting.get(key, ()) if below.under), None)
-            node.seen_at = self._now()
-            if under is not None and parent is not None:
-                self._expect_role(node, parent, under, reading)
-            self._update(node, reading, facts, aborted)
-            tree.insert(trace, node)
-            if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
-                self._thin_out(trace)
-            arrived = tree.arrived(trace, key)
-        else:
-            self._update(node, reading, facts, aborted)
-        trace.active_at, trace.silent = self._now(), False
-        trace.has_turns = trace.has_turns or (node.role is Role.AGENT and node.finish is Finish.TOOLS)
-        if trace.sample is None:
-            trace.sample = reading.without_content()
+        self._update(node, reading, facts, aborted)
+        if key not in trace.nodes:
+            arrived = self._insert(trace, node)
+        self._note_news(trace, node, reading)
         self._rules.apply(trace, node, reading, facts, declaration, inbound)
-        for child in arrived:
-            self._rules.apply(trace, child)
+        if arrived:
+            self._rules.apply_below(trace, node, arrived)
         self._runs.find(trace)
         self._tidy(trace)
+
+    def _new(self, trace: Trace, node: Node, reading: Reading, under: Reading | None, ambient: Plain | None) -> Node:
+        """Note what is known of a new span beside what it says; see `observe`."""
+        node.seen_at = self._now()
+        if ambient is not None:
+            node.ambient, node.is_part = True, ambient.is_part
+            node.under = next((below.under for below in trace.waiting.get(node.key, ()) if below.under), None)
+        if under is not None and node.parent is not None:
+            self._expect_role(node, node.parent, under, reading)
+        return node
+
+    def _insert(self, trace: Trace, node: Node) -> list[Node]:
+        """Add a span to the tree; returns those that waited for it."""
+        self._tree.insert(trace, node)
+        if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
+            self._endings.thin_out(trace)
+            self.evicted += 1
+        return self._tree.arrived(trace, node.key)
+
+    def _note_news(self, trace: Trace, node: Node, reading: Reading) -> None:
+        trace.active_at, trace.silent = self._now(), False
+        trace.has_turns = trace.has_turns or (node.role is AGENT and node.finish is Finish.TOOLS)
+        if trace.sample is None:
+            trace.sample = reading.without_content()
 
     def _expect_role(self, node: Node, parent: SpanKey, under: Reading, reading: Reading) -> None:
         """Remember the open spans above that may get a role yet, and what the topmost one is called."""
@@ -156,7 +163,7 @@ class AgentTracker:
         node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
         node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
         node.links, node.conversation = reading.links, facts.conversation
-        if node.conversation and node.role in (Role.AGENT, Role.STEP):
+        if node.conversation and node.role in (AGENT, STEP):
             self._rules.see_agent((as_text(reading.resource.get(semconv.SERVICE_NAME)) or "", node.conversation))
         node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
         node.is_run, node.finishes = facts.is_run, facts.finishes
@@ -164,7 +171,7 @@ class AgentTracker:
         if aborted is not None and not facts.failed:
             node.failed, node.reason = True, Reason("", aborted)
         node.end = reading.end
-        if node.end is not None and node.role is Role.TOOL and not node.failed:
+        if node.end is not None and node.role is TOOL and not node.failed:
             reason = self._failures.get(node.key)
             if reason is not None:
                 node.failed, node.reason = True, reason
@@ -215,7 +222,7 @@ class AgentTracker:
     def _bound(self, plain: Plain) -> None:
         """Make an agent of a span without a role that bounds a run."""
         reading = plain.reading
-        facts = AgentFacts(Role.AGENT, "", {})
+        facts = AgentFacts(AGENT, "", {})
         facts.failed, facts.reason = plain.failed, plain.reason
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
         self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
@@ -370,24 +377,11 @@ class AgentTracker:
 
     # -- bounds ------------------------------------------------------------------------------------------------------
 
-    def _thin_out(self, trace: Trace) -> None:
-        """Forget the oldest steps of a long task. What came last decides how it ended."""
-        share = MOST_SPANS_OF_A_TRACE // 4
-        for node in [node for node in trace.nodes.values() if node.is_spent][:share]:
-            task = trace.task_of(node)
-            if task is not None:
-                tools, problems = counted([node])
-                task.forgotten = (task.forgotten[0] + tools, task.forgotten[1] + problems)
-            self._tree.discard(trace, node)
-        if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
-            for node in [node for node in trace.nodes.values() if node.task is None][:share]:
-                self._tree.discard(trace, node)
-        self.evicted += 1
-
     def _tidy(self, trace: Trace) -> None:
         """Keep the order of ages, the bounds and the alarm, after any news."""
         tree = self._tree
-        self._endings.end_what_was_none(trace)
+        if trace.tasks:
+            self._endings.end_what_was_none(trace)
         tree.keep_order(trace)
         if trace.alarm is None and (trace.nodes or trace.tasks):
             tree.remind(trace, trace.next_due(self._now(), self._idle))

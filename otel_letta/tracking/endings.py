@@ -8,10 +8,10 @@ from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.background import Background
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, TOOL
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
-from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Trace, family
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rules_subagents import SubAgents
@@ -140,6 +140,8 @@ class Endings:
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
         rootless = [task for task in trace.tasks if task.root is None]
+        if not rootless:
+            return
         for task in rootless if not trace.waiting else ():
             if task.awaits is None and not any(node.top.task for node in trace.nodes.values()):
                 self.dismiss(trace, task)
@@ -172,7 +174,7 @@ class Endings:
         last = max(
             (node for node in trace.orphans if node.end is not None), key=lambda node: node.end or 0, default=None
         )
-        ended = last is not None and (last.failed or last.role is Role.AGENT or last.waits_for is not None)
+        ended = last is not None and (last.failed or last.role is AGENT or last.waits_for is not None)
         return ended or not trace.tasks or any(_is_seen(task.root) for task in trace.tasks)
 
     def give_up_all(self, trace: Trace, reason: str) -> None:
@@ -183,15 +185,28 @@ class Endings:
                 self._tree.look_through(trace, turn)
         ended = [node for node in trace.orphans if node.end is not None]
         last = max(ended, key=lambda node: node.end or 0, default=None)
-        if last is not None and last.role is Role.AGENT:
+        if last is not None and last.role is AGENT:
             # Whatever is around these was not over, or nobody traces it. They are, each for itself.
-            self._make_roots(trace, [node for node in ended if node.role is Role.AGENT])
+            self._make_roots(trace, [node for node in ended if node.role is AGENT])
         for task in list(trace.tasks):
             if task.deadline is not None:
                 self.judge(trace, task)
         for task in list(trace.tasks):
             self.give_up(trace, task, reason)
         self._tree.drop(trace)
+
+    def thin_out(self, trace: Trace) -> None:
+        """Forget the oldest steps of a long task. What came last decides how it ended."""
+        share = MOST_SPANS_OF_A_TRACE // 4
+        for node in [node for node in trace.nodes.values() if node.is_spent][:share]:
+            task = trace.task_of(node)
+            if task is not None:
+                tools, problems = counted([node])
+                task.forgotten = (task.forgotten[0] + tools, task.forgotten[1] + problems)
+            self._tree.discard(trace, node)
+        if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
+            for node in [node for node in trace.nodes.values() if node.task is None][:share]:
+                self._tree.discard(trace, node)
 
     def dismiss(self, trace: Trace, task: InferredTask) -> None:
         """End a task that turned out to be no agent's work. What was not reported needs no end."""
@@ -212,8 +227,8 @@ class Endings:
         else:
             tops = trace.orphans_of(task)
             nodes = [node for top in tops for node in family(top)]
-            agents = {node.name: None for node in nodes if node.role is Role.AGENT and node.name}
-            named = next((node.name for node in tops if node.role is Role.AGENT), "")
+            agents = {node.name: None for node in nodes if node.role is AGENT and node.name}
+            named = next((node.name for node in tops if node.role is AGENT), "")
             task.name = task.name or named or (next(iter(agents)) if len(agents) == 1 else "")
             verdict = judge_orphans(tops, [node for node in nodes if node.missing is None])
             at = max((node.end or 0 for node in nodes), default=0) or self._now()
@@ -228,7 +243,7 @@ class Endings:
         # Counted again: what was reported before the root came may have been another task's, or one call twice.
         task.tools, task.problems = (a + b for a, b in zip(counted(nodes), task.forgotten, strict=True))
         if verdict.waits_for is not None:
-            waiting = (node for node in nodes if node.waits_for is not None and node.role is Role.TOOL)
+            waiting = (node for node in nodes if node.waits_for is not None and node.role is TOOL)
             last = max(waiting, key=lambda node: node.start, default=None)
             task.waiting_tool = last.name if last is not None else ""
             self._end(trace, task, status, wording.waits_for(verdict.waits_for), at, None, nodes)
@@ -310,5 +325,5 @@ def _is_settled(run: Node) -> bool:
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
     found = [node for node in nodes if node.reported and not (node.twin or node.finishes)]
-    found = [node for node in found if node.role in (Role.TOOL, Role.LLM)]
-    return sum(node.role is Role.TOOL for node in found), sum(node.failed and node.waits_for is None for node in found)
+    found = [node for node in found if node.role in (TOOL, LLM)]
+    return sum(node.role is TOOL for node in found), sum(node.failed and node.waits_for is None for node in found)

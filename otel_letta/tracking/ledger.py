@@ -174,8 +174,7 @@ class Ledger:
             self._give_up_waiting(crowded_out, wording.TOO_MANY_WAIT)
 
     def resume(self, task: InferredTask, first_tool: str) -> bool:
-        """Let an agent's task go on with one that waited in the same conversation, or trace, or for the tool that it
-        begins with; True if there is one."""
+        """Let a task go on with one that waited in its conversation or trace, or for its first tool."""
         parked = self._parked.take_inferred(task, first_tool)
         if parked is None:
             return False
@@ -313,11 +312,6 @@ class Ledger:
         # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
         task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
-        worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
-        if waiting:
-            worth_it, task.asked = self._wake_on_wait and task.asked != content, content
-        else:
-            task.asked = None
         self._emit(
             ProgressReport(
                 chat_id=task.chat_id,
@@ -335,7 +329,7 @@ class Ledger:
                 timestamp=_utc(task.reported_at),
                 started=_utc(task.started) if task.started else None,
                 duration=duration,
-                wakes=worth_it and not task.mirrored,
+                wakes=self._is_worth_it(task, status, duration, content if waiting else None),
                 waiting=waiting,
                 inferred=isinstance(task, InferredTask),
                 trace_id=None if task.key is None else f"{task.key[0]:032x}",
@@ -344,6 +338,14 @@ class Ledger:
                 host=self._host,
             )
         )
+
+    def _is_worth_it(self, task: Task, status: TaskStatus, duration: float | None, asked: str | None) -> bool:
+        """Return True for a report that is worth waking an agent. ``asked``: what the task waits for, if it does."""
+        worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
+        if asked is not None:
+            worth_it = self._wake_on_wait and task.asked != asked
+        task.asked = asked
+        return worth_it and not task.mirrored
 
     # -- recipients and warnings -------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from otel_letta import semconv
 from otel_letta.report import TaskStatus
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
 from otel_letta.tracking.ledger import Ledger
-from otel_letta.tracking.log_events import Happened, LogEvent, call_of
+from otel_letta.tracking.log_events import Happened, LogEvent
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rootless import RootlessRuns
@@ -132,7 +132,7 @@ class LogTurns:
         task, has_role = tree.standing(key)
         if node is None and (task is not None or has_role):
             return None
-        if node is not None and node.role is Role.AGENT:
+        if node is not None and node.role is AGENT:
             return None if node.live else key
         own = key if node is None else made_up(("turn", *map(str, key)))
         seen = self._index.spans_of((service_of(event.resource), event.conversation))
@@ -153,9 +153,8 @@ class LogTurns:
         trace = tree.traces.get(root[0])
         for node in list(trace.nodes.values()) if trace is not None else ():
             turn.has_spans = turn.own_trace
-            if node.role is Role.TOOL:
-                call = self._index.calls.get(node.key) or ""
-                turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
+            if node.role is TOOL:
+                turn.add(ToolCall(node.key, node.name, node.call_id or "", node.start, node.end, by_span=True))
         turn.root_is_over = tree.links.get(root) == (None, False)
         if tree.node(root) is not None:
             turn.has_root = True
@@ -205,7 +204,7 @@ class LogTurns:
             made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.began} {event.time}"))[1],
         )
         reading = turn.reading(key, turn.root, of_tool(event.tool, event.call), event.began)
-        name = self._agents.read(reading, Role.TOOL).name
+        name = self._agents.read(reading, TOOL).name
         tool = turn.logged(name, event)
         begins = event.happened is Happened.DECIDED
         if tool is not None and (tool.end is not None or begins):
@@ -244,7 +243,7 @@ class LogTurns:
         turn = self._index.of_span(reading)
         if turn is None:
             return False
-        if turn.is_rootless and reading.role in (Role.AGENT, Role.STEP) and not turn.is_within(reading):
+        if turn.is_rootless and reading.role in (AGENT, STEP) and not turn.is_within(reading):
             self._conclude(turn)
             return False
         if turn.is_rootless:
@@ -256,21 +255,21 @@ class LogTurns:
             turn.has_spans = True
         role = reading.role
         if reading.key == turn.root:
-            if role in (Role.LLM, Role.TOOL):
+            if role in (LLM, TOOL):
                 return True
             if role is None:
                 if reading.parent is not None:
                     return False
                 # Nothing in a process goes on when its local root has ended: this is the turn's span, without a role.
-                reading.role = Role.AGENT
+                reading.role = AGENT
             self._take_place(turn, reading)
-        elif role is Role.AGENT and not turn.has_root and turn.is_within(reading):
+        elif role is AGENT and not turn.has_root and turn.is_within(reading):
             self._agents.passed(reading.key, turn.root)
             reading.key = turn.root
             self._take_place(turn, reading)
-        elif role is Role.TOOL:
+        elif role is TOOL:
             return self._join_tool(turn, reading)
-        elif role is Role.LLM:
+        elif role is LLM:
             turn.models_by_spans = True
             self._forget_models(turn)
         return False
@@ -301,7 +300,8 @@ class LogTurns:
         turn.models.clear()
 
     def _join_tool(self, turn: Turn, reading: Reading) -> bool:
-        name, call = self._agents.read(reading, Role.TOOL).name, call_of(reading.attributes)
+        facts = self._agents.read(reading, TOOL)
+        name, call = facts.name, facts.call_id or ""
         end = reading.end or reading.start
         tool = turn.spanned(reading.key, name, call, reading.start, end)
         if tool is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otel_letta.tracking import wording
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, TOOL
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import seconds_between
@@ -51,14 +51,14 @@ def merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: 
     """Take over the end of a tool, a model call or a sub-agent; True if it is news."""
     failed = facts.failed or aborted is not None
     reason = (str(facts.reason) or aborted or "") if failed else None
-    if facts.role in (Role.TOOL, Role.LLM):
+    if facts.role in (TOOL, LLM):
         task.failed_steps += failed
     if facts.plan is not None:
         task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
         task.has_progress = True
-    if facts.role is Role.TOOL and facts.name:
+    if facts.role is TOOL and facts.name:
         task.content = wording.tool_used(facts.name, seconds_between(reading.start, reading.end or 0), reason)
-    elif facts.role is Role.AGENT and facts.name:
+    elif facts.role is AGENT and facts.name:
         task.content = wording.sub_agent(facts.name, reason)
     else:
         return False

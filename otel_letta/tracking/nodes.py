@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, Role
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason
@@ -17,7 +18,7 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import InferredTask, Task
 
 MOST_SPANS_OF_A_TRACE = 4_096
-_MOST_HOPS = 10_000
+_HOPS = range(10_000)
 """Made-up parents can go in circles."""
 
 
@@ -54,21 +55,41 @@ class Followed:
         """The time of the last progress event that was read."""
 
 
-_NO_REASON = Reason()
-
-
 class Node:
     """A span with a role."""
 
     __slots__ = (
         *("above", "ambient", "announced", "answered", "call_id", "cancelled", "chat", "children", "conversation"),
         *("denied", "depth", "end", "failed", "finish", "finish_word", "finishes", "foreign", "guessed", "held"),
-        *("hint", "is_part", "is_run", "kept", "key", "links", "live", "missing", "name", "named", "ok", "parent"),
-        *("patience", "raised", "reason", "records_answers", "remote", "reported", "role", "seen_at", "shortcut"),
-        *("start", "supposed", "task", "timed_out", "twin", "under", "waits_for"),
+        *("hint", "is_part", "is_run", "kept", "key", "links", "live", "merged", "missing", "name", "named"),
+        *("ok", "parent", "patience", "raised", "reason", "records_answers", "remote", "reported", "role", "seen_at"),
+        *("shortcut", "start", "supposed", "task", "timed_out", "twin", "under", "waits_for"),
     )
 
-    def __init__(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool, role: Role) -> None:
+    # What the span says, as it was read last: `AgentTracker` sets all of it before anybody looks.
+    role: Role
+    end: int | None
+    hint: str
+    failed: bool
+    reason: Reason
+    answered: bool
+    records_answers: bool
+    ok: bool
+    finish: Finish | None
+    finish_word: str
+    cancelled: bool
+    timed_out: bool
+    raised: Reason | None
+    waits_for: str | None
+    denied: bool
+    call_id: str | None
+    named: bool
+    links: Sequence[SpanKey]
+    is_run: bool
+    finishes: bool
+    conversation: str | None
+
+    def __init__(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool) -> None:
         self.key = key
         self.parent = parent
         self.remote = remote
@@ -76,30 +97,8 @@ class Node:
         self.start = start
         self.live = live
         """It is open in this process, which will notice its end."""
-        self.role = role
-        self.end: int | None = None
         self.name = ""
-        self.hint = ""
-        self.failed = False
-        self.reason = _NO_REASON
-        self.answered = False
-        self.records_answers = False
-        self.ok = False
-        """Its status says that it went well."""
-        self.finish: Finish | None = None
-        self.finish_word = ""
-        self.cancelled = False
-        self.timed_out = False
-        self.raised: Reason | None = None
-        self.waits_for: str | None = None
-        self.denied = False
-        self.call_id: str | None = None
-        self.named = False
-        self.links: Sequence[SpanKey] = ()
-        self.is_run = False
-        self.finishes = False
         self.chat: tuple[int, str] | None = None
-        self.conversation: str | None = None
         self.above: Node | None = None
         """The nearest span above that has a role."""
         self.children: dict[Node, None] | None = None
@@ -136,33 +135,36 @@ class Node:
         """Its end was reported, or needs no report."""
         self.task: InferredTask | None = None
         """The task that it is the root of."""
+        self.merged: InferredTask | None = None
+        """The task that has taken over what it says."""
         self.depth = 0
         """The number of spans with a role above it, from the top that it was judged under."""
 
     @property
     def top(self) -> Node:
         """The last span with a role on the way up, as far as that is known."""
-        node = self
-        for _ in range(_MOST_HOPS):
-            above = node.shortcut
-            if above is None:
-                break
+        node, above = self, self.shortcut
+        if above is None:
+            return self
+        for _ in _HOPS:
             if above.shortcut is not None:
                 node.shortcut = above.shortcut
-            node = above
+            node, above = above, above.shortcut
+            if above is None:
+                break
         return node
 
     def is_turn(self, trace: Trace) -> bool:
         """Return True for an agent that may be one turn of a run that the span above bounds."""
-        return trace.has_turns and self.role is Role.AGENT and self.conversation is not None
+        return trace.has_turns and self.role is AGENT and self.conversation is not None
 
     @property
     def agents_above(self) -> int:
         number, above = 0, self.above
-        for _ in range(_MOST_HOPS):
+        for _ in _HOPS:
             if above is None:
                 break
-            number += above.role is Role.AGENT
+            number += above.role is AGENT
             above = above.above
         return number
 
@@ -245,18 +247,24 @@ class Doubt:
 class Trace:
     """All that is known of a trace that has spans with a role."""
 
-    sample: Reading | None = None
-    """A span of it without its content, for the resource that the trace comes from."""
-    active_at = 0
-    """The time of its last news."""
-    silent = False
-    """The lack of news was reported."""
-    alarm: int | None = None
-    has_turns = False
-    """An agent in it ended by asking for a tool: it may be one turn of a run."""
+    __slots__ = (
+        *("active_at", "alarm", "among", "away", "early", "has_turns", "held", "id", "nodes", "sample", "silent"),
+        *("tasks", "waiting"),
+    )
 
     def __init__(self, trace_id: int) -> None:
         self.id = trace_id
+        self.sample: Reading | None = None
+        """A span of it without its content, for the resource that the trace comes from."""
+        self.active_at = 0
+        """The time of its last news."""
+        self.silent = False
+        """The lack of news was reported."""
+        self.alarm: int | None = None
+        self.among: OrderedDict[int, None] | None = None
+        """Those of its kind, in the order of their last news; None for an empty trace."""
+        self.has_turns = False
+        """An agent in it ended by asking for a tool: it may be one turn of a run."""
         self.nodes: dict[SpanKey, Node] = {}
         self.waiting: dict[SpanKey, dict[Node, None]] = {}
         """By the missing span above them."""

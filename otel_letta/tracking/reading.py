@@ -23,8 +23,10 @@ SpanKey = tuple[int, int]
 NOTED = semconv.INTERESTING | ASKED
 """A span without any of these is no task, no step, and has no role, unless a setting or a filter says so."""
 
+_ERROR, _OK = StatusCode.ERROR, StatusCode.OK
 _ERROR_CAP = 16_384
 _MOST_LINKS = 16
+_NO_EXCEPTION = ("", "")
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
 
@@ -47,17 +49,17 @@ class Reading:
     failed: bool
     kind: SpanKind
     scope: str
-    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    events: Sequence[tuple[int, Mapping[str, Any]]]
     """Time and attributes of each span event that reports progress."""
-    links: Sequence[SpanKey] = ()
+    links: Sequence[SpanKey]
     """The spans that it links to."""
     described = ""
     """The status's own words, as they came."""
     ok: bool
     """Its status says that it went well. Most instrumentations never say so."""
-    signals: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    signals: Sequence[tuple[str, Mapping[str, Any]]]
     """Name and allowed attributes of each span event that a convention knows."""
-    exception = ("", "")
+    exception: tuple[str, str]
     """Type and message of the last exception that the span recorded, as they came."""
     is_group = False
     """That exception was the first of a group."""
@@ -65,7 +67,7 @@ class Reading:
     """The time of that exception; 0 for none, or one after which another event came."""
     role: Role | None
     """The span's part in an agent's work; None for a span that is looked through."""
-    declaration: Declaration | None = None
+    declaration: Declaration | None
     """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
@@ -95,8 +97,9 @@ class Reading:
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = span.kind
         self.scope = scope_of(span)
-        if links := span.links:
-            self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]])
+        self.events, self.signals, self.exception, self.declaration = (), (), _NO_EXCEPTION, None
+        links = span.links
+        self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]]) if links else ()
         if events := span.events:
             self._read_events(events)
         self._read_status(span)
@@ -129,7 +132,7 @@ class Reading:
     def _read_status(self, span: ReadableSpan) -> None:
         status = span.status
         code = status.status_code
-        self.failed, self.ok = code is StatusCode.ERROR, code is StatusCode.OK
+        self.failed, self.ok = code is _ERROR, code is _OK
         if self.failed:  # the SDK keeps a description of errors only
             described = as_text(status.description) or ""
             self.described = described[:_ERROR_CAP]
@@ -202,7 +205,7 @@ _NO_CONTENT = {
     "events": (),
     "signals": (),
     "described": "",
-    "exception": ("", ""),
+    "exception": _NO_EXCEPTION,
 }
 _IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
 _GROUPS_LINE = pattern(r"^[ |]*\+-")
@@ -246,15 +249,18 @@ def scope_of(span: ReadableSpan) -> str:
     return name if type(name) is str else as_text(name) or ""
 
 
+_SDKS_OWN = ReadableSpan.attributes
+"""Makes a view for each look, which has to be asked through two more calls in Python: 1 µs until all are copied."""
+
+
 def attributes_of(span: ReadableSpan) -> dict[str, Any]:
     """Copy all attributes.
 
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
-    attributes = span.attributes
-    if not attributes:
-        return {}
+    held = span._attributes if type(span).attributes is _SDKS_OWN else span.attributes
+    attributes = unlocked(held or {})
     copied = getattr(attributes, "copy", None)
     return copied() if copied is not None else dict(attributes)
 

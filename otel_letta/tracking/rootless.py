@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from otel_letta import semconv
 from otel_letta.tracking.agents import AgentTracker
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import LLM, TOOL, Role
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.nodes import Node, Trace, family
 from otel_letta.tracking.reading import Reading
@@ -109,7 +109,7 @@ class RootlessRuns:
             self._due[conversation] = self._now() + self._grace
 
     def _needed(self, service: str) -> frozenset[Role]:
-        return frozenset({Role.LLM} if self._opted(service) else {Role.LLM, Role.TOOL})
+        return frozenset({LLM} if self._opted(service) else {LLM, TOOL})
 
     def _is_open(self, turn: Turn) -> bool:
         return self._tree.node(turn.root) is not None
@@ -136,10 +136,10 @@ class RootlessRuns:
 
     def _adopt(self, turn: Turn, nodes: list[Node]) -> None:
         for node in nodes:
-            if node.role is Role.TOOL:
+            if node.role is TOOL:
                 call = node.call_id or ""
                 turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
-            turn.models_by_spans = turn.models_by_spans or node.role is Role.LLM
+            turn.models_by_spans = turn.models_by_spans or node.role is LLM
             self.go_on(turn, node.end or 0)
         self._agents.adopt(turn.root, nodes)
 
@@ -175,7 +175,7 @@ class RootlessRuns:
             return None
         # Where no finish reason says that the answer is one, it may be a wish for a tool that takes its time.
         _, below = self._nodes(turn)
-        models = [node for node in below if node.role is Role.LLM]
+        models = [node for node in below if node.role is LLM]
         last = max(models, key=lambda node: node.start)
         sure = last.failed or last.finish is not None
         return turn.active_at + (self._answer_timeout if sure else self._idle)

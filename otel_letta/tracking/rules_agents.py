@@ -6,12 +6,12 @@ and hangs below no known root counts as the work of one task of its trace, until
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
 from otel_letta.tracking import wording
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
@@ -27,7 +27,7 @@ _ANY_AGENTS = ("agent", "invoke_agent")
 _MOST_HOPS = 100
 _MOST_UNTOLD = 256
 """Spans of a trace that may be held back."""
-_ROOT_ROLES = (Role.AGENT, Role.STEP)
+_ROOT_ROLES = (AGENT, STEP)
 
 
 class AgentRules:
@@ -73,25 +73,46 @@ class AgentRules:
             and (declaration is not None or (facts and facts.extras))
         ):
             node.kept = facts, declaration
-        source = reading or trace.sample
-        if fresh and source is not None:
-            self._ledger.address(task, source, declaration, inbound)
-            for early in trace.early:
-                self._merge(task, early, None)
-            trace.early.clear()
-        self._merge(task, node, facts)
-        self.endings.background.note(task)
-        if node.links and node is task.root:
-            self._note_caller(task, node)
-        self._ledger.ask_for_claim(task)
+        if fresh:
+            self._open(trace, task, reading or trace.sample, declaration, inbound)
+        if reading is not None or not _has_said_all(node, task):
+            self._merge(task, node, facts)
+            self.endings.background.note(task)
+            if node.links and node is task.root:
+                self._note_caller(task, node)
+            self._ledger.ask_for_claim(task)
         news = declaration is not None and merge_declaration(task, declaration, own=node is task.root)
-        is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
-        if is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
+        task.is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
+        if task.is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return
         if task.held_until is not None:
             self.catch_up(trace, task)
         self._go_on(trace, task, node, facts, news=news)
+
+    def apply_below(self, trace: Trace, node: Node, arrived: Sequence[Node]) -> None:
+        """Apply the rules to spans that have found their place because one arrived, which they were applied to."""
+        task = trace.task_of(node)
+        for child in arrived:
+            # Most come while their task is held back. They are reported when it is, and until then say nothing new.
+            silent = task is not None and task.is_early and child.above is node and not child.live
+            if not (silent and task is not None and _has_said_all(child, task)):
+                self.apply(trace, child)
+
+    def _open(
+        self,
+        trace: Trace,
+        task: InferredTask,
+        source: Reading | None,
+        declaration: Declaration | None,
+        inbound: Inbound,
+    ) -> None:
+        """Fill in who a new task is for, and what came before anything showed it. ``source``: a span of its trace."""
+        if source is not None:
+            self._ledger.address(task, source, declaration, inbound)
+            for early in trace.early:
+                self._merge(task, early, None)
+            trace.early.clear()
 
     def _go_on(self, trace: Trace, task: InferredTask, node: Node, facts: AgentFacts | None, *, news: bool) -> None:
         """Report what a span of a task that is held back no longer has to say. ``news``: where the task stands."""
@@ -146,7 +167,7 @@ class AgentRules:
             if task.held_until is None:
                 task.held_until = self._now() + self._grace + 1  # what comes just then is in time
                 self._tree.remind(trace, task.held_until)
-        elif root is None or root.end is None or root.live or root.role is not Role.AGENT:
+        elif root is None or root.end is None or root.live or root.role is not AGENT:
             return False
         else:
             task.held_until = None
@@ -183,7 +204,7 @@ class AgentRules:
                 trace.unwait(top)
                 self._tree.remove(trace, node, Fate.OVER)
                 return None, False
-            if node.role is Role.LLM or node.guessed:
+            if node.role is LLM or node.guessed:
                 trace.early.append(node)
                 return None, False
             task = self._task_without_root(top, top.missing)
@@ -221,7 +242,7 @@ class AgentRules:
         roots = (task.root for task in trace.tasks)
         found = [root for root in roots if root is not None and top.parent is not None and root.parent == top.parent]
         found = [root for root in found if root.start <= top.start and (top.end or 0) <= (root.end or top.end or 0)]
-        return found[0] if len(found) == 1 and found[0].role is Role.AGENT and top.end is not None else None
+        return found[0] if len(found) == 1 and found[0].role is AGENT and top.end is not None else None
 
     def _task_without_root(self, top: Node, missing: SpanKey) -> InferredTask:
         task = InferredTask(top.under or (missing[0], 0), top.start)
@@ -242,7 +263,7 @@ class AgentRules:
 
     def _merge(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         """Take over the facts of a span about its task."""
-        is_root = node is task.root
+        is_root, node.merged = node is task.root, task
         if task.root is None and node.start:
             task.started = min(task.started, node.start)
         chat = node.chat
@@ -265,21 +286,21 @@ class AgentRules:
     def _first_tool(self, trace: Trace, task: InferredTask) -> str:
         """Return the name of the tool that a task began with; empty if it asked a model first."""
         tops = [*([task.root] if task.root is not None else []), *trace.orphans_of(task)]
-        work = [node for top in tops for node in family(top) if node.role in (Role.TOOL, Role.LLM)]
+        work = [node for top in tops for node in family(top) if node.role in (TOOL, LLM)]
         first = min(work, key=lambda node: node.start, default=None)
-        return first.name if first is not None and first.role is Role.TOOL else ""
+        return first.name if first is not None and first.role is TOOL else ""
 
     def _start_of_tool(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
-        if node.role is Role.TOOL and not node.announced and not node.finishes:
+        if node.role is TOOL and not node.announced and not node.finishes:
             node.announced = True
             self._report_step(task, wording.using_tool(node.name or "without a name") + _quoted(facts, "arguments"))
 
     def _end_of_step(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
-        if node.role is Role.AGENT:
+        if node.role is AGENT:
             self._end_of_sub_agent(task, node)
             return
         node.reported = True
-        if node.role is Role.STEP or node.twin or node.finishes:
+        if node.role is STEP or node.twin or node.finishes:
             return
         if node.denied:
             task.tools += 1
@@ -287,7 +308,7 @@ class AgentRules:
             return
         failed = node.failed and node.waits_for is None
         task.problems += failed
-        if node.role is Role.TOOL:
+        if node.role is TOOL:
             task.tools += 1
             reason = str(node.reason) if failed else None
             took = seconds_between(node.start, node.end or 0)
@@ -301,7 +322,7 @@ class AgentRules:
             return  # it may be the root yet
         node.reported = True
         above: Node | None = node.above
-        while above is not None and above.role is not Role.AGENT:
+        while above is not None and above.role is not AGENT:
             above = above.above
         root_name = task.root.name if task.root is not None else ""
         if node.name and node.name not in (above.name if above is not None else "", root_name):
@@ -316,15 +337,21 @@ class AgentRules:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
 
 
+def _has_said_all(node: Node, task: InferredTask) -> bool:
+    """Return True for a step that its task has heard. What a root says counts in another way than a step's words do,
+    and so may an agent's, once it is known what is above it."""
+    return node.merged is task and node is not task.root and node.role is not AGENT
+
+
 def _may_be_anothers(task: InferredTask, node: Node) -> bool:
     """Return True for a span whose conversation may be a sub-agent's own: work of another process, or of an agent that
     a tool is, or an agent that nobody knows yet what is above."""
-    if node.foreign or (task.root is None and node.role is Role.AGENT and node.missing is not None):
+    if node.foreign or (task.root is None and node.role is AGENT and node.missing is not None):
         return True
     above, hops = node.above, 0
-    while above is not None and above.role is not Role.TOOL and hops < _MOST_HOPS:
+    while above is not None and above.role is not TOOL and hops < _MOST_HOPS:
         above, hops = above.above, hops + 1
-    return above is not None and above.role is Role.TOOL
+    return above is not None and above.role is TOOL
 
 
 def is_human(node: Node) -> bool:

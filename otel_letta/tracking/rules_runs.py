@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, TOOL, Role
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.nodes import Node, Plain, Trace
@@ -18,6 +18,7 @@ from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tree import Tree
 
 _MOST_ROUNDS = 1_000
+_NO_REASON = Reason()
 
 
 class AmbientRuns:
@@ -52,7 +53,7 @@ class AmbientRuns:
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
         """
         key, until = reading.key, self._now() + self._grace
-        reason = reason_of(reading) if reading.failed else Reason("", aborted or "")
+        reason = reason_of(reading) if reading.failed else Reason("", aborted) if aborted else _NO_REASON
         failed = reading.failed or aborted is not None
         is_part = reading.shape.is_marked
         self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, is_part, until))
@@ -101,11 +102,11 @@ def _bounds_a_run(nodes: Collection[Node]) -> bool:
 
 def _are_turns(nodes: Iterable[Node]) -> bool:
     """Return True for agents of one conversation, one of which asked for a tool and ended."""
-    agents = [node for node in nodes if node.role is Role.AGENT and not node.foreign and node.conversation]
+    agents = [node for node in nodes if node.role is AGENT and not node.foreign and node.conversation]
     asking = {node.conversation for node in agents if node.finish is Finish.TOOLS}
     return any(sum(node.conversation == one for node in agents) > 1 for one in asking)
 
 
 def _roles(nodes: Iterable[Node]) -> set[Role]:
     """Return which of the two sorts of work there is."""
-    return {node.role for node in nodes if not node.foreign and node.role in (Role.TOOL, Role.LLM)}
+    return {node.role for node in nodes if not node.foreign and node.role in (TOOL, LLM)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, TOOL
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import Tree
@@ -51,11 +51,11 @@ class SubAgents:
         Returns:
             True if it is no task of its own.
         """
-        if task.sequence or task.root is None or task.root.role is not Role.AGENT:
+        if task.sequence or task.root is None or task.root.role is not AGENT:
             return False
         for link in task.root.links:
             tool = self._tree.node(link)
-            if tool is not None and tool.role is Role.TOOL:
+            if tool is not None and tool.role is TOOL:
                 above = self._tree.traces[link[0]]
                 caller = above.task_of(tool)
                 if caller is not None and caller is not task:
@@ -129,7 +129,7 @@ def _encloses(outer: InferredTask, inner: InferredTask) -> bool:
     one, other = outer.root, inner.root
     if one is None or other is None or one.end is None or other.end is None:
         return False
-    if one.role is not Role.AGENT or other.role is not Role.AGENT or one.ambient or other.ambient:
+    if one.role is not AGENT or other.role is not AGENT or one.ambient or other.ambient:
         return False
     if outer.service != inner.service or outer.agent_id != inner.agent_id:
         return False

@@ -119,24 +119,17 @@ class Task:
 class InferredTask(Task):
     """A task that was inferred from spans with a role."""
 
+    __slots__ = (
+        *("awaits", "begun", "chat", "claimed", "deadline", "due", "held_until", "is_early", "place", "problems"),
+        *("root", "session", "tools"),
+    )
+
     inferred = True
     key: SpanKey
-    root: Node | None = None
-    """None as long as it has not arrived."""
-    awaits: SpanKey | None = None
-    """The open span that is its root if it gets a role."""
-    place: tuple[str | None, str | None, str] | None = None
-    """Its service, its agent and its conversation, as background work is looked for by these."""
     linked: tuple[InferredTask, ...] = ()
     """Tasks whose roots link to a tool of it."""
     background_until: int | None = None
     """The time until which it stays open for work in the background."""
-    begun = False
-    due = False
-    """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come is
-    over."""
-    held_until: int | None = None
-    """The time until which nothing of it is reported, since its root may come yet."""
     noted: tuple[str | None, str] | None = None
     """Its service and conversation, as sub-agents are looked for by these."""
     waiting_tool = ""
@@ -145,14 +138,8 @@ class InferredTask(Task):
     """The span that it was shown with before it waited."""
     resumed = False
     """It goes on after it has waited."""
-    tools = 0
-    problems = 0
     forgotten = (0, 0)
     """Tools and problems among spans that are not kept any more."""
-    deadline: int | None = None
-    """The time of the verdict, once the root has ended."""
-    chat: tuple[int, int, str] | None = None
-    """The rank of the attribute, how far below the root it stood, and the id."""
     inbound_chat: str | None = None
     """The chat id in the context of its start."""
     default_chat: str | None = None
@@ -163,13 +150,33 @@ class InferredTask(Task):
     program = ""
     """The name of the executable, where the service has none."""
     prompt = ""
-    session: str | None = None
-    """OpenHands' id of its conversation."""
-    claimed = False
-    """Somebody else reports it."""
 
     def __init__(self, key: SpanKey, started: int) -> None:
         super().__init__(automatic_id(key), None, key, started)
+        self.root: Node | None = None
+        """None as long as it has not arrived."""
+        self.awaits: SpanKey | None = None
+        """The open span that is its root if it gets a role."""
+        self.begun = False
+        self.due = False
+        """Its root came when it had ended, and now it is clear that nobody called it; or the time for its root to come
+        is over."""
+        self.is_early = False
+        """All of it is held back, as the span that was last applied to it has shown."""
+        self.held_until: int | None = None
+        """The time until which nothing of it is reported, since its root may come yet."""
+        self.deadline: int | None = None
+        """The time of the verdict, once the root has ended."""
+        self.place: tuple[str | None, str | None, str] | None = None
+        """Its service, its agent and its conversation, as background work is looked for by these."""
+        self.chat: tuple[int, int, str] | None = None
+        """The rank of the attribute, how far below the root it stood, and the id."""
+        self.tools = 0
+        self.problems = 0
+        self.session: str | None = None
+        """OpenHands' id of its conversation."""
+        self.claimed = False
+        """Somebody else reports it."""
 
     @property
     def is_unplaced(self) -> bool:

@@ -28,7 +28,7 @@ from otel_letta.text import as_text
 from otel_letta.tracking import wording
 from otel_letta.tracking.above import Ancestor, await_ends, nearest, next_above, task_around
 from otel_letta.tracking.agents import AgentTracker
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import Ledger
@@ -249,7 +249,7 @@ class Tracker:
         if task is not None and key not in self.tree.awaited:
             self._declared.observe_agents_step(task, reading, facts, declaration, aborted)
             return True
-        if role in (Role.TOOL, Role.LLM) and await_ends(self.tree, above, anew=has_role or not late):
+        if role in (TOOL, LLM) and await_ends(self.tree, above, anew=has_role or not late):
             self._agents.observe(
                 reading, facts, declaration, parent=reading.parent, inbound=inbound, aborted=aborted, guessed=True
             )

@@ -13,7 +13,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.recent import Recent
@@ -22,9 +22,11 @@ from otel_letta.tracking.tasks import InferredTask, Task
 REMEMBERED = 10_000
 """The number of ended spans and tasks that are remembered, so that nothing is reported twice."""
 _MOST_SPANS = 100_000
-_MOST_PLAIN, _MOST_HOPS = 2_000, 10_000  # made-up parents can go in circles
+_MOST_PLAIN = 2_000
+_HOPS = range(10_000)
+"""Made-up parents can go in circles."""
 
-_WORK = (Role.TOOL, Role.LLM)
+_WORK = (TOOL, LLM)
 _OPAQUE = frozenset({Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE})
 """Spans that are not looked through to what is above them."""
 _OF_DECLARED = frozenset({Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP})
@@ -161,7 +163,7 @@ class Tree:
         # From where it stopped the last time: many may hang below a long line of spans that come one by one.
         key, remote = (node.parent, node.remote) if node.missing is None else (node.missing, False)
         node.missing = None
-        for _ in range(_MOST_HOPS):
+        for _ in _HOPS:
             if key is None:
                 return
             if remote:
@@ -199,7 +201,7 @@ class Tree:
         if above.children is None:
             above.children = {}
         above.children[node] = None
-        if node.role is Role.TOOL and above.role is Role.TOOL:
+        if node.role is TOOL and above.role is TOOL:
             if node.name == above.name:
                 above.twin = True
             elif node.call_id is not None and node.call_id == above.call_id:
@@ -277,20 +279,23 @@ class Tree:
             self.remove(trace, node, Fate.OVER)
         trace.waiting.clear()
         self.traces.pop(trace.id, None)
-        self.busy.pop(trace.id, None)
-        self.faint.pop(trace.id, None)
+        if trace.among is not None:
+            del trace.among[trace.id]
+            trace.among = None
 
     def keep_order(self, trace: Trace) -> None:
         """Put a trace behind all others, or forget it if it is empty."""
-        here, elsewhere = (self.busy, self.faint) if trace.tasks else (self.faint, self.busy)
-        elsewhere.pop(trace.id, None)
-        if not trace.nodes and not trace.tasks:
-            here.pop(trace.id, None)
+        among = (self.busy if trace.tasks else self.faint) if trace.nodes or trace.tasks else None
+        if among is not None and among is trace.among:
+            among.move_to_end(trace.id)
+            return
+        if trace.among is not None:
+            del trace.among[trace.id]
+        trace.among = among
+        if among is None:
             self.traces.pop(trace.id, None)
-        elif trace.id in here:
-            here.move_to_end(trace.id)
         else:
-            here[trace.id] = None
+            among[trace.id] = None
 
     def too_much(self) -> Trace | None:
         """Return the trace to give up, the one with the oldest news; None if few enough are kept."""

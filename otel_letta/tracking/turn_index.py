@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
-from otel_letta.tracking.conventions import Role
-from otel_letta.tracking.log_events import LogEvent, call_of, conversation_of
+from otel_letta.tracking.log_events import LogEvent, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED
@@ -37,8 +36,6 @@ class TurnIndex:
         """Traces of spans that became part of a turn that has another trace, or none."""
         self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent(1_000)
         """The last spans with a role, and their starts."""
-        self.calls: Recent[SpanKey, str] = Recent(REMEMBERED)
-        """Ids of tool calls whose spans came before any log event did."""
 
     def add(self, key: SpanKey, turn: Turn) -> None:
         self.turns.put(key, turn)
@@ -72,16 +69,12 @@ class TurnIndex:
 
     def of_span(self, reading: Reading) -> Turn | None:
         """Return the turn of an ended span."""
-        role = reading.role
-        if role is None and not self.turns:  # as of nearly all spans
-            return None
-        trace = reading.key[0]
-        turn = self.by_trace.get(trace) or self.joined.get(trace)
-        if turn is not None:
-            return turn
-        if role is Role.TOOL and (call := call_of(reading.attributes)):
-            self.calls.put(reading.key, call)
-        conversation = "" if role is None else conversation_of(reading.attributes)
+        if self.turns:
+            trace = reading.key[0]
+            turn = self.by_trace.get(trace) or self.joined.get(trace)
+            if turn is not None:
+                return turn
+        conversation = "" if reading.role is None else conversation_of(reading.attributes)
         if not conversation:
             return None
         key = service_of(reading.resource), conversation

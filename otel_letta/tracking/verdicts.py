@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
-from otel_letta.tracking.conventions import Role
+from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.interruptions import A_PERSON
 from otel_letta.tracking.conventions.reasons import Reason
@@ -87,9 +87,9 @@ def _waits(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return Verdict(TaskStatus.IN_PROGRESS, waits_for=root.waits_for)
     waiting = [span for span in ended if span.waits_for is not None]
     last = _last_begun(waiting)
-    if last is None or any(span.role is Role.LLM and span.start > (last.end or 0) for span in ended):
+    if last is None or any(span.role is LLM and span.start > (last.end or 0) for span in ended):
         return None
-    about = f": {last.name}" if last.role is Role.TOOL and last.name else ""
+    about = f": {last.name}" if last.role is TOOL and last.name else ""
     return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{last.waits_for}{about}")
 
 
@@ -108,10 +108,10 @@ def _by_root(root: Node, ended: Sequence[Node]) -> Verdict | None:
 
 def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
     """A sub-agent that failed last, and no model went on after it."""
-    agent = _last(span for span in ended if span.role is Role.AGENT)
+    agent = _last(span for span in ended if span.role is AGENT)
     if agent is None or not agent.failed:
         return None
-    if any(span.role is Role.LLM and span.answered and span.start >= (agent.end or 0) for span in ended):
+    if any(span.role is LLM and span.answered and span.start >= (agent.end or 0) for span in ended):
         return None
     return _failed(agent, ended)
 
@@ -128,8 +128,8 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
 
     Models are ordered by their starts: some spans of models enclose the tools that the model asked for.
     """
-    models = [span for span in ended if span.role is Role.LLM]
-    tools = [span for span in ended if span.role is Role.TOOL]
+    models = [span for span in ended if span.role is LLM]
+    tools = [span for span in ended if span.role is TOOL]
     if not models or not tools:
         return _failed(tools[-1], ended) if tools and (tools := [t for t in tools if t.cancelled]) else None
     last = [tool for tool in tools if not _asked_again(tool, models)]
@@ -147,7 +147,7 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
 
 def _by_torn(root: Node, ended: Sequence[Node], torn: int) -> Verdict | None:
     """Something was cut off, and no model was asked after that."""
-    if root.ok or not torn or any(span.role is Role.LLM and span.start > torn for span in ended):
+    if root.ok or not torn or any(span.role is LLM and span.start > torn for span in ended):
         return None
     return _STOPPED
 
@@ -167,7 +167,7 @@ def _is_below(span: Node, above: Node) -> bool:
 
 def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
     """What the last call of a model says. Calls that ran side by side with it count as one: a race has one winner."""
-    models = [span for span in ended if span.role is Role.LLM]
+    models = [span for span in ended if span.role is LLM]
     last = _last_begun(models)
     if last is None:
         return None
@@ -188,7 +188,7 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
 
 def _is_used(model: Node, ended: Sequence[Node]) -> bool:
     """Return True if a tool was called after a model: whether that was the last step is judged by the tool."""
-    return any(span.role is Role.TOOL and span.start >= model.start for span in ended)
+    return any(span.role is TOOL and span.start >= model.start for span in ended)
 
 
 def _by_finish(span: Node) -> Verdict | None:
@@ -216,17 +216,17 @@ def _judge_run(below: Sequence[Node], outside: int) -> Verdict:
     It finished if its last step called the tool for that, or answered without calling any. A step that was cut off
     never ends.
     """
-    step = max((span for span in below if span.role is Role.STEP), key=lambda span: span.start, default=None)
+    step = max((span for span in below if span.role is STEP), key=lambda span: span.start, default=None)
     began = step.start if step is not None else 0
     if any(span.finishes and not span.failed and span.end is not None and span.start >= began for span in below):
         return Verdict(TaskStatus.COMPLETED)
     if step is not None and step.end is not None and not step.failed:
         parts = [span for span in below if span.above is step]
-        used_tool = began <= outside <= step.end or any(span.role is Role.TOOL for span in parts)
+        used_tool = began <= outside <= step.end or any(span.role is TOOL for span in parts)
         if not used_tool and any(span.finish is Finish.TOOLS and span.start >= began for span in below):
             # The step is over, and the tool that the model called has not begun: somebody has to confirm it.
             return Verdict(TaskStatus.IN_PROGRESS, waits_for=A_PERSON)
-        if not used_tool and any(span.role is Role.LLM and span.answered for span in parts):
+        if not used_tool and any(span.role is LLM and span.answered for span in parts):
             return Verdict(TaskStatus.COMPLETED, spoke=True)
     return Verdict(TaskStatus.FAILED, _UNFINISHED)
 
@@ -248,7 +248,7 @@ def judge_unended(root: Node, below: Sequence[Node]) -> Verdict | None:
     last = _last(span for span in below if span.above is root)
     if last is None or not last.failed:
         return None
-    if last.role is Role.TOOL and not any(span.role is Role.LLM for span in below):
+    if last.role is TOOL and not any(span.role is LLM for span in below):
         return None  # agents recover from those, and where models are not traced nobody sees it
     return _failed(last, below)
 
@@ -268,6 +268,6 @@ def _reason(failed: Node, below: Sequence[Node]) -> Reason:
         return own
     causes = [span for span in below if span.failed and span.reason and span is not failed]
     if own.text:  # a wrapper, whose cause was told nothing of: the model's own error says more
-        causes = [span for span in causes if span.role is Role.LLM and not span.reason.is_partial and span.reason.text]
+        causes = [span for span in causes if span.role is LLM and not span.reason.is_partial and span.reason.text]
     deepest = max(causes, key=lambda span: (bool(span.reason.text), span.end or 0, span.depth), default=None)
     return deepest.reason if deepest is not None and (deepest.reason.text or not own) else own

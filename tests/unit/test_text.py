@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -180,6 +182,7 @@ def test_of_a_megabyte_of_bytes_only_the_beginning_is_decoded() -> None:
         ("zero\u200bwidth\ufeff\u2060", "zerowidth"),
         ("tag\U000e0068\U000e0069s", "tags"),
         ("lone \ud83d\ud83d surrogate", "lone \ufffd\ufffd surrogate"),
+        ("private\ue000\U000f0000\U0010fffd and unknown\u0378\ufdd0\U00014647", "private and unknown"),
         ("many   \t\u00a0\u3000 spaces ", "many spaces"),
         ("two\r\nlines\rthree\u2028four\x0bfive", "two lines three four five"),
         ("👩‍🚀 ❤️‍🔥 नमस्‍ते", "👩‍🚀 ❤️‍🔥 नमस्‍ते"),  # joiners and selectors that scripts and emoji need
@@ -189,6 +192,16 @@ def test_of_a_megabyte_of_bytes_only_the_beginning_is_decoded() -> None:
 )
 def test_a_line_loses_what_cannot_be_seen(dirty: str, clean: str) -> None:
     assert clean_line(dirty, 100) == clean
+
+
+@pytest.mark.parametrize("clean", [clean_line, clean_block])
+def test_of_all_characters_none_stays_that_is_unprintable_but_joiners_and_spaces(
+    clean: Callable[[str, int], str],
+) -> None:
+    for start in range(0, sys.maxunicode, 1_024):
+        shown = clean(f"a{''.join(map(chr, range(start, start + 1_024)))}z", 2_000)
+        stayed = {each for each in shown if not each.isprintable()} - set("\n\u200c\u200d")
+        assert {each for each in stayed if unicodedata.category(each) != "Zs"} == set()
 
 
 def test_a_line_that_fits_exactly_is_whole_and_one_character_more_is_cut() -> None:

@@ -16,7 +16,7 @@ from otel_letta.tracking.conventions.agentops import AGENTOPS
 from otel_letta.tracking.conventions.ai_sdk import AI_SDK
 from otel_letta.tracking.conventions.braintrust import BRAINTRUST
 from otel_letta.tracking.conventions.cagent import CAGENT
-from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role
+from otel_letta.tracking.conventions.convention import AGENT, LLM, STEP, TOOL, UNCLAIMED, Convention, Role
 from otel_letta.tracking.conventions.embabel import EMBABEL
 from otel_letta.tracking.conventions.gen_ai import GEN_AI, GEN_AI_BARE
 from otel_letta.tracking.conventions.gen_ai_pauses import GEN_AI_PAUSES
@@ -43,12 +43,16 @@ if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
 __all__ = [
+    "AGENT",
     "ASKED",
     "CONTENT_FIELDS",
     "CONVENTIONS",
     "EVENTS",
+    "LLM",
     "MARKS",
     "NAMES",
+    "STEP",
+    "TOOL",
     "Convention",
     "Role",
     "denies",
@@ -116,13 +120,13 @@ def role_of(reading: Reading) -> Role | None:
     for decide in reading.shape.deciding:
         role = decide(reading)
         if role is not UNCLAIMED:
-            return None if role is Role.TOOL and _is_no_tool(reading) else role
+            return None if role is TOOL and _is_no_tool(reading) else role
     return None
 
 
 def _is_no_tool(reading: Reading) -> bool:
     """Return True for a span around calls of tools that is named like one: ``(merged tools)``."""
-    names = reading.shape.names[Role.TOOL]
+    names = reading.shape.names[TOOL]
     text = as_text(reading.attributes[names[0]]) if names else None
     return text is not None and text[:1] == "(" and text[-1:] == ")"
 

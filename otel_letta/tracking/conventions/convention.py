@@ -23,6 +23,11 @@ class Role(enum.Enum):
     __hash__ = object.__hash__  # until Python 3.12 that of an enum is a function in Python
 
 
+AGENT, STEP, TOOL, LLM = Role
+"""The same under names of their own: until Python 3.12 a look at ``Role.TOOL`` takes 80 ns longer, and each span has
+dozens of them."""
+
+
 class Unclaimed(enum.Enum):
     """The answer of a convention that a span does not follow, so that another one may decide its role."""
 

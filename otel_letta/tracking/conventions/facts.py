@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line
-from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role
+from otel_letta.tracking.conventions import AGENT, CONVENTIONS, LLM, NAMES, TOOL, Role
 from otel_letta.tracking.conventions.finishes import Finish, finish_of, is_filler
 from otel_letta.tracking.conventions.interruptions import A_PERSON, is_cancelled, is_denied, is_timed_out, is_wait
 from otel_letta.tracking.conventions.names import agent_hint, name_of
@@ -108,7 +108,7 @@ def read_agent(
     name, named = name_of(reading, role)
     facts = AgentFacts(role, name, extras)
     facts.named = named
-    if shape.has_hint and role is not Role.AGENT:
+    if shape.has_hint and role is not AGENT:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, chat_attributes)
     if shape.given:
@@ -116,7 +116,7 @@ def read_agent(
     if reading.failed or _says_that_it_failed(attributes, shape):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
-    if role is Role.TOOL:
+    if role is TOOL:
         facts.plan = plan_of(reading)
         facts.call_id = _first_id(attributes, shape.calls)
         facts.denied = bool(shape.denied) and reading.denied
@@ -199,11 +199,11 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
     error_type = as_text(attributes.get(semconv.ERROR_TYPE)) or ""
     text = reading.described or message
     kinds = [kind for kind in (error_type, exception) if kind]
-    if any(is_wait(kind, "") for kind in kinds) or (facts.role is not Role.LLM and is_wait("", text)):
+    if any(is_wait(kind, "") for kind in kinds) or (facts.role is not LLM and is_wait("", text)):
         facts.waits_for = A_PERSON
         facts.reason = Reason("", f"waits for {A_PERSON}") if facts.failed else facts.reason
         return
-    if facts.role is Role.TOOL and (is_denied("", text) or any(is_denied(kind, "") for kind in kinds)):
+    if facts.role is TOOL and (is_denied("", text) or any(is_denied(kind, "") for kind in kinds)):
         facts.denied = True
     at_end = reading.raised_at_end
     if facts.failed or at_end:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_line, pattern
-from otel_letta.tracking.conventions.convention import UNCLAIMED, Convention, Role, Unclaimed
+from otel_letta.tracking.conventions.convention import AGENT, LLM, TOOL, UNCLAIMED, Convention, Role, Unclaimed
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import clean_reason
 from otel_letta.tracking.values import EXTRA_CAP, id_of
@@ -60,17 +60,17 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
     if _DELEGATE_OF in reading.attributes:
         return None  # a sub-agent's work is the tool's that called it, and the tool is a step of the one who asked
     role = _KINDS.get(kind, _NAMES.get(reading.name))
-    return None if role is Role.LLM and _is_outside_runs(reading.attributes) else role
+    return None if role is LLM and _is_outside_runs(reading.attributes) else role
 
 
 def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None:
     attributes = reading.attributes
     seen.session = id_of(attributes.get(_SESSION))
     seen.message_id = next((found for name in _MESSAGE_IDS if (found := id_of(attributes.get(name)))), None)
-    seen.is_run = seen.role is Role.AGENT and reading.name in _RUNS
+    seen.is_run = seen.role is AGENT and reading.name in _RUNS
     # Laminar never ends the span of a call that was cut off, and may leave everything out of one that was not.
-    seen.answered = seen.answered or (seen.role is Role.LLM and not seen.failed)
-    if seen.role is Role.LLM and _asks_for_tool(attributes):
+    seen.answered = seen.answered or (seen.role is LLM and not seen.failed)
+    if seen.role is LLM and _asks_for_tool(attributes):
         seen.finish = Finish.TOOLS
     if _is_of_run(attributes):
         seen.hint = _AGENT
@@ -79,7 +79,7 @@ def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None
         cause = _cause_of(reading.described or reading.exception[1])
         if seen.failed and cause:
             seen.reason = clean_reason(cause, whole="errors" in content)
-    elif seen.role is Role.TOOL:
+    elif seen.role is TOOL:
         seen.name = tool_name(seen.name)
         seen.failed = seen.failed or _reports_error(attributes)
         seen.outside = _is_outside_runs(attributes)

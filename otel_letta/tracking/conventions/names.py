@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, clean_line, pattern
-from otel_letta.tracking.conventions import CONVENTIONS, NAMES, Role
+from otel_letta.tracking.conventions import AGENT, CONVENTIONS, LLM, NAMES, TOOL, Role
 from otel_letta.tracking.conventions.reasons import ADDRESS
 from otel_letta.tracking.values import JSON_CAP, NAME_CAP
 
@@ -43,15 +43,15 @@ _SUFFIX = pattern(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent
 def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
     """Return what people call a span with a role, and whether an attribute says so; empty where it has no name that is
     surely one."""
-    if role is Role.LLM:
+    if role is LLM:
         return "", False
     attributes = reading.attributes
     names = reading.shape.names[role]
-    if role is Role.AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
+    if role is AGENT and as_text(attributes.get(semconv.GEN_AI_OPERATION)) == "invoke_agent":
         # A workflow's span may name an agent of it, and an agent's the workflow around it.
         names = (semconv.GEN_AI_AGENT_NAME, *names)
     name = _first_name(attributes, names)
-    if role is Role.TOOL:
+    if role is TOOL:
         named = bool(name) and not _IN_BRACKETS.fullmatch(name)
         name = name if named else _span_name(reading.name, attributes)
         return name.split("__", 2)[-1] if name.startswith("mcp__") else name, named

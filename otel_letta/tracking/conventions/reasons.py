@@ -173,22 +173,29 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
         text = f"{head.rstrip()} {rest.lstrip()}"
     line = clean_error(text, 4 * _REASON_CAP)
     if not whole:
-        line = _VALUE_OF.sub(r"\g<head> …", line)
-        line = _BRACED.sub("{…}", _QUOTED_ELSEWHERE.sub("'…'", _QUOTED.sub("'…'", line)))
-        line = ADDRESS.sub("…", _LISTED.sub("[…]", _TAGGED.sub("<…>", line)))
-        line = _HOME.sub("~", line)
-        line = _fixed(line) if fixed else line
+        line = _without_values(line, fixed=fixed)
     line = clean_line(line, _REASON_CAP)
     line = f"HTTP {line}" if _STATUS.fullmatch(line) else line
-    if (
+    return Reason(kind, "" if line == kind or _says_nothing(line) else line)
+
+
+def _without_values(line: str, *, fixed: bool) -> str:
+    """Return an error's line without the values that it quotes."""
+    line = _VALUE_OF.sub(r"\g<head> …", line)
+    line = _BRACED.sub("{…}", _QUOTED_ELSEWHERE.sub("'…'", _QUOTED.sub("'…'", line)))
+    line = ADDRESS.sub("…", _LISTED.sub("[…]", _TAGGED.sub("<…>", line)))
+    line = _HOME.sub("~", line)
+    return _fixed(line) if fixed else line
+
+
+def _says_nothing(line: str) -> bool:
+    """Return True for a line that would stand behind any error."""
+    return (
         line in _NO_KINDS
-        or line == kind
-        or _EMPTY_WORDS.fullmatch(line)
-        or _STOCK.fullmatch(line)
+        or _EMPTY_WORDS.fullmatch(line) is not None
+        or _STOCK.fullmatch(line) is not None
         or not any(character.isalnum() for character in line)
-    ):
-        line = ""
-    return Reason(kind, line)
+    )
 
 
 def _shown_kind(kind: str) -> str:
