@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
-from otel_letta.tracking.conventions import Role
-from otel_letta.tracking.log_events import LogEvent, call_of, conversation_of
+from otel_letta.tracking.log_events import LogEvent, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.turns import NEAR, Turn, service_of
 
-_MOST = 20
+_MOST_TURNS, _MOST_SPANS = 20, 200
 """Turns, and spans with a role, of a conversation that are remembered."""
 
 Conversation = tuple[str, str]
@@ -37,14 +36,12 @@ class TurnIndex:
         """Traces of spans that became part of a turn that has another trace, or none."""
         self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent(1_000)
         """The last spans with a role, and their starts."""
-        self.calls: Recent[SpanKey, str] = Recent(REMEMBERED)
-        """Ids of tool calls whose spans came before any log event did."""
 
     def add(self, key: SpanKey, turn: Turn) -> None:
         self.turns.put(key, turn)
         if turn.conversation:
             conversation = turn.service, turn.conversation
-            self._by_conversation.put(conversation, [*self.others(conversation)[-_MOST:], turn])
+            self._by_conversation.put(conversation, [*self.others(conversation)[-_MOST_TURNS:], turn])
 
     def others(self, conversation: Conversation) -> list[Turn]:
         """Return the turns of a conversation."""
@@ -79,16 +76,18 @@ class TurnIndex:
         turn = self.by_trace.get(trace) or self.joined.get(trace)
         if turn is not None:
             return turn
-        if role is Role.TOOL and (call := call_of(reading.attributes)):
-            self.calls.put(reading.key, call)
         conversation = "" if role is None else conversation_of(reading.attributes)
         if not conversation:
             return None
         key = service_of(reading.resource), conversation
-        spans = self._spans_of.get(key) or deque(maxlen=_MOST)
+        spans = self._spans_of.get(key) or deque(maxlen=_MOST_SPANS)
         spans.append((reading.key, reading.start))
         self._spans_of.put(key, spans)
-        for turn in reversed(self.others(key)):
-            if turn.began - NEAR <= reading.start and not turn.known_by_spans:
-                return turn if self._is_open(turn) or reading.start <= turn.latest else None
+        return self.at(key, reading.start)
+
+    def at(self, conversation: Conversation, start: int) -> Turn | None:
+        """Return the turn of a conversation in which a span started."""
+        for turn in reversed(self.others(conversation)):
+            if turn.began - NEAR <= start and not turn.known_by_spans:
+                return turn if self._is_open(turn) or start <= turn.latest else None
         return None
