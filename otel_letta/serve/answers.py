@@ -85,6 +85,14 @@ def status_of(refusal: Refusal) -> bytes:
     return b"\x08" + _varint(refusal.code) + _text(2, refusal.text)
 
 
+def retry_info() -> bytes:
+    """Write the detail of a ``google.rpc.Status`` that says when to come again. HTTP has a header for that."""
+    delay = b"\x08" + _varint(RETRY_AFTER)  # a google.protobuf.Duration of whole seconds
+    info = b"\x0a" + _varint(len(delay)) + delay
+    detail = _text(1, "type.googleapis.com/google.rpc.RetryInfo") + b"\x12" + _varint(len(info)) + info
+    return b"\x1a" + _varint(len(detail)) + detail
+
+
 def _text(field: int, text: str) -> bytes:
     raw = text.encode("utf-8", "replace")
     return _varint(field << 3 | 2) + _varint(len(raw)) + raw

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from otel_letta.delivery.stats import Throttle
@@ -25,6 +27,40 @@ _DISCARD_PATIENCE = 60.0
 answer away from a sender that is still writing."""
 
 
+class Parser(httptools.HttpRequestParser):
+    """A parser that goes on where a request offers to change the protocol: nobody here wants that, and it may be
+    ignored (RFC 9110, 7.8). httptools alone takes the body for the other protocol's, and it is lost (uvicorn #2722).
+    Java's own client offers HTTP/2 with every request in the clear, and so does the exporter that uses it.
+    """
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        if hasattr(self, "set_dangerous_leniencies"):  # as uvicorn does: what is pipelined is answered
+            self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def feed_data(self, data: Any) -> None:
+        parser = self
+        while True:
+            try:
+                httptools.HttpRequestParser.feed_data(parser, data)
+            except httptools.HttpParserUpgrade as offer:
+                head = parser.without_offer()
+                parser, data = Parser(self._protocol), head + data[offer.args[0] :]
+                self._protocol.parser = parser
+            else:
+                break
+
+    def without_offer(self) -> bytes:
+        """Write the head of the last request again, without what offers another protocol."""
+        method, protocol = self.get_method(), self._protocol
+        if method == b"CONNECT":
+            raise httptools.HttpParserInvalidMethodError("this is no proxy")
+        headers = [b"%s: %s\r\n" % header for header in protocol.headers if header[0] != b"upgrade"]
+        first = b"%s %s HTTP/%s\r\n" % (method, protocol.url, self.get_http_version().encode())
+        return first + b"".join(headers) + b"\r\n"
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds. The methods are its own, or the parser's callbacks."""
 
@@ -36,6 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.parser = Parser(self)
         if len(self.connections) > MOST_CONNECTIONS:
             _log.log(logging.WARNING, "many", "more than %d connections at once: refused", MOST_CONNECTIONS)
             self._close_with(b"503 Service Unavailable", b"retry-after: %d\r\n" % RETRY_AFTER)
@@ -67,9 +104,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the head comes again, without the offer
         self._in_head = False
         self._disarm()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.cycle.response_complete:

@@ -75,7 +75,7 @@ class Receiver:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = _headers_of(scope)
         request = Request(scope, headers, receive)
         kind = _type_of(headers)
         try:
@@ -259,6 +259,16 @@ class Request:
 
 def _too_long(bounds: Bounds) -> Refusal:
     return Refusal(413, f"the body is longer than {bounds.body} bytes, unpacked or not: send smaller batches")
+
+
+def _headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Return the headers by name. Codings may stand in several lines, and are one list then (RFC 9110, 5.3)."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    if b"content-encoding" in headers:
+        headers[b"content-encoding"] = b",".join(
+            value for name, value in scope["headers"] if name == b"content-encoding"
+        )
+    return headers
 
 
 def _type_of(headers: Mapping[bytes, bytes]) -> str | None:

@@ -268,13 +268,15 @@ class AgentTracker:
         self._rules.see_agent, self._rules.take_lone = see_agent, take_lone
 
     def adopt(self, root: SpanKey, nodes: Collection[Node]) -> None:
-        """Make calls that were no task's the work of a root's."""
+        """Make calls that were no task's the work of a root's, whose trace they are in now."""
         tree, trace = self._tree, self._tree.traces[root[0]]
         for top in nodes:
             for node in family(top):
                 trace.nodes[node.key] = node
                 tree.size += 1
-            tree.hang(top, trace.nodes[root])
+            above = tree.highest(top.missing or top.parent)
+            top.parent, top.remote, top.missing = root if above is None else (root[0], above[1]), False, None
+            tree.place(trace, top)
         for node in sorted(nodes, key=lambda node: node.end or 0):
             self._rules.apply(trace, node)
         self._tidy(trace)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
@@ -19,12 +19,14 @@ from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_events import Happened, LogEvent
+from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rootless import RootlessRuns
 from otel_letta.tracking.tree import Tree
 from otel_letta.tracking.turn_index import TurnIndex
-from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, of_tool, service_of
+from otel_letta.tracking.turn_tools import TurnTools, observe
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, service_of
 from otel_letta.tracking.verdicts import Verdict
 
 _MOST_EARLY = 200
@@ -62,6 +64,7 @@ class LogTurns:
         self._idle = int(idle_timeout * 1e9)
         self._answer_timeout = int(answer_timeout * 1e9)
         self._index = TurnIndex(self._is_open)
+        self._tools = TurnTools(tree, agents)
         self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
         """Services and scopes that say when an answer is complete."""
@@ -74,6 +77,8 @@ class LogTurns:
             idle=self._idle,
             opted=opted,
             begin=self._begin,
+            turn_at=self._index.at,
+            adopt=self._adopt,
             remind=self._remind,
         )
         self._alarms: list[tuple[int, int, Turn]] = []
@@ -106,8 +111,10 @@ class LogTurns:
         others = self._index.others(conversation)
         if key in self._index.turns or any(self._is_open(turn) and self._continues(turn, event) for turn in others):
             return None  # sent again, or more of the same
+        calls = [node for node in self._rootless.take_lone(conversation) if node.start >= event.time - NEAR]
         for other in others:
             if other.began <= event.time:
+                calls += self._begun_after(other, event.time)
                 self._conclude(other)
         root = self._root_for(key, event, own_trace)
         turn = Turn(root or key, event, own_trace)
@@ -116,6 +123,7 @@ class LogTurns:
         if root is not None:
             self._index.by_trace.put(root[0], turn)
             self._take_over(turn)
+            self._adopt(turn, [*calls, *self._unplaced(turn)])
         self._catch_up(turn, event)
         return turn
 
@@ -135,16 +143,21 @@ class LogTurns:
         if node is not None and node.role is AGENT:
             return None if node.live else key
         own = key if node is None else made_up(("turn", *map(str, key)))
-        seen = self._index.spans_of((service_of(event.resource), event.conversation))
+        conversation = service_of(event.resource), event.conversation
+        runs = [run for run in self._index.others(conversation) if run.is_rootless and run.latest >= event.time]
+        if runs and self._is_open(runs[0]):
+            return runs[0].root  # of this very turn: those before it are over
+        seen = self._index.spans_of(conversation)
         traces = {span[0]: None for span, _ in seen} | ({key[0]: None} if own_trace else {})
         for trace_id in [*traces, *tree.busy]:
             trace = tree.traces.get(trace_id)
             for found in trace.tasks if trace is not None else ():
                 if (trace_id in traces or is_of(found, event)) and began_with(found, event):
-                    if found.root is None:  # it gets one
+                    if found.root is not None:
+                        return None if found.root.live else found.root.key
+                    if found.begun or trace_id == key[0]:  # it gets one
                         return trace_id, own[1]
-                    return None if found.root.live else found.root.key
-        reported = any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
+        reported = runs or any(start >= event.time - NEAR and tree.is_over(span) for span, start in seen)
         return None if reported else (key[0], own[1])
 
     def _take_over(self, turn: Turn) -> None:
@@ -159,11 +172,59 @@ class LogTurns:
         if tree.node(root) is not None:
             turn.has_root = True
         else:
-            self._observe(turn.reading(root, None, {semconv.GEN_AI_OPERATION: "invoke_agent"}, turn.began))
+            observe(self._agents, turn.reading(root, None, {semconv.GEN_AI_OPERATION: "invoke_agent"}, turn.began))
             if (supposed := tree.node(root)) is not None:
                 supposed.supposed = True
             if turn.root_is_over:
                 self._remind(turn, self._now() + self._grace)
+
+    def _begun_after(self, turn: Turn, time: int) -> list[Node]:
+        """Take out what joined a turn before the next one was known, and is that one's."""
+        root = self._tree.node(turn.root)
+        if root is None or turn.own_trace or turn.has_root:
+            return []
+        trace = self._tree.traces[root.key[0]]
+        tops = [*(root.children or ()), *trace.orphans]
+        found = [node for node in tops if node.start >= time]
+        turn.give_away({node.key for node in found})
+        for node in found:
+            self._take_out(trace, node)
+        if turn.is_rootless:
+            turn.latest = max((node.end or 0 for node in tops if node.start < time), default=turn.began)
+        return found
+
+    def _unplaced(self, turn: Turn) -> list[Node]:
+        """Take out the calls of its conversation, in other traces, that nothing was reported of until now."""
+        found, tree = [], self._tree
+        seen = self._index.spans_of((turn.service, turn.conversation))
+        for trace_id in {span[0]: None for span, start in seen if start >= turn.began - NEAR}:
+            trace = tree.traces.get(trace_id) if trace_id != turn.root[0] else None
+            if trace is None or any(task.begun or task.root is not None for task in trace.tasks):
+                continue
+            self._index.joined.put(trace_id, turn)
+            for node in [node for node in trace.orphans if node.role in (TOOL, LLM)]:
+                self._take_out(trace, node)
+                found.append(node)
+        return found
+
+    def _take_out(self, trace: Trace, node: Node) -> None:
+        trace.unhang(node)
+        for each in family(node):
+            self._tree.remove(trace, each, Fate.DISMISSED)
+
+    def _adopt(self, turn: Turn, nodes: Collection[Node]) -> None:
+        """Make calls whose spans came before the turn was known its work."""
+        found = []
+        for node in nodes:
+            for each in family(node):
+                each.key = turn.root[0], each.key[1]
+            if node.role is TOOL and self._tools.take_node(turn, node):
+                continue
+            turn.models_by_spans = turn.models_by_spans or node.role is LLM
+            found.append(node)
+            if turn.is_rootless:
+                self._rootless.go_on(turn, node.end or 0)
+        self._agents.adopt(turn.root, found)
 
     def _catch_up(self, turn: Turn, event: LogEvent) -> None:
         """Take in what came before the turn's beginning did."""
@@ -185,7 +246,7 @@ class LogTurns:
         if event.happened in _MODEL:
             self._model(turn, event)
         else:
-            self._tool(turn, event)
+            self._tools.take_event(turn, event)
         if self._is_open(turn) and not turn.has_root:
             self._set_alarm(turn)
 
@@ -195,39 +256,8 @@ class LogTurns:
             key = turn.trouble = turn.root[0], made_up(("model", *map(str, turn.root), str(event.time)))[1]
             turn.models.append(key)
             attributes = {semconv.GEN_AI_OPERATION: "chat"}
-            self._observe(turn.reading(key, turn.root, attributes, event.began, event.time, str(turn.reason)))
+            observe(self._agents, turn.reading(key, turn.root, attributes, event.began, event.time, str(turn.reason)))
             self._note(turn, wording.model_trouble(str(turn.reason)))
-
-    def _tool(self, turn: Turn, event: LogEvent) -> None:
-        key = (
-            turn.root[0],
-            made_up(("tool", *map(str, turn.root), event.call or f"{event.tool} {event.began} {event.time}"))[1],
-        )
-        reading = turn.reading(key, turn.root, of_tool(event.tool, event.call), event.began)
-        name = self._agents.read(reading, TOOL).name
-        tool = turn.logged(name, event)
-        begins = event.happened is Happened.DECIDED
-        if tool is not None and (tool.end is not None or begins):
-            return
-        if tool is None:
-            tool = ToolCall(key, name, event.call, event.began, None, by_span=False)
-            turn.add(tool)
-        if begins:
-            self._observe(reading)
-        elif event.happened is Happened.DENIED:
-            self._end_tool(turn, tool, event.time, wording.DENIED, decision="reject")
-        else:
-            kind = {semconv.ERROR_TYPE: event.error} if event.failed and event.error else {}
-            self._end_tool(turn, tool, event.time, "" if event.failed else None, **kind)
-
-    def _end_tool(self, turn: Turn, tool: ToolCall, at: int, error: str | None, **more: str) -> None:
-        tool.end = max(at, tool.began)
-        attributes = {**of_tool(tool.name, tool.call), **more}
-        self._observe(turn.reading(tool.key, turn.root, attributes, tool.began, tool.end, error))
-
-    def _observe(self, reading: Reading) -> None:
-        if (role := reading.role) is not None:
-            self._agents.observe(reading, self._agents.read(reading, role), None, parent=reading.parent)
 
     def _note(self, turn: Turn, text: str) -> None:
         if (node := self._tree.node(turn.root)) is not None and node.task is not None:
@@ -268,7 +298,7 @@ class LogTurns:
             reading.key = turn.root
             self._take_place(turn, reading)
         elif role is TOOL:
-            return self._join_tool(turn, reading)
+            return self._tools.take_span(turn, reading)
         elif role is LLM:
             turn.models_by_spans = True
             self._forget_models(turn)
@@ -298,24 +328,6 @@ class LogTurns:
             if (node := self._tree.node(key)) is not None:
                 self._tree.discard(self._tree.traces[key[0]], node)
         turn.models.clear()
-
-    def _join_tool(self, turn: Turn, reading: Reading) -> bool:
-        facts = self._agents.read(reading, TOOL)
-        name, call = facts.name, facts.call_id or ""
-        end = reading.end or reading.start
-        tool = turn.spanned(reading.key, name, call, reading.start, end)
-        if tool is None:
-            turn.add(ToolCall(reading.key, name, call, reading.start, end, by_span=True))
-        if tool is None or tool.is_span:
-            return False  # the tree knows what to do with several spans of one call
-        tool.wrapper = reading.parent
-        self._agents.passed(reading.key, tool.key)
-        if tool.end is not None:
-            return True
-        tool.end = end
-        reading.carry(of_tool(tool.name, tool.call))
-        reading.key, reading.parent, reading.remote = tool.key, turn.root, None
-        return False
 
     def under_way(self) -> set[tuple[str, str]]:
         """Return the conversations, by service, that have an open turn."""
@@ -357,7 +369,7 @@ class LogTurns:
         """End the tools of turns whose agent's span has come: they are judged now."""
         self._rootless.tick(None)
         for turn in {id(turn): turn for _, _, turn in self._alarms if turn.has_root}.values():
-            self._stop_tools(turn)
+            self._tools.stop(turn)
 
     def conclude_all(self) -> None:
         """End all turns: nothing more will come."""
@@ -381,12 +393,8 @@ class LogTurns:
         if not self._is_open(turn):
             return
         verdict = self._verdict(turn)
-        self._stop_tools(turn)
+        if turn.model is Happened.TROUBLED and not verdict.stopped:
+            verdict = verdict._replace(reason=self._rootless.reason(turn) or turn.reason)  # a span says more
+        self._tools.stop(turn)
         if not turn.has_root:
             self._agents.end_turn(turn.root, verdict, turn.latest)
-
-    def _stop_tools(self, turn: Turn) -> None:
-        node = self._tree.node(turn.root)
-        at = max(turn.latest, (node.end if node is not None else None) or 0)
-        for tool in turn.open_tools:
-            self._end_tool(turn, tool, at, wording.STOPPED_MIDWAY)

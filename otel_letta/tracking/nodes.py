@@ -323,3 +323,10 @@ class Trace:
             group.pop(node, None)
             if not group:
                 del self.waiting[node.missing]
+
+    def unhang(self, node: Node) -> None:
+        """Let a span stand alone, with all below it."""
+        self.unwait(node)
+        if node.above is not None and node.above.children is not None:
+            node.above.children.pop(node, None)
+            node.above = node.shortcut = node.parent = None

@@ -8,17 +8,18 @@ followed an answer, or trouble with the model, for a while.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from otel_letta import semconv
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import LLM, TOOL, Role
+from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.nodes import Node, Trace, family
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED, Tree
-from otel_letta.tracking.turns import ToolCall, Turn, service_of
+from otel_letta.tracking.turns import NEAR, Turn, service_of
 from otel_letta.tracking.verdicts import Verdict, judge
 
 _MOST_LONE, _MOST_ALIKE = 200, 8
@@ -49,6 +50,8 @@ class RootlessRuns:
         grace: nanoseconds that further spans of a run are waited for before it is one.
         opted: returns, for a service's name, whether the settings say that it is an agent.
         begin: makes a turn, as a prompt's log event does; None for one that is known otherwise.
+        turn_at: returns the turn of a conversation in which a span started.
+        adopt: makes calls the work of a turn.
         remind: sets a turn's alarm.
     """
 
@@ -63,6 +66,8 @@ class RootlessRuns:
         idle: int,
         opted: Callable[[str], bool],
         begin: Callable[[LogEvent], Turn | None],
+        turn_at: Callable[[Conversation, int], Turn | None],
+        adopt: Callable[[Turn, Collection[Node]], None],
         remind: Callable[[Turn, int], None],
     ) -> None:
         self._tree = tree
@@ -73,6 +78,8 @@ class RootlessRuns:
         self._idle = idle
         self._opted = opted
         self._begin = begin
+        self._turn_at = turn_at
+        self._adopt = adopt
         self._remind = remind
         self._lone: Recent[Conversation, Lone] = Recent(_MOST_CONVERSATIONS)
         self._runs: Recent[Conversation, Turn] = Recent(REMEMBERED)
@@ -92,9 +99,9 @@ class RootlessRuns:
         if sample is None or not node.conversation:
             return
         conversation = service_of(sample.resource), node.conversation
-        turn = self._runs.get(conversation)
+        turn = self._turn_at(conversation, node.start) or self._runs.get(conversation)
         if turn is not None and self._is_open(turn):
-            if node.start >= turn.began:
+            if node.start >= turn.began - NEAR:
                 self._adopt(turn, [node])
             return
         if conversation in self._with_agents:
@@ -134,14 +141,11 @@ class RootlessRuns:
             self._runs.put(conversation, turn)
             self._adopt(turn, lone.nodes)
 
-    def _adopt(self, turn: Turn, nodes: list[Node]) -> None:
-        for node in nodes:
-            if node.role is TOOL:
-                call = node.call_id or ""
-                turn.add(ToolCall(node.key, node.name, call, node.start, node.end, by_span=True))
-            turn.models_by_spans = turn.models_by_spans or node.role is LLM
-            self.go_on(turn, node.end or 0)
-        self._agents.adopt(turn.root, nodes)
+    def take_lone(self, conversation: Conversation) -> list[Node]:
+        """Take out the calls of a conversation that nothing is above."""
+        lone = self._lone.pop(conversation, None)
+        self._due.pop(conversation, None)
+        return [] if lone is None else lone.nodes
 
     def go_on(self, turn: Turn, end: int) -> None:
         """Take in that a call of a run has ended."""
@@ -161,6 +165,12 @@ class RootlessRuns:
     def verdict(self, turn: Turn) -> Verdict:
         """Return how a run has ended, if nothing follows."""
         return judge(*self._nodes(turn))
+
+    def reason(self, turn: Turn) -> Reason:
+        """Return why the last call of a model failed, as its span says; empty if it did not."""
+        models = [node for node in self._nodes(turn)[1] if node.role is LLM]
+        last = max(models, key=lambda node: node.start, default=None)
+        return last.reason if last is not None and last.failed else Reason()
 
     def _nodes(self, turn: Turn) -> tuple[Node, list[Node]]:
         root = self._tree.node(turn.root)

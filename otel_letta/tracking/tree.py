@@ -145,7 +145,7 @@ class Tree:
         """Add a span and place it. Those below it are for `arrived`."""
         trace.nodes[node.key] = node
         self.size += 1
-        self._place(trace, node)
+        self.place(trace, node)
 
     def arrived(self, trace: Trace, key: SpanKey) -> list[Node]:
         """Place the spans that waited for this one; returns them in the order of their starts."""
@@ -155,10 +155,10 @@ class Tree:
         nodes = sorted(group, key=_start_of)
         trace.away.difference_update(nodes)
         for node in nodes:
-            self._place(trace, node)
+            self.place(trace, node)
         return nodes
 
-    def _place(self, trace: Trace, node: Node) -> None:
+    def place(self, trace: Trace, node: Node) -> None:
         """Find the nearest span above that has a role, as far as the spans between have arrived."""
         # From where it stopped the last time: many may hang below a long line of spans that come one by one.
         key, remote = (node.parent, node.remote) if node.missing is None else (node.missing, False)
@@ -192,6 +192,15 @@ class Tree:
                 trace.waiting.setdefault(key, {})[node] = None
                 return
             key, remote = link
+
+    def highest(self, key: SpanKey | None) -> SpanKey | None:
+        """Return the span at or above this one that has not arrived; None if all have."""
+        for _ in _HOPS:
+            link = None if key is None else self.links.get(key)
+            if link is None:
+                return key
+            key = link[0]
+        return None
 
     def hang(self, node: Node, above: Node) -> None:
         """Make a span the child of another one; parents that go in a circle have no top."""

@@ -11,7 +11,7 @@ from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.turns import NEAR, Turn, service_of
 
-_MOST = 20
+_MOST_TURNS, _MOST_SPANS = 20, 200
 """Turns, and spans with a role, of a conversation that are remembered."""
 
 Conversation = tuple[str, str]
@@ -41,7 +41,7 @@ class TurnIndex:
         self.turns.put(key, turn)
         if turn.conversation:
             conversation = turn.service, turn.conversation
-            self._by_conversation.put(conversation, [*self.others(conversation)[-_MOST:], turn])
+            self._by_conversation.put(conversation, [*self.others(conversation)[-_MOST_TURNS:], turn])
 
     def others(self, conversation: Conversation) -> list[Turn]:
         """Return the turns of a conversation."""
@@ -78,10 +78,14 @@ class TurnIndex:
         if not conversation:
             return None
         key = service_of(reading.resource), conversation
-        spans = self._spans_of.get(key) or deque(maxlen=_MOST)
+        spans = self._spans_of.get(key) or deque(maxlen=_MOST_SPANS)
         spans.append((reading.key, reading.start))
         self._spans_of.put(key, spans)
-        for turn in reversed(self.others(key)):
-            if turn.began - NEAR <= reading.start and not turn.known_by_spans:
-                return turn if self._is_open(turn) or reading.start <= turn.latest else None
+        return self.at(key, reading.start)
+
+    def at(self, conversation: Conversation, start: int) -> Turn | None:
+        """Return the turn of a conversation in which a span started."""
+        for turn in reversed(self.others(conversation)):
+            if turn.began - NEAR <= start and not turn.known_by_spans:
+                return turn if self._is_open(turn) or start <= turn.latest else None
         return None

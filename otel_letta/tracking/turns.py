@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import bisect
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -24,6 +26,8 @@ NEAR = 500_000_000
 _SLACK = 500_000_000
 """The same between two accounts of the end of one tool call that has no id."""
 _MOST_TOOLS = 1_000
+_MOST_WORDS = 16
+"""About the model, that are put into the order of their times."""
 
 
 class ToolCall:
@@ -52,16 +56,40 @@ class ToolCall:
         return self.name == name and (self.end is None or (began <= self.end + _SLACK and self.began <= end + _SLACK))
 
 
+class Word(NamedTuple):
+    """What an event says about the model, or what all until then say."""
+
+    time: int = 0
+    is_answer: bool = False
+    """Of two records of one moment, that the call went well and what it answered, this one is the second."""
+    happened: Happened | None = None
+    began: int = 0
+    """When the model was asked."""
+    timed: bool = False
+    reason: Reason = Reason()
+
+    @classmethod
+    def of(cls, event: LogEvent) -> Word:
+        happened, reason = event.happened, Reason()
+        if happened is Happened.TROUBLED:
+            reason = Reason(clean_reason("", event.error).kind, f"HTTP {event.status}" if event.status else "")
+        return cls(event.time, happened is Happened.ANSWERED, happened, event.began, event.timed, reason)
+
+
+def _after(before: Word, word: Word) -> Word:
+    """Return what holds after a further word."""
+    if word.is_answer and before.happened is Happened.WANTED and not word.timed:
+        return before  # the answer is complete, and is a wish to use a tool
+    began = before.began
+    if word.timed or before.happened not in (Happened.ASKED, Happened.REPLIED):
+        began = max(began, word.began)
+    return word._replace(began=began, reason=word.reason if word.happened is Happened.TROUBLED else before.reason)
+
+
 class Turn:
     """A turn that log events tell of."""
 
     tool_began = 0
-    model: Happened | None = None
-    """What the last event about the model said."""
-    model_at = 0
-    model_began = 0
-    reason = Reason()
-    """Of the trouble with the model."""
     trouble: SpanKey | None = None
     """The node of the trouble that lasts."""
     has_spans = False
@@ -93,11 +121,19 @@ class Turn:
         """Its prompt's record belongs to a span."""
         self.tools: list[ToolCall] = []
         self.models: list[SpanKey] = []
+        self._words: list[Word] = []
+        """The last ones about the model, by time."""
+        self._before = self._model = Word()
 
     def add(self, tool: ToolCall) -> None:
         self.tools.append(tool)
         self.tool_began = max(self.tool_began, tool.began)
         del self.tools[:-_MOST_TOOLS]
+
+    def give_away(self, keys: Collection[SpanKey]) -> None:
+        """Forget calls that turned out to be the next turn's."""
+        self.tools = [tool for tool in self.tools if tool.key not in keys]
+        self.tool_began = max((tool.began for tool in self.tools), default=0)
 
     @property
     def open_tools(self) -> list[ToolCall]:
@@ -163,23 +199,29 @@ class Turn:
         return Reading.of(span)
 
     def model_spoke(self, event: LogEvent) -> bool:
-        """Take in an event about the model; False if it changes nothing."""
-        happened, before = event.happened, self.model
-        if event.time == self.model_at and happened is Happened.REPLIED and before is Happened.ANSWERED:
-            self.model_began = event.began  # two records of one call, in the wrong order
+        """Take in an event about the model, in whatever order they come; False for one that others overtook."""
+        word = Word.of(event)
+        place = bisect.bisect_right(self._words, word[:2], key=lambda known: known[:2])
+        self._words.insert(place, word)
+        if place < len(self._words) - 1:
+            self._model = functools.reduce(_after, self._words, self._before)
             return False
-        if event.time < self.model_at:
-            return False
-        if happened is Happened.ANSWERED and before is Happened.WANTED and not event.timed:
-            return False  # the answer is complete, and is a wish to use a tool
-        self.model, self.model_at = happened, event.time
-        if event.timed or before not in (Happened.ASKED, Happened.REPLIED):
-            self.model_began = max(self.model_began, event.began)
-        if happened is Happened.TROUBLED:
-            self.reason = Reason(clean_reason("", event.error).kind, f"HTTP {event.status}" if event.status else "")
-        elif happened is not Happened.ASKED:
+        self._model = _after(self._model, word)
+        if len(self._words) > _MOST_WORDS:
+            self._before = _after(self._before, self._words.pop(0))
+        if event.happened not in (Happened.ASKED, Happened.TROUBLED):
             self.trouble = None
         return True
+
+    @property
+    def model(self) -> Happened | None:
+        """What the last event about the model said."""
+        return self._model.happened
+
+    @property
+    def reason(self) -> Reason:
+        """Why the model failed the last time."""
+        return self._model.reason
 
     def verdict(self, says_answers: bool) -> Verdict:
         """Return how the turn has ended, if nothing follows.
@@ -189,7 +231,7 @@ class Turn:
         """
         stopped = Verdict(TaskStatus.FAILED, stopped=True)
         # A model that was asked before the last tool began had asked for that.
-        if self.open_tools or self.model_began < self.tool_began:
+        if self.open_tools or self._model.began < self.tool_began:
             return stopped
         if self.model is Happened.TROUBLED:
             return Verdict(TaskStatus.FAILED, self.reason)

@@ -28,7 +28,19 @@ from otel_letta.cli.replay import Replay, _as_json, _as_text
 from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 
-__all__ = ["AGENTS", "CASES", "REPROS", "Played", "faults", "not_yet", "play", "play_case", "play_repro", "verdicts"]
+__all__ = [
+    "AGENTS",
+    "CASES",
+    "REPROS",
+    "Played",
+    "faults",
+    "faults_of",
+    "not_yet",
+    "play",
+    "play_case",
+    "play_repro",
+    "verdicts",
+]
 
 AGENTS = Path(__file__).parent.parent / "data" / "agents"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((AGENTS / "expected.json").read_text("utf-8"))
@@ -167,6 +179,11 @@ def faults(name: str) -> list[str]:
     if not found and _identity(played) != _identity(turned):
         found = ["reversed: other ids or ends"]
     return found
+
+
+def faults_of(name: str, played: Played) -> list[str]:
+    """Compare what was reported of a case, however it was played, with what the run really was."""
+    return _faults(played, EXPECTED[name.removesuffix("+logs")], _shows_error(name))
 
 
 def _identity(played: Played) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import gzip
 import json
 import ssl
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ def test_with_a_token_it_alone_matters_and_not_the_host(letta: InMemoryLetta, ag
         assert post(port, "/v1/traces", body, Authorization="Bearer one").status == 200
         later = post(port, "/v1/traces", body, Authorization="Bearer three")
         assert (later.status, later.headers["retry-after"]) == (503, "5")
+
+
+@pytest.mark.parametrize("lines", [["gzip", "identity"], ["identity", "gzip"], ["deflate", "gzip"], ["", "gzip"]])
+def test_codings_in_several_lines_are_one_list(
+    receiver: Service, letta: InMemoryLetta, agent: str, lines: list[str]
+) -> None:
+    body = request_of(span_of("Packed"))
+    for coding in lines:
+        body = {"gzip": gzip.compress, "deflate": zlib.compress}.get(coding, bytes)(body)
+    head = (
+        f"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    for coding in lines:
+        head += f"\r\nContent-Encoding: {coding}"
+
+    with Connection(receiver.options.port) as connection:
+        connection.send(head.encode() + b"\r\n\r\n" + body)
+
+        assert connection.answer().status == 200
+    assert until(lambda: tasks(letta, agent) == ["Packed"])
 
 
 def test_the_bound_counts_before_and_after_unpacking(letta: InMemoryLetta, agent: str) -> None:

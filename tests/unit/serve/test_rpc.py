@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -15,6 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import Me
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
+from otel_letta.serve.answers import RETRY_AFTER
 from otel_letta.serve.http import Bounds
 from otel_letta.serve.server import Service
 from otel_letta.testing import InMemoryLetta
@@ -114,6 +118,43 @@ def test_what_may_be_different_the_next_time_is_unavailable(
         with pytest.raises(grpc.RpcError) as raised:
             export(channel, request("x"))
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert retry_delay(raised.value) == RETRY_AFTER
+
+
+def test_more_than_can_be_worked_on_is_asked_to_come_back_and_not_told_that_it_is_too_much_for_good(
+    receiver: Service, channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, taken = threading.Event(), receiver.intake.take
+
+    def slow(*args: Any) -> Any:
+        assert go_on.wait(PATIENCE)
+        return taken(*args)
+
+    monkeypatch.setattr(receiver.intake, "take", slow)
+    stub, crowd = TraceServiceStub(channel), 120
+    calls = [
+        stub.Export.future(request(f"T{number}"), metadata=[("authorization", "Bearer t")], timeout=PATIENCE)
+        for number in range(crowd)
+    ]
+    try:
+        assert until(lambda: sum(call.done() for call in calls) >= crowd - 64)
+    finally:
+        go_on.set()
+
+    codes = [call.code() for call in calls]
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert 60 <= codes.count(grpc.StatusCode.OK) <= 68  # some are on their way between the count and the queue
+    refused = calls[codes.index(grpc.StatusCode.UNAVAILABLE)]
+    assert retry_delay(refused) == RETRY_AFTER
+
+
+def retry_delay(error: Any) -> int:
+    """Return the seconds after which an answer asks to come back."""
+    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    (detail,) = Status.FromString(details).details
+    info = RetryInfo()
+    assert detail.Unpack(info)
+    return int(info.retry_delay.seconds)
 
 
 def test_a_port_that_is_taken_ends_the_program_with_a_clear_word(

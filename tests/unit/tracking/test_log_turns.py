@@ -733,3 +733,69 @@ def test_requests_of_spans_and_logs_may_come_in_any_order_within_the_grace(name:
 
 def test_the_recordings_hold_what_must_not_be_told() -> None:
     assert any(b"SECRET-" in gzip.decompress(path.read_bytes()) for path in AGENTS.glob("codex.*.logs*"))
+
+
+# --- Two accounts of one thing, in any order ------------------------------------------------------------------------
+
+_DENIED = ("x.tool_decision", 2.0, {"decision": "reject"})
+_FAILED = ("x.tool_result", 2.0, {"success": "false", "duration_ms": "900"})
+_WENT_WELL = ("x.tool_result", 2.0, {"success": "true", "duration_ms": "900"})
+
+
+@pytest.mark.parametrize("span_first", [True, False])
+@pytest.mark.parametrize(
+    ("log", "failed"),
+    [(_DENIED, False), (_FAILED, False), (_WENT_WELL, True), (_FAILED, True)],
+    ids=["denied, as logs say", "failed, as logs say", "failed, as its span says", "failed, as both say"],
+)
+def test_a_tool_that_failed_by_either_account_is_a_problem_whichever_comes_first(
+    log: tuple[str, float, dict[str, str]], failed: bool, span_first: bool
+) -> None:
+    logged = prompted(trace=TRACE, span=ROOT)
+    name, at, attributes = log
+    tool = {"gen_ai__operation__name": "execute_tool", "gen_ai__tool__name": "Bash", "gen_ai__tool__call__id": "c1"}
+    accounts = [
+        lambda: logged.arrive([span("tool", 0x2, ROOT, 1.1, 2, failed=failed, **tool)]),
+        lambda: logged.log(name, at, trace=TRACE, tool_name="Bash", call_id="c1", **attributes),
+    ]
+    for tell in accounts if span_first else reversed(accounts):
+        tell()
+    answer = {"gen_ai__operation__name": "chat", "gen_ai__response__finish_reasons": ("stop",)}
+    logged.arrive([span("chat", 0x3, ROOT, 2.1, 3, **answer)])
+    logged.arrive([span("agent", ROOT, None, 0, 3, gen_ai__operation__name="invoke_agent")])
+    logged.pass_seconds(3)
+
+    (end,) = logged.ends
+    assert end.content.endswith("1 tool, 1 problem")
+
+
+def test_what_was_said_of_the_model_counts_by_its_time_not_by_its_arrival() -> None:
+    words = [
+        ("x.api_request", 1, {"duration_ms": "500", "http.response.status_code": "200"}),
+        ("x.sse_event", 1.1, {"event.kind": "response.function_call_arguments.done"}),
+        ("x.api_request", 3, {"duration_ms": "500", "http.response.status_code": "200"}),
+        ("x.sse_event", 3.5, {"event.kind": "response.completed"}),
+    ]
+    for order in itertools.permutations(words):
+        logged = prompted()
+        one_tool(logged)
+        for name, at, attributes in order:
+            logged.log(name, at, **attributes)
+        logged.pass_seconds(61)
+
+        assert [end.status.value for end in logged.ends] == ["completed"], order
+
+
+@pytest.mark.parametrize("span_first", [True, False])
+def test_why_a_model_failed_is_said_in_its_spans_words_whichever_comes_first(span_first: bool) -> None:
+    logged = prompted()
+    ask = {"gen_ai__operation__name": "chat", "gen_ai__conversation__id": "s-1"}
+    accounts = [
+        lambda: logged.arrive([span("chat", 0x7, None, 0.1, 1, trace=0xB, failed=True, **ask)]),
+        lambda: logged.log("x.api_error", 1, status_code="500"),
+    ]
+    for tell in accounts if span_first else reversed(accounts):
+        tell()
+    logged.pass_seconds(61)
+
+    assert [end.content for end in logged.ends] == ["'coder' failed: it broke"]
