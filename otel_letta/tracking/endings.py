@@ -19,6 +19,7 @@ from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.verdicts import Verdict, judge, judge_orphans, judge_unended
 
+_WORK = (TOOL, LLM)
 _LOST_AFTER = 8
 """Idle times after which a task is lost of which nothing says how it ended."""
 
@@ -324,6 +325,9 @@ def _is_settled(run: Node) -> bool:
 
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
-    found = [node for node in nodes if node.reported and not (node.twin or node.finishes)]
-    found = [node for node in found if node.role in (TOOL, LLM)]
-    return sum(node.role is TOOL for node in found), sum(node.failed and node.waits_for is None for node in found)
+    tools = problems = 0
+    for node in nodes:
+        if node.reported and node.role in _WORK and not (node.twin or node.finishes):
+            tools += node.role is TOOL
+            problems += node.failed and node.waits_for is None
+    return tools, problems

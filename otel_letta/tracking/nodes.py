@@ -317,9 +317,11 @@ class Trace:
 
     def unwait(self, node: Node) -> None:
         """Let a span wait no longer."""
+        if node.missing is None:
+            return
         self.away.discard(node)
-        group = self.waiting.get(node.missing) if node.missing is not None else None
-        if group is not None and node.missing is not None:
+        group = self.waiting.get(node.missing)
+        if group is not None:
             group.pop(node, None)
             if not group:
                 del self.waiting[node.missing]
