@@ -12,6 +12,7 @@ import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
@@ -152,7 +153,7 @@ class Tree:
         group = trace.waiting.pop(key, None)
         if group is None:
             return []
-        nodes = sorted(group, key=_start_of)
+        nodes = sorted(group, key=attrgetter("start"))
         trace.away.difference_update(nodes)
         for node in nodes:
             self.place(trace, node)
@@ -317,9 +318,7 @@ class Tree:
     def parent_of(self, key: SpanKey) -> tuple[bool, SpanKey | None]:
         """Return whether a span has arrived, and its parent in the same process."""
         link = self.links.get(key)
-        if link is None:
-            return False, None
-        return True, None if link[1] else link[0]
+        return (False, None) if link is None else (True, None if link[1] else link[0])
 
     def wait(self, doubt: Doubt, above: SpanKey) -> None:
         """Let a declaration wait for a span above it."""
@@ -398,7 +397,3 @@ class Tree:
         if isinstance(who, Trace):
             return who.alarm == at and self.traces.get(who.id) is who
         return self.doubts.get(who.key) is who
-
-
-def _start_of(node: Node) -> int:
-    return node.start
