@@ -211,7 +211,7 @@ class Instructions:
         self._closed = False
 
     def prepare(self) -> None:
-        """Have the answers of the agents come, since somebody is about to wait. On its own thread: it may import."""
+        """Have the answers of the agents come, since somebody is about to wait."""
         with self._lock:
             if not self._subscribed:
                 self._subscribed = True

@@ -179,6 +179,26 @@ def test_an_answer_that_asks_for_nothing_is_waited_beyond(program: Program, ask:
     assert found.text == "now I know"
 
 
+def test_no_callback_of_the_program_s_own_holds_an_instruction_up(letta: InMemoryLetta) -> None:
+    busy, done = threading.Event(), threading.Event()
+
+    def on_answer(report: Any, answer: Any) -> None:
+        busy.set()
+        done.wait(PATIENCE)
+
+    with running(Program(letta, on_answer=on_answer)) as program:
+        with program.task("before"):
+            pass
+        assert busy.wait(PATIENCE)
+        letta.answer_next(block("now"))
+        with program.task(task_id="t-1") as t:
+            found = wait_for_instruction(t, PATIENCE, question="which?")
+        assert not done.is_set()
+        done.set()
+    assert found is not None
+    assert found.text == "now"
+
+
 def test_many_tasks_wait_at_once_and_each_gets_its_own(program: Program) -> None:
     names = [f"t-{number}" for number in range(8)]
     program.letta.answer_next("".join(block(f"for {name}", name) for name in names), times=100)
