@@ -17,6 +17,7 @@ import pytest
 
 from otel_letta.delivery import gate
 from otel_letta.delivery.gate import exchange, hold, settle
+from otel_letta.delivery.runs import contention
 from otel_letta.delivery.visit import Attempt
 from otel_letta.errors import LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.rest import RestTransport
@@ -432,6 +433,20 @@ def test_settle_does_not_answer_while_the_turn_may_still_run(letta: FakeTranspor
     # Nor does it get used to such a run.
     with pytest.raises(LettaTimeoutError):
         settle(letta, lane, ["a"], until=NEVER, busy_patience=0.15)
+
+
+@pytest.mark.parametrize(
+    ("ages", "others"),
+    [((1.0,), False), ((None,), False), ((60.0,), True), ((1.0, 1.0), True)],
+    ids=["our turn", "of unknown age", "an older one", "one more"],
+)
+def test_our_own_turn_that_goes_on_after_its_answer_got_lost_is_nobody_else_s(
+    letta: FakeTransport, lane: Lane, ages: tuple[float | None, ...], others: bool
+) -> None:
+    letta.runs = [Run(f"run-{uuid.uuid4()}", age) for age in ages]
+    with pytest.raises(LettaTimeoutError, match="still runs"):
+        settle(letta, lane, ["a"], until=NEVER, busy_patience=0.01, age=2.0)
+    assert contention.is_likely(lane) is others
 
 
 def test_a_second_try_sends_only_what_the_server_does_not_have(letta: FakeTransport, lane: Lane) -> None:
