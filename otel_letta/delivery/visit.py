@@ -23,6 +23,8 @@ _CHANCE, _LONGEST_CHANCE = 0.25, 8.0
 _SETTLING = 1.0
 """Seconds after a turn until every turn is seen that began before its end. Letta reads the agent's context first, and
 then makes the run that others can see."""
+_LONGEST_LOOK = 10.0
+"""Seconds that a look at the runs takes at most, unless this process stands still."""
 _CLOCKS = 1.5
 """Seconds by which a run's age may be wrong: the server's ``Date`` has no fractions."""
 
@@ -178,17 +180,21 @@ class Visit:
         ``since`` (of `time.monotonic`): turns that began after it do not matter.
         """
         lane = self._lane
-        patience = Deadline.after(self._busy_patience)
-        pause = 0.1
+        left, looked_at, pause = self._busy_patience, time.monotonic(), 0.1
         while True:
             runs = self._running(since)
+            now = time.monotonic()
+            # A process that was stopped, or a container that was frozen, did not wait meanwhile: what runs after it is
+            # another turn than before.
+            left -= min(now - looked_at, pause + _LONGEST_LOOK)
+            looked_at = now
             if self._transport.queues_messages and not insist:
                 return True  # known only now: the server was asked what it is
             if not runs:
                 return True
             self._attempt.waits_for = "the agent was in a turn that somebody else started"
             self._attempt.unsure = since is not None
-            if patience.passed:
+            if left <= 0:
                 if insist:
                     return False
                 _logger.warning(
@@ -201,7 +207,7 @@ class Visit:
                 waited_out.update(run.id for run in runs)
                 return False
             _logger.debug("%s: held, the agent is busy (%s)", lane, runs[0].id)
-            if self._until.wait(patience.left(pause)):
+            if self._until.wait(min(pause, left)):
                 raise LettaTimeoutError(f"{lane} is busy with another turn")
             pause = min(pause * 1.5, 2.0)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from otel_letta.delivery import gate
+from otel_letta.delivery import gate, visit
 from otel_letta.delivery.gate import exchange, hold, settle
 from otel_letta.delivery.runs import contention
 from otel_letta.delivery.visit import Attempt
@@ -276,6 +277,28 @@ def test_the_wait_is_bounded_and_a_run_that_outlasted_it_is_not_waited_for_again
     letta.calls.clear()
     send(letta, lane, busy_patience=5.0)
     assert letta.calls.count("active_runs") == 2  # once more, since others were seen to send
+
+
+def test_time_in_which_this_process_stood_still_is_no_wait(
+    letta: FakeTransport, lane: Lane, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, a frozen container: the turn that runs after it is one that just began."""
+    stood_still = 0.0
+    monkeypatch.setattr(visit.time, "monotonic", lambda real=time.monotonic: real() + stood_still)
+    looks = 0
+
+    class Busy(FakeTransport):
+        def active_runs(self, lane: Lane, **_: object) -> list[Run]:
+            nonlocal looks, stood_still
+            looks += 1
+            stood_still = 3_600.0 if looks > 1 else 0.0
+            return [] if looks > 3 else [Run(f"run-{looks}", 1.0)]
+
+    busy = Busy()
+    send(busy, lane, busy_patience=60.0)
+    assert looks > 3
+    assert len(busy.delivered) == 1
+    assert "sending anyway" not in caplog.text
 
 
 def test_a_run_older_than_a_turn_can_last_is_ignored(letta: FakeTransport, lane: Lane) -> None:
