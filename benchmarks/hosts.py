@@ -32,7 +32,7 @@ sys.stdin.readline()
 for number in range(2):
     with tracer.start_as_current_span(f"host {sys.argv[1]} task {number}", attributes={"letta.task.progress": 1.0}):
         pass
-flushed = provider.force_flush(60_000)
+flushed = provider.force_flush(int(sys.argv[3]) * 1_000)
 stats = processor.stats()
 provider.shutdown()
 print(json.dumps({"flushed": flushed, "dropped": stats["dropped"], "requests": stats["requests"]}))
@@ -52,8 +52,15 @@ class Server(Protocol):
     def context(self, agent_id: str) -> list[str]: ...
 
 
-def round_of(server: Server, processes: int, timeout: float) -> dict[str, Any]:
-    """Run the processes once against a new agent, and count."""
+def round_of(server: Server, processes: int, timeout: float, flush: int = 60) -> dict[str, Any]:
+    """Run the processes once against a new agent, and count.
+
+    Args:
+        server: whose agent it is.
+        processes: how many.
+        timeout: seconds that their shutdown may take.
+        flush: seconds that the flush before it may take.
+    """
     agent = server.create_agent()
     began = server.turns
     started = []
@@ -68,7 +75,7 @@ def round_of(server: Server, processes: int, timeout: float) -> dict[str, Any]:
         }
         started.append(
             subprocess.Popen(
-                [sys.executable, "-c", _PROCESS, str(number), str(timeout)],
+                [sys.executable, "-c", _PROCESS, str(number), str(timeout), str(flush)],
                 env=environ,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -84,7 +91,7 @@ def round_of(server: Server, processes: int, timeout: float) -> dict[str, Any]:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [json.loads(process.communicate(timeout=300)[0]) for process in started]
+    said = [json.loads(process.communicate(timeout=flush + timeout + 180)[0]) for process in started]
     ends = [text for text in server.context(agent)[1:] if 'status="completed"' in text]
     names = [f"host {p} task {n}" for p in range(processes) for n in range(2)]
     seen = [sum(f'task="{name}"' in end for end in ends) for name in names]

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from otel_letta.answer import Answer, OnAnswer
+from otel_letta.delivery.loop import Loop
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.errors import LettaError
 from otel_letta.report import ProgressReport
@@ -20,8 +21,6 @@ from otel_letta.runtime.deadline import Deadline
 from otel_letta.text import clean_error
 
 if TYPE_CHECKING:
-    import asyncio
-
     from otel_letta.delivery.mailbox import Parcel
     from otel_letta.delivery.visit import Attempt, Request
     from otel_letta.letta.transport import Lane, Transport
@@ -58,6 +57,7 @@ class Callbacks:
     """
 
     def __init__(self) -> None:
+        self._at_once: dict[object, OnAnswer] = {}
         self._on_answer: dict[object, OnAnswer] = {}
         self._on_turn: dict[object, OnTurn] = {}
 
@@ -71,6 +71,15 @@ class Callbacks:
     def add_turn(self, callback: OnTurn) -> Callable[[], object]:
         """Have it called with every request that carries reports, as telemetry wants them; else as `add`."""
         return _added(self._on_turn, callback)
+
+    def add_at_once(self, callback: OnAnswer) -> Callable[[], object]:
+        """Have it called first, on the thread that delivers: it must not wait, and what it returns is not awaited."""
+        return _added(self._at_once, callback)
+
+    @property
+    def at_once(self) -> list[OnAnswer]:
+        """Those that wait behind no other."""
+        return list(self._at_once.values())
 
     @property
     def on_answer(self) -> list[OnAnswer]:
@@ -139,7 +148,7 @@ class Answers:
     @property
     def wanted(self) -> bool:
         """Whether anybody asked for answers."""
-        return bool(self._callbacks.on_answer)
+        return bool(self._callbacks.at_once or self._callbacks.on_answer)
 
     # -- for delivery --------------------------------------------------------------------------------------------------
 
@@ -212,7 +221,13 @@ class Answers:
 
     def put(self, reports: Sequence[ProgressReport], answer: Answer) -> None:
         """Have the callbacks called; never waits."""
-        self._enqueue(_Entry(reports, answer))
+        for callback in self._callbacks.at_once:
+            for report in reports:
+                callback(report, answer)
+        if self._callbacks.on_answer:
+            self._enqueue(_Entry(reports, answer))
+        else:
+            self._stats.count("answers")
 
     def _enqueue(self, entry: _Entry | Turn) -> None:
         with self._changed:
@@ -291,7 +306,7 @@ class Answers:
 
         ``stay``: wait for more until `close`.
         """
-        loop = _Loop()
+        loop = Loop()
         try:
             while not until.passed:
                 with self._changed:
@@ -311,7 +326,7 @@ class Answers:
         finally:
             loop.close()
 
-    def _give(self, entry: _Entry | Turn, loop: _Loop) -> None:
+    def _give(self, entry: _Entry | Turn, loop: Loop) -> None:
         if isinstance(entry, Turn):
             for on_turn in self._callbacks.on_turn:
                 try:
@@ -345,46 +360,6 @@ class Answers:
             clean_error(str(error)),
         )
         _logger.debug("on_answer raised", exc_info=error)
-
-
-class _Loop:
-    """An event loop for awaitables, made for the first one."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, awaitable: Any) -> None:
-        import asyncio  # was imported when the callback was added
-
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-
-        async def wait() -> None:
-            await awaitable
-
-        self._loop.run_until_complete(wait())
-
-    def close(self) -> None:
-        """Cancel what callbacks have left running, and close the loop."""
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        import asyncio
-
-        left = asyncio.all_tasks(loop)
-
-        async def end() -> None:
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            await loop.shutdown_asyncgens()
-
-        try:
-            loop.run_until_complete(end())
-        except Exception as error:
-            _logger.debug("the event loop of on_answer did not end well", exc_info=error)
-        finally:
-            loop.close()
 
 
 def _each_once(responses: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 
+from otel_letta.answer import Answer
 from otel_letta.delivery.answers import Answers, Callbacks
 from otel_letta.delivery.capacity import Capacity
 from otel_letta.delivery.journal import Journal, NoJournal
@@ -83,12 +84,33 @@ class Courier:
             if self.journal.put(report, lane):
                 self._worker(lane).accept(Parcel(report, ""))
 
-    def end_silently(self, report: ProgressReport) -> None:
-        """Forget a task whose end is worth no message; it may have been reported before that."""
+    def withdraw(self, report: ProgressReport, why: str) -> None:
+        """Forget what waits of a task: this report of it is worth no message, and what it said before holds no more."""
         with self.lock:
             lane = self._last_lane.pop(report.key, None) or self.transport.lane(report.agent_id, None)
             if lane in self._lanes:
-                self._lanes[lane].mailbox.forget(report.key, "its end came")
+                self._lanes[lane].mailbox.forget(report.key, why)
+
+    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> Answer | None:
+        """Return what is stored of the answer to a task that waits, while the request with its report has none yet.
+
+        Raises:
+            LettaError: the server does not say.
+        """
+        with self.lock:
+            asked = [
+                (worker.mailbox.lane, parcel)
+                for worker in self._lanes.values()
+                if worker.attempt.unanswered and worker.attempt.posting.sent
+                for parcel in worker.in_flight
+                if parcel.report.waiting and (parcel.report.agent_id, parcel.report.task_id) == (agent_id, task_id)
+            ]
+        for lane, parcel in asked:
+            age = 0.0 if parcel.sent_at is None else self.clock() - parcel.sent_at
+            response = self.transport.stored_answers(lane, [parcel.otid], age=age, until=until).get(parcel.otid)
+            if response is not None:
+                return self.transport.answer(lane, response)
+        return None
 
     def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:
         """Accept what the journal kept, from this process or one before it. Lock held."""

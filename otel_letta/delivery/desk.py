@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from otel_letta.answer import Answer
 from otel_letta.delivery.answers import Answers, Callbacks
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.keeper import BoardKeeper
@@ -72,11 +73,17 @@ class Desk:
                 self._courier.put(report)
             else:
                 if report.status.is_terminal:
-                    self._courier.end_silently(report)
+                    self._courier.withdraw(report, "its end came")
                 if mode is Delivery.MESSAGES:
                     self._stats.count("held")
+        elif mode is Delivery.AUTO:
+            self._courier.withdraw(report, "it goes on")  # that it waits is not true any more
         if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
             self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
+
+    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> Answer | None:
+        """See `Courier.look_up`."""
+        return self._courier.look_up(agent_id, task_id, until)
 
     def flush(self, until: Deadline) -> bool:
         """Deliver every end, every report that is due and every change of a board.

@@ -197,7 +197,7 @@ class LaneWorker(Worker):
                 until=until,
                 patience=courier.settings.read_timeout,
                 busy_patience=courier.settings.busy_timeout,
-                must_stay={parcel.otid for parcel in parcels if parcel.is_end},
+                must_stay={parcel.otid for parcel in parcels if parcel.must_arrive},
                 check_landed_first=any(parcel.maybe_landed for parcel in parcels),
                 age=self._age(parcels),
                 on_turn_used=lambda: courier.count_turn(lane.agent_id, attempt),
@@ -270,8 +270,8 @@ class LaneWorker(Worker):
         if not parcel.refusals:
             parcel.successes_then = self.successes
         parcel.refusals += 1
-        if isinstance(error, LettaModelError) and parcel.is_end:
-            # The LLM may refuse everything just now. An end is given up only when the others pass.
+        if isinstance(error, LettaModelError) and parcel.must_arrive:
+            # The LLM may refuse everything just now. It is given up only when the others pass.
             most = _REFUSALS if self.successes > parcel.successes_then else _MOST_REFUSALS
             if parcel.refusals < most:
                 raise error
@@ -355,31 +355,31 @@ class LaneWorker(Worker):
             parcels[0].refusals += 1
 
     def _not_landed(self, parcels: list[Parcel], until: Deadline) -> list[Parcel]:
-        """Find out after silence which ends the server has, and return what is to be sent again."""
-        ends = [parcel for parcel in parcels if parcel.is_end]
-        for parcel in ends:
+        """Find out after silence what the server has of that which must arrive, and return what is to be sent again."""
+        wanted = [parcel for parcel in parcels if parcel.must_arrive]
+        for parcel in wanted:
             parcel.maybe_landed = True
-        progress = [parcel for parcel in parcels if not parcel.is_end]
-        if not ends:
+        progress = [parcel for parcel in parcels if not parcel.must_arrive]
+        if not wanted:
             return progress
         courier = self._courier
         try:
             stored = settle(
                 courier.transport,
                 self.mailbox.lane,
-                [parcel.otid for parcel in ends],
+                [parcel.otid for parcel in wanted],
                 until=until,
                 busy_patience=courier.settings.busy_timeout,
-                age=self._age(ends),
+                age=self._age(wanted),
                 between_hosts=courier.journal.lock_of(self.mailbox.lane),
             )
         except LettaError as error:
-            _logger.debug("%s: cannot tell yet whether %d report(s) landed: %s", self.mailbox.lane, len(ends), error)
+            _logger.debug("%s: cannot tell yet whether %d report(s) landed: %s", self.mailbox.lane, len(wanted), error)
             return parcels
-        there = [parcel for parcel in ends if parcel.otid in stored]
+        there = [parcel for parcel in wanted if parcel.otid in stored]
         if there:
             self._delivered(there, until)
-        return [parcel for parcel in ends if parcel.otid not in stored] + progress
+        return [parcel for parcel in wanted if parcel.otid not in stored] + progress
 
 
 def _is_refusal(error: LettaError) -> bool:

@@ -61,6 +61,11 @@ class Parcel:
     def is_end(self) -> bool:
         return self.report.status.is_terminal
 
+    @property
+    def must_arrive(self) -> bool:
+        """True for an end, and for a task that waits for somebody: nothing newer comes in its place."""
+        return self.report.status.is_terminal or self.report.waiting
+
 
 def otid_of(report: ProgressReport, lane: Lane) -> str:
     """Make the client's id of a message. An end has the same one from every process and attempt that might send it."""
@@ -89,10 +94,11 @@ class _Pace:
 
 
 class _Waiting:
-    __slots__ = ("due", "report")
+    __slots__ = ("due", "parcel")
 
-    def __init__(self, report: ProgressReport, due: float) -> None:
-        self.report = report
+    def __init__(self, parcel: Parcel, due: float) -> None:
+        self.parcel = parcel
+        """Without an otid, unless it was sent before."""
         self.due = due
 
 
@@ -137,7 +143,7 @@ class Mailbox:
             self._conflated(report.task_id, f"#{report.sequence} came")  # somebody has to act: it waits for no interval
         elif waiting is not None:
             self._conflated(report.task_id, f"#{report.sequence} came")
-            waiting.report = report
+            waiting.parcel = Parcel(report, "")
             if waiting.due is not math.inf:
                 return waiting.due
             self._forget_progress(report.key)
@@ -145,7 +151,7 @@ class Mailbox:
         if self._capacity.full and not self._drop_oldest_progress():
             self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf
-        self._progress[report.key] = _Waiting(report, due)
+        self._progress[report.key] = _Waiting(Parcel(report, ""), due)
         self._capacity.progress[(self.lane, report.key)] = self
         if due is not math.inf:
             self._schedule(report.key, due)
@@ -154,7 +160,8 @@ class Mailbox:
     def requeue(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
         """Return what could not be sent: ends to the front; in_progress only if nothing newer waits.
 
-        An end that was refused alone goes to the back: what is behind it must not wait for it.
+        An end that was refused alone goes to the back: what is behind it must not wait for it. ``progress``: also what
+        need not arrive.
         """
         parcels = list(parcels)
         ends = [parcel for parcel in parcels if parcel.is_end]
@@ -166,14 +173,14 @@ class Mailbox:
             task = parcel.report.key
             if parcel.is_end:
                 continue
-            if not progress:
+            if not (progress or parcel.must_arrive):
                 self._dropped(task, "in_progress refused")
             elif task in self._progress or task in ended:
                 self._conflated(task, "a newer one waits")
             elif self._capacity.full:
                 self._dropped(task, "in_progress over the limit of waiting reports")
             else:
-                self._progress[task] = _Waiting(parcel.report, now)
+                self._progress[task] = _Waiting(parcel, now)
                 self._capacity.progress[(self.lane, task)] = self
                 self._schedule(task, now)
 
@@ -265,15 +272,16 @@ class Mailbox:
             task = self._next_due(now)
             if task is None:
                 break
-            report = self._progress[task].report
-            weight = weigh(report)
+            parcel = self._progress[task].parcel
+            weight = weigh(parcel.report)
             if parcels and weight > room:
                 break
             room -= weight
             heapq.heappop(self._agenda)
             self._forget_progress(task)
             self._paces.setdefault(task, _Pace())
-            parcels.append(Parcel(report, otid_of(report, self.lane)))
+            parcel.otid = parcel.otid or otid_of(parcel.report, self.lane)
+            parcels.append(parcel)
         return parcels
 
     def _summary(self) -> Parcel:
@@ -318,10 +326,10 @@ class Mailbox:
             waiting = self._progress.get(task)
             if waiting is not None:
                 # It came while this one was on its way, and was judged by what the agent knew before.
-                waiting.due = self._due(waiting.report, now)
+                waiting.due = self._due(waiting.parcel.report, now)
                 if waiting.due is math.inf:
                     self._stats.count("held")
-                    _logger.debug("report %s #%d held after all", task, waiting.report.sequence)
+                    _logger.debug("report %s #%d held after all", task, waiting.parcel.report.sequence)
                 else:
                     self._schedule(task, waiting.due)
 
@@ -336,7 +344,7 @@ class Mailbox:
         """Take out everything, due or not: the lane's reports have to go elsewhere."""
         parcels = [self._summary()] if any(self._lost) else []
         parcels += self._ends
-        parcels += [Parcel(waiting.report, "") for waiting in self._progress.values()]
+        parcels += [Parcel(waiting.parcel.report, "") for waiting in self._progress.values()]
         number = len(self._ends)
         self._ends.clear()
         self._count_ends(-number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -19,11 +19,6 @@ from otel_letta.store.model import Standing
 LOST = "lost: its process ended"
 """Why a task failed whose process died: the words that its report has."""
 
-_TEXTS = frozenset({"content", "task_id", "name"})
-_OPTIONAL_TEXTS = frozenset(
-    {"chat_id", "message_id", "agent_id", "result", "error", "trace_id", "span_id", "service", "host"}
-)
-_TIMES = frozenset({"timestamp", "started"})
 _MOST = 2**53
 
 
@@ -58,18 +53,10 @@ def read_report(text: str) -> ProgressReport:
         raise ValueError("no report") from error
     if not isinstance(found, dict):
         raise ValueError("no report")
-    known = {field.name for field in fields(ProgressReport)}
-    report = ProgressReport(**{name: _value(name, value) for name, value in found.items() if name in known})
+    report = ProgressReport(**{name: _READERS[name](value) for name, value in found.items() if name in _READERS})
     if not report.task_id:
         raise ValueError("no report")
     return report
-
-
-def _value(name: str, value: Any) -> Any:
-    for names, read in _READERS:
-        if name in names:
-            return read(value)
-    return bool(value)
 
 
 def _text(value: Any) -> str:
@@ -107,15 +94,20 @@ def _whole(value: Any) -> int:
     return int(min(max(_number(value), 0), _MOST))
 
 
-_READERS: tuple[tuple[frozenset[str], Callable[[Any], Any]], ...] = (
-    (_TEXTS, _text),
-    (_OPTIONAL_TEXTS, _optional_text),
-    (_TIMES, _time),
-    (frozenset({"status"}), TaskStatus),
-    (frozenset({"progress"}), _share),
-    (frozenset({"duration"}), _optional_number),
-    (frozenset({"sequence", "run"}), _whole),
-)
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("content", "task_id", "name"), _text),
+    **dict.fromkeys(
+        ("chat_id", "message_id", "agent_id", "result", "error", "trace_id", "span_id", "service", "host"),
+        _optional_text,
+    ),
+    **dict.fromkeys(("timestamp", "started"), _time),
+    **dict.fromkeys(("sequence", "run"), _whole),
+    **dict.fromkeys(("waiting", "wakes", "inferred"), bool),
+    "status": TaskStatus,
+    "progress": _share,
+    "duration": _optional_number,
+}
+"""By the field."""
 
 
 def key_of(report: ProgressReport, lane: Lane) -> str:

@@ -172,14 +172,14 @@ class RestTransport(Configured):
             return set(message_ids)
         there = set(message_ids).intersection(map(str, known))
         missing = [identifier for identifier in message_ids if identifier not in there]
-        return there | self._put_away(lane, missing, [str(identifier) for identifier in known[1:]], until)
+        return there | self._put_away(lane, missing, known[1:], until) if missing else there
 
-    def _put_away(self, lane: Lane, missing: Sequence[str], context: list[str], until: Deadline | None) -> set[str]:
+    def _put_away(self, lane: Lane, missing: Sequence[str], context: list[Any], until: Deadline | None) -> set[str]:
         """Return those of the messages that left the context by a compaction or a reset.
 
         ``context`` is what the agent has now, without its system message.
         """
-        if not missing or not context:
+        if not context:
             return set(missing)  # a reset leaves nothing but the system message
         later: list[dict[str, Any]] = []  # the newest first
         wanted = set(missing)
@@ -190,7 +190,7 @@ class RestTransport(Configured):
                 break
         if wanted:
             return set()
-        return {identifier for identifier in missing if was_put_away(identifier, context[0], later)}
+        return {identifier for identifier in missing if was_put_away(identifier, str(context[0]), later)}
 
     def probe(self, lane: Lane, *, until: Deadline | None = None) -> None:
         self._call("GET", f"/v1/agents/{segment(lane.agent_id)}", until=until)

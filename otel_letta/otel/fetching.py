@@ -81,6 +81,9 @@ class FetchedInstructions:
         future.set_result(expected)
         return future
 
+    def look(self, expected: Expected) -> None:
+        """Do nothing: a request that brings no answer is sent again by itself."""
+
     def leave(self, expected: Expected) -> None:
         """Fetch no more; what a request brings that is under way is kept for the next wait."""
         with self._lock:

@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opentelemetry.sdk.trace import Span as RecordedSpan
 
 from otel_letta import semconv
+from otel_letta.errors import LettaError
 from otel_letta.otel.component import live_pipelines
 from otel_letta.otel.written import emit_event
 from otel_letta.pipeline.instructions import fulfil
 from otel_letta.runtime import wake
+from otel_letta.runtime.deadline import Deadline
+from otel_letta.runtime.suppress import suppress_tracing
 from otel_letta.text import clean_line
 from otel_letta.tracking.reading import SpanKey, key_of
 
@@ -42,6 +45,10 @@ _logger = logging.getLogger(__name__)
 _QUESTION_CAP = 1_000
 _PATIENCE = 10.0
 """Seconds until the task must have been found: the pipeline's thread may have much to read before it."""
+_FIRST_LOOK = 30.0
+"""Seconds until it is looked for an answer that may have got lost on the way; every further pause is twice as long."""
+_LAST_LOOK = 5.0
+"""The last look is so many seconds before the end, and takes no longer."""
 _complained: set[str] = set()
 
 
@@ -77,7 +84,13 @@ def wait_for_instruction(task: TaskSpan | Span, timeout: float, *, question: str
     if expected is None:
         return None
     with asking.waiting(expected):
-        return expected.wait(until - time.monotonic())
+        for look, seconds in _rounds(until):
+            if look:
+                asking.look(expected)
+            found = expected.wait(seconds)
+            if found is not None or expected.closed:
+                return found
+    return None
 
 
 async def await_instruction(task: TaskSpan | Span, timeout: float, *, question: str = "") -> Instruction | None:
@@ -94,7 +107,22 @@ async def await_instruction(task: TaskSpan | Span, timeout: float, *, question: 
     if expected is None:
         return None
     with asking.waiting(expected):
-        return await expected.wait_async(until - time.monotonic())
+        for look, seconds in _rounds(until):
+            if look:
+                await asyncio.to_thread(asking.look, expected)
+            found = await expected.wait_async(seconds)
+            if found is not None or expected.closed:
+                return found
+    return None
+
+
+def _rounds(until: float) -> Iterator[tuple[bool, float]]:
+    """Yield whether to look for a lost answer, and for how many seconds to wait then."""
+    look, pause = False, _FIRST_LOOK
+    while (left := until - time.monotonic()) > _LAST_LOOK:
+        yield look, min(pause, left - _LAST_LOOK)
+        look, pause = True, pause * 2
+    yield look, max(left, 0.0)
 
 
 class Source(Protocol):
@@ -103,6 +131,9 @@ class Source(Protocol):
     def expect(self, span: RecordedSpan, question: str, seconds: float) -> Future[Expected | None]:
         """Begin to expect one for an open span's task, before it says that it waits, for so many seconds at most. The
         result is None for a span that is part of no task."""
+
+    def look(self, expected: Expected) -> None:
+        """See whether the answer to the question is there, and only got lost on the way. Takes seconds at most."""
 
     def leave(self, expected: Expected) -> None:
         """Wait no longer."""
@@ -130,6 +161,9 @@ class _Asking:
             why = "it is part of an agent's task, or of none. Give it an id of its own: task(…, task_id=…)"
             _complain(self._span, why)
         return expected
+
+    def look(self, expected: Expected) -> None:
+        self._source.look(expected)
 
     @contextlib.contextmanager
     def waiting(self, expected: Expected) -> Iterator[None]:
@@ -169,6 +203,20 @@ class _Reported:
         if task is None:
             return None
         return self._pipeline.instructions.expect(task.agent_id, task.id, question, (task.run, task.sequence))
+
+    def look(self, expected: Expected) -> None:
+        # A request whose answer got lost in silence is waited for as long as a turn may take.
+        try:
+            with suppress_tracing():
+                answer = self._pipeline.desk.look_up(*expected.task, Deadline.after(_LAST_LOOK))
+        except LettaError as error:
+            _logger.debug("cannot tell whether an answer got lost: %s", error)
+            return
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or a server's odd answer, ends nobody's task
+            self._pipeline.complain("a look for a lost answer", error)
+            return
+        if answer is not None:
+            expected.put(each for each in answer.instructions if expected.is_meant_by(each))
 
     def leave(self, expected: Expected) -> None:
         self._pipeline.instructions.leave(expected)

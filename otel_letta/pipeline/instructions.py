@@ -31,6 +31,8 @@ _MOST_KEPT = 20
 _KEPT = 3_600.0
 """Seconds for which what came too late for its wait is kept for the next one that asks the same."""
 
+Task = tuple["str | None", str]
+"""The agent that a task is reported to, None for the configured one, and the task's id."""
 Standing = tuple[int, int]
 """Run and sequence of a task's last report: what comes later is larger."""
 
@@ -38,12 +40,13 @@ Standing = tuple[int, int]
 class Expected:
     """One task's wait. Made by `Instructions.expect`; safe to use from several threads."""
 
-    def __init__(self, task_id: str, question: str, after: Standing, *, first_answer: bool) -> None:
+    def __init__(self, task: Task, question: str, after: Standing, *, first_answer: bool) -> None:
+        self.task = task
         self.question = question
         self.used_at = 0.0
         self.waits = True
         self.first_answer = first_answer
-        self._shown_id = shown_id(task_id)
+        self._shown_id = shown_id(task[1])
         self._agent_id: str | None = None
         """The agent that the question has reached."""
         self._after = after
@@ -51,6 +54,8 @@ class Expected:
         self._changed = threading.Condition()
         self._kept: deque[Instruction] = deque(maxlen=_MOST_KEPT)
         self._read: deque[Answer] = deque(maxlen=50)
+        self._fetched: deque[Instruction] = deque(maxlen=_MOST_KEPT)
+        """What was put: it may come in an answer as well."""
         self._answered = False
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
@@ -125,15 +130,23 @@ class Expected:
                 return False
             if not any(answer is each for each in self._read):
                 self._read.append(answer)
-                self._kept.extend(each for each in answer.instructions if self.is_meant_by(each))
+                self._kept.extend(each for each in answer.instructions if self.is_meant_by(each) and self._is_new(each))
             self._notify()
             return True
 
     def put(self, instructions: Iterable[Instruction]) -> None:
         """Take what came for this task in another way, where somebody has seen to it that it answers the question."""
         with self._changed:
-            self._kept.extend(instructions)
+            found = list(instructions)
+            self._kept.extend(found)
+            self._fetched.extend(found)
             self._notify()
+
+    def _is_new(self, instruction: Instruction) -> bool:
+        if instruction not in self._fetched:
+            return True
+        self._fetched.remove(instruction)
+        return False
 
     def _notify(self) -> None:
         self._changed.notify_all()
@@ -144,6 +157,11 @@ class Expected:
         if (report.run, report.sequence) <= self._after:
             return False
         return report.waiting or (self.first_answer and report.status.is_terminal)
+
+    @property
+    def closed(self) -> bool:
+        """True if nobody waits any longer."""
+        return self._closed
 
     def is_meant_by(self, instruction: Instruction) -> bool:
         """Return whether an instruction names this task."""
@@ -189,11 +207,11 @@ class Instructions:
     def renew(self) -> None:
         """Begin with nobody who waits: also in a forked child, where no thread of the parent's is."""
         self._lock = threading.RLock()
-        self._expected: OrderedDict[tuple[str | None, str], Expected] = OrderedDict()
+        self._expected: OrderedDict[Task, Expected] = OrderedDict()
         self._closed = False
 
     def prepare(self) -> None:
-        """Have the answers of the agents come, since somebody is about to wait. On its own thread: it may import."""
+        """Have the answers of the agents come, since somebody is about to wait."""
         with self._lock:
             if not self._subscribed:
                 self._subscribed = True
@@ -216,7 +234,7 @@ class Instructions:
             key = agent_id, task_id
             expected = self._expected.get(key)
             if expected is None or expected.first_answer is not first_answer:
-                expected = self._expected[key] = Expected(task_id, question, after, first_answer=first_answer)
+                expected = self._expected[key] = Expected(key, question, after, first_answer=first_answer)
             else:
                 expected.ask(question, after)
             expected.waits = True

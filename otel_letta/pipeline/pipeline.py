@@ -89,7 +89,7 @@ class Pipeline:
         self._sources: dict[type[Source], Source] = {}
         self.gate: Callable[[ProgressReport, Callable[[ProgressReport], None]], None] | None = None
         """Gets each report of the tracker and passes on, on the same thread, which of them are to be delivered."""
-        self.instructions = Instructions(self.callbacks.add)
+        self.instructions = Instructions(self.callbacks.add_at_once)
         """What the agents ask for, and the tasks that wait for it."""
         opt_in = self._opt_in = OptIn.wanted(settings.tasks, task_filter)
         self._inbox = Inbox(self._tend, self.complain, self._register_process_end)

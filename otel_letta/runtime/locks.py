@@ -327,9 +327,12 @@ def _wrong_with(path: Path) -> str:
     The temporary directory is everybody's: anyone may have put something there first, and whoever may write into the
     folder could plant files and links in it.
     """
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         return "is a symbolic link"
     if not stat.S_ISDIR(found.st_mode):

@@ -569,7 +569,8 @@ def test_ctrl_c_is_told(programs: Programs, ctrl_c: None) -> None:
         """
         with task("task"):
             print("working", flush=True)
-            threading.Event().wait()
+            while True:  # a signal right before a wait without end would be seen after it
+                time.sleep(0.01)
         """
     )
     assert _line(process.stdout) == "working"

@@ -20,7 +20,8 @@ import pytest
 
 from otel_letta import Instruction, await_instruction, task, wait_for_instruction
 from tests.support import openhands_env
-from tests.support.either import Either, EitherAppServer, EitherRest
+from tests.support.either import At, Either, EitherAppServer, EitherRest
+from tests.support.fault_proxy import REFUSE, FaultProxy
 from tests.support.program import program, told_to
 from tests.support.scripted_llm import ScriptedLLM, text_of
 
@@ -72,6 +73,24 @@ def test_a_task_waits_for_the_block_in_a_real_agent_s_answer(server: Either, way
         assert found == Instruction(task_id="t-1", action="continue", text="Use the second ledger.")
     assert 'waiting="it cannot go on until somebody acts"' in text_of(server.llm.prompts[0])
     assert "waits for an instruction: which of the two?" in text_of(server.llm.prompts[0])
+
+
+def test_an_answer_whose_connection_breaks_is_looked_up(server: Either) -> None:
+    agent = server.create_agent()
+    server.llm.say_next(block("Use the second ledger."))
+    with (
+        FaultProxy(server.base_url) as proxy,
+        program(At(proxy.base_url, server.password), agent, server=server.kind) as app,
+        task("Book", task_id="t-1", tracer=app.tracer) as t,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with server.llm.hold():
+            asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which of the two?")
+            server.llm.wait_for_calls(1, PATIENCE)
+            proxy.set(REFUSE)
+            proxy.set(None)
+        assert asking.result(PATIENCE) == Instruction(task_id="t-1", action="continue", text="Use the second ledger.")
+        assert server.llm.chat_calls == 1, "the agent was asked once"
 
 
 def test_a_task_waits_for_a_real_agent_s_call_of_its_tool(letta: LettaHarness) -> None:

@@ -14,6 +14,7 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.mailbox import otid_of
+from otel_letta.delivery.runs import contention
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew
 from otel_letta.errors import LettaError
@@ -311,6 +312,35 @@ def test_progress_is_not_retried_where_a_try_is_dear_or_may_have_landed_but_ends
     assert courier.stats.snapshot()["dropped"] == {"in_progress refused": 1}
 
 
+@pytest.mark.parametrize("error", [LLM_DOWN, LLM_REFUSES, SILENCE], ids=str)
+def test_a_question_is_sent_again_as_an_end_is(
+    letta: FakeTransport, courier: Courier, clock: Clock, error: LettaError
+) -> None:
+    letta.failures = [error]
+    courier.put(progress("a", 0.3, "which?", waiting=True))
+    letta.wait_for_requests(1)
+    finished(courier)
+    clock.advance(2)
+    nudge(courier)
+    letta.wait_for_delivered(1)
+    assert len({message.otid for _, messages in letta.requests for message in messages}) == 1
+    assert courier.stats.snapshot()["dropped"] == {}
+
+
+def test_a_question_that_a_turn_at_the_same_time_erased_is_sent_again(letta: FakeTransport, clock: Clock) -> None:
+    letta.agent_id = "agent-of-two"  # for two minutes its lane counts as one that others send to
+
+    def forget_the_first(lane: Lane, messages: Sequence[Message]) -> None:
+        letta.forgotten = {message.otid for message in messages} if len(letta.requests) == 1 else set()
+
+    letta.on_send = forget_the_first
+    courier = make_courier(letta, clock=clock)
+    courier.put(progress("a", 0.3, "which?", waiting=True))
+    assert flush(courier, 30)
+    assert len(letta.requests) == 2
+    finish(courier)
+
+
 def test_a_bug_in_a_transport_loses_no_end(
     letta: FakeTransport, courier: Courier, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -378,6 +408,16 @@ def test_after_a_timeout_an_end_that_landed_is_not_sent_again(letta: FakeTranspo
     assert courier.stats.snapshot()["sent"] == 1 and courier.stats.snapshot()["dropped"] == {}
 
 
+def test_after_a_timeout_a_question_that_landed_is_not_sent_again(letta: FakeTransport, courier: Courier) -> None:
+    letta.failures = [SILENCE]
+    letta.on_send = lambda lane, messages: letta.store(messages)
+    courier.put(progress("a", 0.3, "which?", waiting=True))
+    letta.wait_for(lambda: "landed" in letta.calls)
+    finished(courier)
+    assert len(letta.requests) == 1
+    assert courier.stats.snapshot()["sent"] == 1 and courier.stats.snapshot()["dropped"] == {}
+
+
 def test_after_a_timeout_an_end_that_did_not_land_is_sent_again_under_the_same_id(
     letta: FakeTransport, courier: Courier, clock: Clock
 ) -> None:
@@ -418,7 +458,7 @@ def test_an_end_of_which_nobody_could_say_whether_it_landed_is_looked_for_before
 
 
 def test_a_step_that_outlasts_the_read_timeout_is_told_once() -> None:
-    with InMemoryLetta(turn_seconds=0.7) as server:
+    with InMemoryLetta(turn_seconds=3.0) as server:  # longer than clocks may differ
         agent = server.create_agent()
         letta, courier = real_courier(server, agent, read_timeout=0.25)
         courier.put(end("a"))
@@ -427,6 +467,7 @@ def test_a_step_that_outlasts_the_read_timeout_is_told_once() -> None:
         letta.close()
         assert server.turns == 1
         assert [report["task_id"] for report in server.reports(agent)] == ["a"]
+        assert not contention.is_likely(letta.lane(None, None)), "that turn was ours"
 
 
 def test_an_answer_that_got_lost_does_not_double_the_report() -> None:

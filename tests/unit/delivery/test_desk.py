@@ -220,6 +220,23 @@ def test_a_task_that_waits_for_a_person_wakes_the_agent(
     assert len(letta.delivered) == sent
 
 
+@pytest.mark.parametrize("chat", [None, "conv-22222222-2222-4222-8222-222222222222"])
+def test_that_a_task_waits_is_not_told_once_it_goes_on(
+    make: Callable[..., Desk], letta: WithBlocks, chat: str | None
+) -> None:
+    letta.always = errors.LettaConnectionError("nobody listens")
+    desk = make("auto")
+    desk.put(progress("a", 0.3, "which?", chat_id=chat, waiting=True))
+    letta.wait_for_requests(1)
+    desk.put(progress("a", 0.4, "goes on", chat_id=chat))
+    letta.always = None
+    assert desk.flush(soon())
+    desk.put(end("a", chat_id=chat))
+    assert desk.flush(soon())
+    (told,) = sent(letta)
+    assert 'status="completed"' in told
+
+
 CONVERSATION = "conv-11111111-1111-4111-8111-111111111111"
 
 

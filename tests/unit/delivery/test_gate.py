@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from otel_letta.delivery import gate
+from otel_letta.delivery import gate, visit
 from otel_letta.delivery.gate import exchange, hold, settle
+from otel_letta.delivery.runs import contention
 from otel_letta.delivery.visit import Attempt
 from otel_letta.errors import LettaRequestError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.rest import RestTransport
@@ -277,6 +279,28 @@ def test_the_wait_is_bounded_and_a_run_that_outlasted_it_is_not_waited_for_again
     assert letta.calls.count("active_runs") == 2  # once more, since others were seen to send
 
 
+def test_time_in_which_this_process_stood_still_is_no_wait(
+    letta: FakeTransport, lane: Lane, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, a frozen container: the turn that runs after it is one that just began."""
+    stood_still = 0.0
+    monkeypatch.setattr(visit.time, "monotonic", lambda real=time.monotonic: real() + stood_still)
+    looks = 0
+
+    class Busy(FakeTransport):
+        def active_runs(self, lane: Lane, **_: object) -> list[Run]:
+            nonlocal looks, stood_still
+            looks += 1
+            stood_still = 3_600.0 if looks > 1 else 0.0
+            return [] if looks > 3 else [Run(f"run-{looks}", 1.0)]
+
+    busy = Busy()
+    send(busy, lane, busy_patience=60.0)
+    assert looks > 3
+    assert len(busy.delivered) == 1
+    assert "sending anyway" not in caplog.text
+
+
 def test_a_run_older_than_a_turn_can_last_is_ignored(letta: FakeTransport, lane: Lane) -> None:
     letta.runs = [Run("run-left-behind", 901.0)]
     send(letta, lane, busy_patience=5.0)
@@ -432,6 +456,20 @@ def test_settle_does_not_answer_while_the_turn_may_still_run(letta: FakeTranspor
     # Nor does it get used to such a run.
     with pytest.raises(LettaTimeoutError):
         settle(letta, lane, ["a"], until=NEVER, busy_patience=0.15)
+
+
+@pytest.mark.parametrize(
+    ("ages", "others"),
+    [((1.0,), False), ((None,), False), ((60.0,), True), ((1.0, 1.0), True)],
+    ids=["our turn", "of unknown age", "an older one", "one more"],
+)
+def test_our_own_turn_that_goes_on_after_its_answer_got_lost_is_nobody_else_s(
+    letta: FakeTransport, lane: Lane, ages: tuple[float | None, ...], others: bool
+) -> None:
+    letta.runs = [Run(f"run-{uuid.uuid4()}", age) for age in ages]
+    with pytest.raises(LettaTimeoutError, match="still runs"):
+        settle(letta, lane, ["a"], until=NEVER, busy_patience=0.01, age=2.0)
+    assert contention.is_likely(lane) is others
 
 
 def test_a_second_try_sends_only_what_the_server_does_not_have(letta: FakeTransport, lane: Lane) -> None:

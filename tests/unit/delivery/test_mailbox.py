@@ -171,6 +171,22 @@ def test_a_task_that_waits_for_a_person_waits_for_no_interval() -> None:
     assert contents(box.take_at(2)) == ["waits for a person"]
 
 
+def test_a_question_that_may_have_landed_is_kept_under_its_id_until_a_newer_one_takes_its_place() -> None:
+    box = Box()
+    asks = progress("a", 0.3, "which?", waiting=True)
+    box.put(asks, now=0)
+    (sent,) = box.take_at(0)
+    sent.maybe_landed = True
+    box.requeue([sent], progress=False, now=1)
+    assert box.take_at(1) == [sent]
+    box.requeue([sent], progress=False, now=2)
+    box.put(progress("a", 0.3, "the third?", waiting=True), now=3)
+    (newer,) = box.take_at(3)
+    assert newer.otid not in ("", sent.otid)
+    assert not newer.maybe_landed
+    assert box.stats.snapshot()["dropped"] == {}
+
+
 def test_what_waits_for_the_interval_is_replaced_by_what_is_newer() -> None:
     box = Box(interval=60)
     box.put(progress("a", 0.0), now=0)

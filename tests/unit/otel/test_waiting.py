@@ -25,9 +25,12 @@ from otel_letta import (
     task,
     wait_for_instruction,
 )
+from otel_letta.delivery.desk import Desk
+from otel_letta.errors import LettaServerError
 from otel_letta.otel import waiting
 from otel_letta.otel.helpers import TaskSpan
 from otel_letta.testing import InMemoryLetta
+from tests.support.fault_proxy import CLOSED, RESET_IN_RESPONSE, STALL, Fault, FaultProxy, page
 from tests.support.waiting import until
 
 PATIENCE = 60.0
@@ -53,7 +56,7 @@ class Program:
     def __init__(self, letta: InMemoryLetta, **settings: Any) -> None:
         self.letta = letta
         self.agent = letta.create_agent()
-        self.processor = LettaSpanProcessor(base_url=letta.base_url, agent_id=self.agent, **settings)
+        self.processor = LettaSpanProcessor(**{"base_url": letta.base_url, "agent_id": self.agent, **settings})
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(self.processor)
 
@@ -71,11 +74,16 @@ def letta() -> Iterator[InMemoryLetta]:
         yield server
 
 
-@pytest.fixture
-def program(letta: InMemoryLetta) -> Iterator[Program]:
-    program = Program(letta)
+@contextmanager
+def running(program: Program) -> Iterator[Program]:
     yield program
     program.provider.shutdown()
+
+
+@pytest.fixture
+def program(letta: InMemoryLetta) -> Iterator[Program]:
+    with running(Program(letta)) as program:
+        yield program
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +179,26 @@ def test_an_answer_that_asks_for_nothing_is_waited_beyond(program: Program, ask:
     assert found.text == "now I know"
 
 
+def test_no_callback_of_the_program_s_own_holds_an_instruction_up(letta: InMemoryLetta) -> None:
+    busy, done = threading.Event(), threading.Event()
+
+    def on_answer(report: Any, answer: Any) -> None:
+        busy.set()
+        done.wait(PATIENCE)
+
+    with running(Program(letta, on_answer=on_answer)) as program:
+        with program.task("before"):
+            pass
+        assert busy.wait(PATIENCE)
+        letta.answer_next(block("now"))
+        with program.task(task_id="t-1") as t:
+            found = wait_for_instruction(t, PATIENCE, question="which?")
+        assert not done.is_set()
+        done.set()
+    assert found is not None
+    assert found.text == "now"
+
+
 def test_many_tasks_wait_at_once_and_each_gets_its_own(program: Program) -> None:
     names = [f"t-{number}" for number in range(8)]
     program.letta.answer_next("".join(block(f"for {name}", name) for name in names), times=100)
@@ -185,6 +213,62 @@ def test_many_tasks_wait_at_once_and_each_gets_its_own(program: Program) -> None
         return await asyncio.gather(*map(one, names))
 
     assert asyncio.run(main()) == [f"for {name}" for name in names]
+
+
+# -- what gets lost on the way -----------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("fault", [CLOSED, RESET_IN_RESPONSE, page(524)], ids=str)
+def test_an_answer_that_gets_lost_is_looked_up(letta: InMemoryLetta, ask: Ask, fault: Fault) -> None:
+    letta.answer_next(block("the second"))
+    with (
+        FaultProxy(letta.base_url) as proxy,
+        running(Program(letta, base_url=proxy.base_url)) as program,
+        program.task(task_id="t-1") as t,
+    ):
+        assert program.processor.force_flush(30_000)  # its board is made: from here on only messages are posted
+        proxy.set(fault.reaching(), method="POST", times=1)
+        found = ask(t, PATIENCE, question="which?")
+    assert found is not None
+    assert found.text == "the second"
+    assert [report["status"] for report in letta.reports(program.agent)] == ["in_progress", "completed"]
+
+
+@both
+def test_an_answer_that_never_comes_is_looked_for_before_the_time_is_over(
+    letta: InMemoryLetta, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_FIRST_LOOK", 0.2)
+    letta.answer_next(block("the second"))
+    with FaultProxy(letta.base_url) as proxy, running(Program(letta, base_url=proxy.base_url)) as program:
+        with program.task(task_id="t-1") as t:
+            assert program.processor.force_flush(30_000)
+            proxy.set(STALL.reaching(), method="POST", times=1)
+            found = ask(t, PATIENCE, question="which?")
+            assert found is not None
+            assert found.text == "the second"
+            assert letta.turns == 1
+        proxy.set(None)  # the request that still waits ends now
+
+
+def test_a_look_that_fails_ends_no_wait(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    def fail(*_: Any) -> Any:
+        looks.append("")
+        raise (LettaServerError(status=500) if len(looks) == 1 else RuntimeError("a bug"))
+
+    monkeypatch.setattr(waiting, "_FIRST_LOOK", 0.05)
+    monkeypatch.setattr(Desk, "look_up", fail)
+    program.letta.answer_next(block("the second"))
+    with program.letta.hold(program.agent) as release, program.task(task_id="t-1") as t, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which?")
+        assert until(lambda: len(looks) >= 2, PATIENCE)
+        release()
+        found = asking.result(PATIENCE)
+    assert found is not None
+    assert found.text == "the second"
 
 
 # -- what nobody says in time ------------------------------------------------------------------------------------------

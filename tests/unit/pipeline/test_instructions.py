@@ -67,6 +67,16 @@ def test_an_instruction_in_the_answer_to_the_question_is_given_once(instructions
     assert [now(expected), now(expected)] == ["the second", None]
 
 
+def test_one_that_was_looked_up_and_then_comes_in_its_answer_is_given_once(instructions: Instructions) -> None:
+    expected = expect(instructions)
+    said = answer("the second")
+    expected.put(said.instructions)
+    instructions.given(asks(4), answer("the second"))
+    assert [now(expected), now(expected)] == ["the second", None]
+    instructions.given(asks(5), answer("the second"))  # the agent says it again
+    assert now(expected) == "the second"
+
+
 def test_several_are_given_in_order(instructions: Instructions) -> None:
     expected = expect(instructions)
     instructions.given(asks(4), answer("one", "two"))
