@@ -51,6 +51,8 @@ class _Span(msgspec.Struct, gc=False):
     attributes: Optional[list[_Pair]] = None  # noqa: UP045
 
 
+_Raw = Union[msgspec.Raw, WholeSpan]  # noqa: UP007 - a name for annotations, also in Python 3.10
+"""A span as it came, or parsed whole already."""
 _request_in = msgspec.json.Decoder(_Request).decode
 _span_in = msgspec.json.Decoder(_Span).decode
 _LATEST = str(LATEST)
@@ -83,17 +85,28 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspec.Raw]]:
-    parse, says_nothing = _span_in, names.isdisjoint
+def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[_Raw]]:
+    says_nothing, matters = names.isdisjoint, False
     for raw, of in _parts(request):
         try:
-            span = parse(raw)
+            span = _looked_at(raw, whole=matters)
             trace_id, span_id, above = _place_of(span)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             yield b"", b"", b"", True, raw, of  # to be read, which says what is wrong with it
             continue
         matters = not says_nothing([pair.key for pair in span.attributes or ()])
-        yield trace_id, span_id, above, matters, raw, of
+        yield trace_id, span_id, above, matters, span if isinstance(span, WholeSpan) else raw, of
+
+
+def _looked_at(raw: msgspec.Raw, *, whole: bool) -> _Span | WholeSpan:
+    """Parse a span as far as a glance needs it. What follows on a span that matters mostly matters too: it is parsed
+    whole at once, instead of once more later."""
+    if whole:
+        try:
+            return parse(raw)
+        except (msgspec.MsgspecError, RecursionError):  # it is written otherwise than most are
+            pass
+    return _span_in(raw)
 
 
 def _place_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
@@ -135,15 +148,20 @@ def _is_time(value: Any) -> bool:
     return (len(value) < 19 or (len(value) == 19 and value < _LATEST)) and value.isascii() and value.isdigit()
 
 
-def _read(raw: msgspec.Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+def _read(raw: _Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    if isinstance(raw, WholeSpan):
+        return _span_of(raw, resource, scope)
     try:
-        span = parse(raw)
-        trace_id, span_id, above = _place_of(span)
-        ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-        times = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
-        return JsonSpan(span, ids, int.from_bytes(above[:8], "big"), above[8:] == AWAY, times, resource, scope)
+        return _span_of(parse(raw), resource, scope)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _read_slowly(raw, resource, scope)
+
+
+def _span_of(span: WholeSpan, resource: Resource, scope: InstrumentationScope) -> JsonSpan:
+    trace_id, span_id, above = _place_of(span)
+    ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+    times = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
+    return JsonSpan(span, ids, int.from_bytes(above[:8], "big"), above[8:] == AWAY, times, resource, scope)
 
 
 def _read_slowly(raw: msgspec.Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

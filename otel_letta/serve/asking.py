@@ -18,7 +18,7 @@ from otel_letta.serve.answers import Refusal
 from otel_letta.serve.doors import EVERY_AGENT, Grant
 from otel_letta.serve.http import Doors, refuse_unless_known
 from otel_letta.serve.instructions import WAITING, FullError, Instructions, Kept
-from otel_letta.serve.tasks import COMPLETED, FAILED, Known, Task, TaskList
+from otel_letta.serve.tasks import COMPLETED, FAILED, Known, Task, TaskList, Tasks
 from otel_letta.settings import Settings
 from otel_letta.text import clean_block, clean_line
 
@@ -28,7 +28,7 @@ AGENT_HEADER = b"x-agent-id"
 """Names the agent that asks. Letta's MCP client sends it."""
 
 _CAP = 300
-_SEVERAL = "Several processes receive here, and each knows its own tasks only: ask again, or run it with one."
+SEVERAL = "Several processes receive here, and each knows its own tasks only: ask again, or run it with one."
 _ENDED = COMPLETED, FAILED
 _MOST_CALLS = 1_000
 _MOST_ANSWERS = 200
@@ -85,31 +85,33 @@ class Asking:
         tasks: the tasks, by their reports.
         instructions: those that wait for them.
         settings: how much of a report is shown, and where a trace is found.
-        several: other processes have tasks that this one does not know.
+        note: what is said beside the tasks, if others are not known here.
     """
 
-    def __init__(
-        self, tasks: TaskList, instructions: Instructions, settings: Settings, *, several: bool = False
-    ) -> None:
+    may_wait = False
+    """True if an answer may take its time."""
+
+    def __init__(self, tasks: TaskList, instructions: Instructions, settings: Settings, *, note: str = "") -> None:
         self._tasks = tasks
         self.instructions = instructions
         self._settings = settings
-        self._note = _SEVERAL if several else ""
+        self._note = note
         self._lock = threading.Lock()
         self._calls: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         """Instructions that agents gave by a call: the same comes once more, in the agent's answer."""
         self._answers: deque[Answer] = deque(maxlen=_MOST_ANSWERS)
+        self.elsewhere: Callable[[Instruction, str, bool], None] = lambda instruction, agent_id, called: None
+        """Gets an instruction in an agent's answer for a task that is not known here, see `take_instruction`."""
 
     # -- what agents may ask -------------------------------------------------------------------------------------------
 
     def list_tasks(self, asker: Asker) -> dict[str, Any]:
         """Return the asker's tasks: those that wait first, then those under way, then the last that ended."""
-        shown = self._tasks.show(agents=asker.agents)
-        return {
-            "tasks": [_summary(task) for task in (*shown.waiting, *shown.working, *shown.ended)],
-            "more": shown.more,
-            **({"note": self._note} if self._note else {}),
-        }
+        return listed(self.shown(asker), self._note)
+
+    def shown(self, asker: Asker) -> Tasks:
+        """Return the asker's tasks in this process."""
+        return self._tasks.show(agents=asker.agents)
 
     def get_task(self, asker: Asker, task_id: str) -> dict[str, Any]:
         """Return one of the asker's tasks, with its steps.
@@ -208,15 +210,29 @@ class Asking:
             self._answers.append(answer)
         called = INSTRUCT_TASK in answer.tools
         for instruction in answer.instructions:
-            known = self._tasks.find(instruction.task_id, (answer.agent_id,))
-            if known is None or (called and self._was_called(known, instruction)):
-                continue
-            if instruction.action != "continue" and _asks_otherwise(known, report):
-                continue
+            if not self.take_instruction(instruction, answer.agent_id, called=called, report=report):
+                self.elsewhere(instruction, answer.agent_id, called)
+
+    def take_instruction(
+        self, instruction: Instruction, agent_id: str, *, called: bool, report: ProgressReport | None = None
+    ) -> bool:
+        """Keep an instruction that stood in an agent's answer. Return False if no such task of its is known here.
+
+        Args:
+            called: the agent has called `instruct_task` in that turn.
+            report: the one that was answered, if it came from here.
+        """
+        known = self._tasks.find(instruction.task_id, (agent_id,))
+        if known is None:
+            return False
+        if called and self._was_called(known, instruction):
+            return True
+        if report is None or instruction.action == "continue" or not _asks_otherwise(known, report):
             try:
                 self._put(known, instruction)
             except Refusal as refusal:  # the agent's turn is over, and nobody is left to be told
                 _logger.info("an instruction in an agent's answer was left out: %s", refusal.text)
+        return True
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -282,6 +298,12 @@ _DIRECT = (
 def _asks_otherwise(known: Known, report: ProgressReport) -> bool:
     """Return whether a task waits for something else now than in the report that was answered."""
     return known.report.key == report.key and clean_line(report.content, _CAP) != known.task.line
+
+
+def listed(shown: Tasks, note: str = "") -> dict[str, Any]:
+    """Return tasks as they are told to an agent."""
+    tasks = [_summary(task) for task in (*shown.waiting, *shown.working, *shown.ended)]
+    return {"tasks": tasks, "more": shown.more, **({"note": note} if note else {})}
 
 
 def _summary(task: Task) -> dict[str, Any]:

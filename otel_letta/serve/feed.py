@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta import semconv
 from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord
+from otel_letta.otlp.received import ReceivedSpan
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
 from otel_letta.serve.live import LiveSpans
@@ -120,7 +121,8 @@ class Feed:
             False if it has to be read again, and nothing has happened: since it was read, a trace has come to matter
             of which it has plain spans.
         """
-        body = _Body(number, size)
+        # What nobody reads of a body is gone already.
+        body = _Body(number, size * (len(batch.spans) + len(batch.records)) // (batch.size or 1))
         with self._lock:
             if any(trace_id in self._plain.wanted for trace_id in batch.plain):
                 return False
@@ -131,7 +133,7 @@ class Feed:
                 self._plain.keep(batch.plain)
             if batch.spans:
                 self._take_spans(batch.spans, body)
-            self._taken += size
+            self._taken += body.size
         self._pipeline.call(self._place, body)
         return True
 
@@ -179,7 +181,7 @@ class Feed:
             body.conversations.add((str(service or ""), event.conversation))
 
     def _take_spans(self, spans: Sequence[ReadableSpan], body: _Body) -> None:
-        keys = [key_of(span) for span in spans]
+        keys = [span.key if isinstance(span, ReceivedSpan) else key_of(span) for span in spans]
         traces = {trace_id for trace_id, _ in keys}
         body.traces |= traces
         self._want(traces)

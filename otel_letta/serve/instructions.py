@@ -174,9 +174,9 @@ class Instructions:
     def _box(self, number: str) -> _Box:
         box = self._boxes.get(number)
         if box is None:
+            if len(self._boxes) >= _MOST_TASKS:
+                self._drop_one()  # before it is there: nothing waits in it yet, and it would be the one
             box = self._boxes[number] = _Box()
-            if len(self._boxes) > _MOST_TASKS:
-                self._drop_one()
         self._boxes.move_to_end(number)
         return box
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import zstandard
+
 from otel_letta.delivery.stats import Throttle
 from otel_letta.otlp import json_request, proto
 from otel_letta.otlp.batch import Batch, UndecodableError
@@ -27,7 +29,7 @@ from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.spool import MemorySpool
 from otel_letta.serve.tasks import TaskList
 from otel_letta.serve.told import KEPT_FOR, KIND, Told
-from otel_letta.store.model import Spool, StoreError, StoreFullError
+from otel_letta.store.model import Spool, SpoolItem, StoreError, StoreFullError
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.sharing import Handle
@@ -45,6 +47,19 @@ _READERS: dict[tuple[str, bool], Callable[[bytes, Gate | None], Batch]] = {
     ("traces", False): proto.read_traces,
     ("logs", False): lambda body, gate: proto.read_logs(body),
 }
+
+
+_PACKED = "/zstd"
+"""Behind the kind of a body that is kept so. The disk gets an eighth of it (recorded agents, in protobuf), and the
+processor has less to do: to pack 270 kB, write and remove them takes 1.1 ms, and 2.0 ms unpacked."""
+_LEVEL = -3
+
+
+class _Packer(threading.local):
+    """zstd's compressor, one for each thread."""
+
+    def __init__(self) -> None:
+        self.pack = zstandard.ZstdCompressor(level=_LEVEL).compress
 
 
 class Intake:
@@ -66,10 +81,11 @@ class Intake:
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
         self._ends: dict[int, float] = {}
         """Ids of the ends in the spool, and when they were noted; the settler's."""
+        self._packer = _Packer()
         self.spool = spool
         self.durable = not isinstance(spool, MemorySpool)
         """What was answered with 200 outlives the process."""
-        self.told = Told(self._note_ends if self.durable else lambda: None)
+        self.told = Told(self._note_ends if self.durable else None)
         self.tasks = TaskList(handle.pipeline.settings.agent_id)
         """What is known of them, for people."""
         self.instructions = Instructions(functools.partial(self._keep, instructions.KIND), self._settle)
@@ -126,7 +142,7 @@ class Intake:
             return batch
         if self.feed.is_full:
             raise Refusal(503, "this receiver has too much to do at the moment")
-        number = self._keep(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", body)
         try:
             self._feed(batch, read, number, len(body))
         except Exception:
@@ -165,16 +181,17 @@ class Intake:
         # Twice, since an end may stand behind the bodies that it is of.
         for number in bodies:
             (item, *_) = self.spool.unsettled(number - 1, 1)
-            signal, _, form = item.kind.partition("/")
             try:
-                read = functools.partial(_READERS[signal, form == "json"], item.body, self.feed.gate)
+                body = _unpacked(item)
+                signal, _, form = item.kind.removesuffix(_PACKED).partition("/")
+                read = functools.partial(_READERS[signal, form == "json"], body, self.feed.gate)
                 batch = read()
-            except (UndecodableError, KeyError):  # another version wrote it
+            except (UndecodableError, KeyError, zstandard.ZstdError):  # another version wrote it
                 _logger.warning("a body in the spool cannot be read, and is left out")
                 self.spool.settle([item.id])
                 continue
-            self._note(hash(item.body))
-            self._feed(batch, read, item.id, len(item.body))
+            self._note(hash(body))
+            self._feed(batch, read, item.id, len(body))
             self.feed.work_off()
         return len(bodies)
 
@@ -209,6 +226,11 @@ class Intake:
             self.tasks.take(report)
 
         self.told.pass_on(report, put_and_show)
+
+    def _keep_body(self, kind: str, body: bytes) -> int:
+        if not self.durable:
+            return self._keep(kind, body)
+        return self._keep(kind + _PACKED, self._packer.pack(body))
 
     def _keep(self, kind: str, body: bytes) -> int:
         try:
@@ -267,3 +289,7 @@ class Intake:
             self._seen[digest] = None
             if len(self._seen) > _MOST_DIGESTS:
                 self._seen.popitem(last=False)
+
+
+def _unpacked(item: SpoolItem) -> bytes:
+    return zstandard.decompress(item.body) if item.kind.endswith(_PACKED) else item.body

@@ -26,6 +26,7 @@ from otel_letta.serve.answers import Refusal
 from otel_letta.serve.api import BOUNDS, to_json
 from otel_letta.serve.asking import Asker, Asking, asker_of
 from otel_letta.serve.endpoint import Endpoint
+from otel_letta.serve.everywhere import AskingEverywhere
 from otel_letta.serve.http import Doors, Receive, Request, Send, Space
 from otel_letta.serve.intake import Intake
 from otel_letta.text import clean_line
@@ -81,7 +82,7 @@ class Mcp:
         doors: let requests in, in place of the SDK's own check of hosts: that one knows no addresses in general.
     """
 
-    def __init__(self, asking: Asking, intake: Intake, doors: Doors) -> None:
+    def __init__(self, asking: Asking | AskingEverywhere, intake: Intake, doors: Doors) -> None:
         self._asking = asking
         self._intake = intake
         self._doors = doors

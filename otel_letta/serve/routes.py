@@ -29,8 +29,11 @@ from otel_letta.text import as_text
 _logger = logging.getLogger(__name__)
 
 Take = Callable[[str, bool, bytes], Batch]
+AnswerTo = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _PATIENCE = 30.0
-"""Seconds for the other process's answer."""
+"""Seconds for the other process's answer to a body."""
+_PATIENCE_WITH_ANSWERS = 5.0
+"""Seconds for its answer to a question: an agent waits, and can ask again."""
 _HEAD = struct.Struct("!IQ")
 """Lengths of what is said of a body, and of the body."""
 _KEYS = (
@@ -58,6 +61,8 @@ class Router:
         place: this process's, counted from 0.
         number: of processes.
         take: takes a body in here.
+
+    ``answer`` answers the others' questions, see `AskingEverywhere`.
     """
 
     def __init__(self, folder: Path, place: int, number: int, take: Take) -> None:
@@ -69,7 +74,9 @@ class Router:
         """Connections to the others that nobody uses just now."""
         path = _socket_of(folder, place)
         path.unlink(missing_ok=True)  # of the process whose place this one has taken
-        self._server = _Server(str(path), take)
+        self.others = [other for other in range(number) if other != place]
+        self.answer: AnswerTo = _too_early
+        self._server = _Server(str(path), take, lambda question: self.answer(question))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="otel_letta routes", daemon=True).start()
 
     def route(self, signal: str, is_json: bool, body: bytes) -> Batch | None:
@@ -85,15 +92,23 @@ class Router:
         place = place_of(resource, self._number)
         if place is None or place == self._place:
             return None
-        for _ in range(2):
-            try:
-                return self._hand_over(place, signal, is_json, body)
-            except TimeoutError:
-                raise Refusal(503, "this receiver has too much to do at the moment") from None
-            except (OSError, EOFError):
-                self._forget(place)  # they may all be to a process that is gone
-        _logger.debug("the process at place %d is not there", place)
-        return None
+        try:
+            said = self._exchange(place, {"signal": signal, "json": is_json}, body, _PATIENCE)
+        except TimeoutError:
+            raise Refusal(503, "this receiver has too much to do at the moment") from None
+        if said is None:
+            return None
+        if said["status"] != 200:
+            raise Refusal(said["status"], said["text"])
+        return Batch(broken=said["broken"])
+
+    def ask(self, place: int, question: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Ask another process something. None if it does not answer, or not in time."""
+        try:
+            said = self._exchange(place, {"question": question}, b"", _PATIENCE_WITH_ANSWERS)
+        except TimeoutError:
+            return None
+        return None if said is None else said["answer"]
 
     def close(self) -> None:
         """Take nothing over any more."""
@@ -103,19 +118,28 @@ class Router:
         for place in range(self._number):
             self._forget(place)
 
-    def _hand_over(self, place: int, signal: str, is_json: bool, body: bytes) -> Batch:
-        connection = self._connection(place)
-        try:
-            _send(connection, {"signal": signal, "json": is_json}, body)
-            said, _ = _receive(connection)
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            self._idle.setdefault(place, []).append(connection)
-        if said["status"] != 200:
-            raise Refusal(said["status"], said["text"])
-        return Batch(broken=said["broken"])
+    def _exchange(self, place: int, said: Mapping[str, Any], body: bytes, patience: float) -> dict[str, Any] | None:
+        """Say something to another process, and return what it says to that. None if it is not there."""
+        for _ in range(2):
+            try:
+                connection = self._connection(place)
+                try:
+                    connection.settimeout(patience)
+                    _send(connection, said, body)
+                    answer, _ = _receive(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            except TimeoutError:
+                raise
+            except (OSError, EOFError):
+                self._forget(place)  # they may all be to a process that is gone
+            else:
+                with self._lock:
+                    self._idle.setdefault(place, []).append(connection)
+                return answer
+        _logger.debug("the process at place %d is not there", place)
+        return None
 
     def _connection(self, place: int) -> socket.socket:
         with self._lock:
@@ -143,8 +167,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, path: str, take: Take) -> None:
+    def __init__(self, path: str, take: Take, answer: AnswerTo) -> None:
         self.take = take
+        self.answer = answer
         super().__init__(path, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -162,12 +187,14 @@ class _Handler(socketserver.BaseRequestHandler):
 
     def _answer(self, said: dict[str, Any], body: bytes) -> dict[str, Any]:
         try:
+            if "question" in said:
+                return {"status": 200, "answer": self.server.answer(said["question"])}
             batch = self.server.take(said["signal"], said["json"], body)
         except Refusal as refusal:
             return {"status": refusal.status, "text": refusal.text}
         except Exception:
             _logger.debug("unexpected error", exc_info=True)
-            return {"status": 503, "text": "this receiver had an error of its own"}
+            return {"status": 503, "text": "this receiver had an error of its own", "answer": None}
         return {"status": 200, "broken": batch.broken}
 
 
@@ -175,7 +202,11 @@ def _socket_of(folder: Path, place: int) -> Path:
     return folder / f"{place}.sock"
 
 
-def _send(connection: socket.socket, said: dict[str, Any], body: bytes) -> None:
+def _too_early(question: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise RuntimeError("nobody answers yet")
+
+
+def _send(connection: socket.socket, said: Mapping[str, Any], body: bytes) -> None:
     head = json.dumps(said).encode()
     connection.sendall(_HEAD.pack(len(head), len(body)) + head)
     if body:

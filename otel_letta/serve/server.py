@@ -22,9 +22,10 @@ import uvicorn
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.sharing import join
 from otel_letta.serve.api import Api, NoMcp
-from otel_letta.serve.asking import Asking
+from otel_letta.serve.asking import SEVERAL, Asking
 from otel_letta.serve.connections import BoundedProtocol
 from otel_letta.serve.doors import Tokens
+from otel_letta.serve.everywhere import AskingEverywhere
 from otel_letta.serve.http import Bounds, Doors, make_app
 from otel_letta.serve.intake import Intake
 from otel_letta.serve.markup import troubles_of
@@ -148,7 +149,7 @@ class Service:
                 self._router = Router(options.siblings, *options.place, self.intake.take_here)
                 self.intake.route = self._router.route
             page = Page(self.intake, desk, self.doors, self._siblings)
-            self.asking = Asking(self.intake.tasks, self.intake.instructions, settings, several=options.shared)
+            self.asking = self._make_asking()
             handle.on_answer(self.asking.take_answer)
             self._mcp = _make_mcp(self.asking, self.intake, self.doors)
             routes = [*page.routes(), *Api(self.asking, self.intake, self.doors).routes(), *self._mcp.routes()]
@@ -160,6 +161,11 @@ class Service:
         except BaseException:
             self._close(0.0)
             raise
+
+    def _make_asking(self) -> Asking | AskingEverywhere:
+        note = SEVERAL if self.options.shared and self._router is None else ""
+        own = Asking(self.intake.tasks, self.intake.instructions, self._settings, note=note)
+        return own if self._router is None else AskingEverywhere(own, self._router)
 
     @property
     def rpc_port(self) -> int | None:
@@ -307,7 +313,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _make_mcp(asking: Asking, intake: Intake, doors: Doors) -> Any:
+def _make_mcp(asking: Asking | AskingEverywhere, intake: Intake, doors: Doors) -> Any:
     try:
         from otel_letta.serve.mcp import Mcp
     except ImportError as error:

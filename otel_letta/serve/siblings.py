@@ -104,8 +104,13 @@ def file_of(folder: Path, process: int) -> Path:
 
 
 def _parsed(document: dict[str, Any]) -> tuple[Tasks, tuple[str, ...]]:
+    return tasks_in(document), tuple(document["troubles"])
+
+
+def tasks_in(document: dict[str, Any]) -> Tasks:
+    """Return what `Tasks.to_dict` has written."""
     waiting, working, ended = ([Task(**each) for each in document[name]] for name in _LISTS)
-    return Tasks(document["revision"], waiting, working, ended, document["more"]), tuple(document["troubles"])
+    return Tasks(document["revision"], waiting, working, ended, document["more"])
 
 
 def merged(views: Sequence[Tasks]) -> Tasks:

@@ -31,10 +31,10 @@ class Told:
     """Ends of tasks that were reported, each by agent, task and trace. Safe to use from several threads.
 
     Args:
-        on_end: called after an end was passed on.
+        on_end: called after an end was passed on, to come for it with `take_fresh`; None if nobody keeps them.
     """
 
-    def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_end: Callable[[], None] | None = None) -> None:
         self._on_end = on_end
         self._lock = threading.Lock()
         self._ends: OrderedDict[_Key, _End] = OrderedDict()
@@ -52,10 +52,12 @@ class Told:
             return
         with self._lock:  # not before it was put: what is noted as reported must not be lost
             self._ends[key] = _End(at, time.time())
-            self._fresh.append(key)
             if len(self._ends) > _MOST:
                 self._ends.popitem(last=False)
-        self._on_end()
+            if self._on_end is not None:
+                self._fresh.append(key)
+        if self._on_end is not None:
+            self._on_end()
 
     def take_fresh(self) -> list[bytes]:
         """Take out the ends that were noted since the last time, to be kept."""

@@ -52,6 +52,15 @@ def test_of_a_trace_in_which_something_matters_all_spans_are_read(read: Callable
     assert batch.size == 4
 
 
+def test_what_follows_on_a_span_that_matters_is_looked_at_as_any_other(read: Callable[..., Batch]) -> None:
+    """It is parsed further than others, and may be written in a way that takes longer to read."""
+    unusual = [{"key": "list", "value": {"arrayValue": {"values": [{"stringValue": "a"}]}}}, *PLAIN]
+    batch = read(span(1, 1, SAYS), span(2, 2, unusual), span(1, 3, SAYS), span(3, 4), span(1, 5, [*unusual, *SAYS]))
+    assert ids(batch) == [1, 3, 5]
+    assert set(batch.plain) == {(2).to_bytes(16, "big"), (3).to_bytes(16, "big")}
+    assert [dict(found.attributes)["list"] for found in batch.spans if found.context.span_id == 5] == [("a",)]
+
+
 def test_of_a_wanted_trace_all_spans_are_read(read: Callable[..., Batch]) -> None:
     batch = read(span(1, 1), span(2, 2), gate=Gate(GATE.names, {(2).to_bytes(16, "big")}))
     assert ids(batch) == [2]

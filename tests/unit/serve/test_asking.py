@@ -14,6 +14,7 @@ import pytest
 from otel_letta.answer import Answer
 from otel_letta.instruction import LONGEST_TEXT, Instruction, instruction_from, instructions_in
 from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.serve import instructions
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.api import to_json
 from otel_letta.serve.asking import Asker, Asking, asker_of
@@ -388,6 +389,17 @@ def test_instructions_of_a_task_and_of_all_are_bounded(desk: Desk) -> None:
         box.put("first", go_on, 0)
     with pytest.raises(FullError):
         box.put("first", go_on, 0)
+
+
+def test_where_something_waits_for_all_tasks_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one was dropped, which failed."""
+    monkeypatch.setattr(instructions, "_MOST_TASKS", 3)
+    box, go_on = Instructions(), Instruction(task_id="x", action="continue", text="go on")
+    for task in "abcd":
+        box.put(task, go_on, 0)
+    box.begin_asking("e")
+    assert [task for task in "abcd" if box.take(task, 0)] == ["c", "d"]
+    assert box.is_asked_for("e")
 
 
 def test_what_waits_is_kept_elsewhere_until_it_is_taken_and_all_of_it_is_bounded() -> None:

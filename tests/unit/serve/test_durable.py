@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -188,13 +189,28 @@ def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_p
         waits = span_of("part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}")
         assert post(service.options.port, "/v1/traces", request_of(waits)).status == 200
         assert until(lambda: service.intake.feed.waiting() == 1)
-        assert [item.kind for item in service.intake.spool.unsettled() if item.kind != "end"] == ["traces/json"]
+        assert [item.kind for item in service.intake.spool.unsettled() if item.kind != "end"] == ["traces/json/zstd"]
+
+
+def test_a_body_is_packed_on_the_disk_and_one_of_an_earlier_release_is_read_as_it_is(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    body = request_of(*(span_of("waits", n, traceId=f"{n:032x}", parentSpanId=f"{99:016x}") for n in range(1, 100)))
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
+        assert post(service.options.port, "/v1/traces", body).status == 200
+        (kept,) = service.intake.spool.unsettled()
+        assert len(kept.body) < len(body) / 10
+        service.intake.spool.append("traces/json", request_of(span_of("as before", 200, traceId=f"{200:032x}")))
+        service.intake.spool.append("traces/json/zstd", b"no frame")
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies"):
+        assert until(lambda: "as before" in ends(letta, agent) and "waits" in ends(letta, agent), 30)
 
 
 def test_a_full_spool_asks_senders_to_come_back(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
     with serving(letta.base_url, agent, spool=tmp_path / "bodies", settings={"outbox_max_size": 1}) as service:
         port = service.options.port
-        waits = [span_of("x" * 90_000, n, traceId=f"{n:032x}", parentSpanId=f"{99:016x}") for n in range(1, 20)]
+        text = random.Random(1).randbytes(80_000).hex()  # half of it is left in the spool, which packs
+        waits = [span_of(text, n, traceId=f"{n:032x}", parentSpanId=f"{99:016x}") for n in range(1, 20)]
         answers = [post(port, "/v1/traces", request_of(span)) for span in waits]
         refused = [answer for answer in answers if answer.status != 200]
         assert {answer.status for answer in refused} == {503}

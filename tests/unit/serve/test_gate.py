@@ -109,6 +109,19 @@ def test_a_pipeline_that_cannot_keep_up_asks_senders_to_come_back(
         assert until(lambda: not service.intake.feed.is_full or service.intake.feed._placed > 0)
 
 
+def test_of_a_body_only_what_is_read_counts_as_waiting(letta: InMemoryLetta, agent: str) -> None:
+    with serving(letta.base_url, agent) as service, service.pipeline._inbox.lock:  # it does nothing
+        feed, plain = service.intake.feed, [plain_span(number) for number in range(10, 109)]
+        assert post(service.options.port, "/v1/traces", request_of(*plain)).status == 200
+        assert feed._taken == 0
+        body = request_of(
+            span_of("task", 1, traceId=f"{7:032x}"),
+            *({**each, "spanId": f"{n:016x}"} for n, each in enumerate(plain, 500)),
+        )
+        assert post(service.options.port, "/v1/traces", body).status == 200
+        assert feed._taken == len(body) // 100
+
+
 @pytest.fixture
 def service(letta: InMemoryLetta, agent: str) -> Any:
     with serving(letta.base_url, agent) as service:
