@@ -5,29 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from enum import Enum
 from typing import Any
 
+from otel_letta.task_status import TaskStatus
+
 __all__ = ["ProgressReport", "TaskStatus"]
-
-
-class TaskStatus(str, Enum):
-    """The three statuses of the original OpenHands–Letta integration.
-
-    A cancelled, lost or stopped task is ``failed``; its report's content says which of them it was.
-    """
-
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def is_terminal(self) -> bool:
-        """True when nothing more is expected of the task."""
-        return self is not TaskStatus.IN_PROGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The two hooks that every recorded span of the program passes, task or not: each line is measured.
 
-Private fields of the SDK's spans are read here and nowhere else, since a property costs as much as everything else that
+Private fields of the SDK's spans are read here and in `kept`, since a property costs as much as everything else that
 a hook does: ``_context`` and ``_parent``, which are tuples that begin with trace and span id, and ``_attributes._dict``
 (opentelemetry-sdk 1.x). A release without them makes the hooks slower, no more: what is missing is read by the public
 properties. ``tests/unit/pipeline/test_hooks.py`` holds that against the installed SDK. Of a task's hook most is what it
@@ -19,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_letta.pipeline import pooled
+from otel_letta.pipeline.kept import keep
 from otel_letta.pipeline.open_spans import Record, shorten
 from otel_letta.pipeline.pooled import is_on_pool
 from otel_letta.runtime import fork
@@ -115,9 +116,10 @@ def make_hooks(
             elif not here[0] or (get_ident() != pooled.main and is_on_pool()) or handled() is not None:
                 watcher.note_unread_end(record, span)
             else:
-                record.append(span)
+                kept = keep(span)
+                record.append(kept)
                 record[0] = None
-                if record[2] is not span:  # somebody has observed it meanwhile
+                if record[2] is not kept:  # somebody has observed it meanwhile
                     watcher.note_end(record, span, attributes)
                     return
                 enqueue((end, record, None))

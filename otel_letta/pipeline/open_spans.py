@@ -18,14 +18,15 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
+from otel_letta.pipeline.kept import restore
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of, scope_of
 
 Record = list[Any]
 """What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was observed.
 
 The span is there while it is young; then it is None. So a record of two with None in front is of a span that ended
-without ever being observed: the way up from a child leads through it. If it ended so and may be a task, the
-ended span comes third, until the inbox's thread makes an `OpenSpan` of it.
+without ever being observed: the way up from a child leads through it. If it ended so and may be a task, what
+was `Kept` of it comes third, until the inbox's thread makes an `OpenSpan` of that.
 """
 
 
@@ -145,7 +146,7 @@ class OpenSpans:
         """
         entry = self.observe_open(record)
         if entry is None and len(record) > 2:
-            span = record[2]
+            span = restore(record[2])
             entry = record[2] = _made(record, OpenSpan(span), span)
             entry.over = True
             entry.ended = span
@@ -248,13 +249,13 @@ def _key(record: Record) -> SpanKey | None:
         if len(record) < 3:
             return None
         known = record[2]
-    return known.key if type(known) is OpenSpan else key_of(known)
+    return known.key if type(known) is OpenSpan else key_of(restore(known))
 
 
 def _started(record: Record) -> int | None:
     known = record[0]
     if known is None and len(record) > 2:
-        known = record[2]() if type(record[2]) is OpenSpan else record[2]
+        known = record[2]() if type(record[2]) is OpenSpan else restore(record[2])
     return None if known is None else known.start_time
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_letta import semconv
-from otel_letta.report import TaskStatus
+from otel_letta.task_status import TaskStatus
 from otel_letta.text import as_text, clean_line, pattern
 from otel_letta.tracking.conventions import CONVENTIONS, MARKS
 from otel_letta.tracking.conventions.celery import steered_by
