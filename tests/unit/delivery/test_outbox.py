@@ -34,11 +34,6 @@ Make = Callable[..., Desk]
 
 
 @pytest.fixture
-def letta() -> FakeTransport:
-    return FakeTransport()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.db"
 
