@@ -85,6 +85,17 @@ def die(desk: Desk) -> None:
         outbox._closed = True
 
 
+def leave_behind(letta: FakeTransport, make: Make, *ends: ProgressReport) -> None:
+    """A process puts these while there is no server, and dies."""
+    letta.always = DOWN
+    desk = make()
+    for each in ends:
+        desk.put(each)
+    durable(desk)
+    die(desk)
+    letta.always = None
+
+
 def kept(path: Path) -> list[dict[str, Any]]:
     """The reports in the database, whoever they belong to."""
     store = open_store(str(path))
@@ -127,13 +138,7 @@ def test_an_end_is_in_the_database_before_its_request_goes_out_and_gone_after_it
 def test_what_a_process_leaves_goes_out_with_the_next_one_in_order_and_before_its_own(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    for number in range(5):
-        first.put(end(f"a{number}"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, *(end(f"a{number}") for number in range(5)))
     second = started(make())
     second.put(end("b"))
     assert second.flush(soon())
@@ -240,11 +245,8 @@ def test_an_end_is_not_sent_by_one_from_whom_it_was_taken(letta: FakeTransport, 
 
 
 def test_an_end_that_is_too_old_is_given_up_and_counted(letta: FakeTransport, make: Make, path: Path) -> None:
+    leave_behind(letta, make, end("a"))
     letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
     second = started(make(outbox_max_age=0.001))
     outbox_of(second)._scan(soon())  # taken over at the start, and too old at the next check
     assert second._stats.snapshot()["dropped"] == {"end older than OTEL_LETTA_OUTBOX_MAX_AGE": 1}
@@ -254,11 +256,7 @@ def test_an_end_that_is_too_old_is_given_up_and_counted(letta: FakeTransport, ma
 def test_the_ends_for_another_server_wait_for_a_process_that_knows_it(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
+    leave_behind(letta, make, end("a"))
     other = FakeTransport()
     other.server = "http://other.test"
     second = started(make(other))
@@ -268,12 +266,7 @@ def test_the_ends_for_another_server_wait_for_a_process_that_knows_it(
 
 
 def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport, make: Make) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, end("a"))
     letta.agent_id = "agent-2"
     second = started(make(agent_id="agent-2"))
     assert second.flush(soon())
@@ -283,12 +276,7 @@ def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport
 def test_a_process_that_sends_no_messages_leaves_those_of_others_alone(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, end("a"))
     sent = len(letta.requests)
     second = make(delivery="board")
     assert second.outbox is None
