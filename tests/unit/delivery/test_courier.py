@@ -14,6 +14,7 @@ import pytest
 
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.leaving import give_up
 from otel_letta.delivery.mailbox import otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Pool
@@ -897,6 +898,26 @@ def test_shutdown_gives_up_progress_and_keeps_trying_ends(letta: FakeTransport, 
     assert flush(courier, 5) is True
     assert contents(letta) == [["a over"]]
     assert courier.stats.snapshot()["dropped"] == {"in_progress at shutdown": 1}
+
+
+def test_an_end_that_was_answered_and_is_not_in_the_context_is_lost_and_not_unconfirmed(clock: Clock) -> None:
+    class Erasing(FakeTransport):
+        """Another turn takes the end out of the context, and a further one runs when it is to be sent again."""
+
+        def in_context(self, lane: Lane, message_ids: Sequence[str], **options: Any) -> set[str]:
+            self.runs = [Run("another", None)]
+            self._note("in_context")
+            return set()
+
+    letta = Erasing()
+    courier = make_courier(letta, clock=clock)
+    courier.put(end("a"))
+    letta.wait_for(lambda: letta.calls[-2:] == ["in_context", "active_runs"])
+    with courier.lock:
+        (worker,) = courier._lanes.values()
+        fate = give_up(worker)
+    assert (fate.lost, fate.unconfirmed) == (1, 0)
+    finish(courier)
 
 
 def test_shutdown_says_what_is_left_and_why(letta: FakeTransport, caplog: pytest.LogCaptureFixture) -> None:
