@@ -10,7 +10,13 @@ import pytest
 from otel_letta.letta.redaction import redactor
 from tests.unit.letta.rest_support import transport
 
-PASSWORDS = ["correct-horse-9-staple", "Grüße aus Köln 1001", "пароль-с-точкой-77", 'a"b\\c/d e+f&g=h%41']
+PASSWORDS = [
+    "correct-horse-9-staple",
+    "correct horse 9 staple",
+    "Grüße aus Köln 1001",
+    "пароль-с-точкой-77",
+    'a"b\\c/d e+f&g=h%41',
+]
 
 
 def redact(password: str, text: str) -> str:
