@@ -217,7 +217,7 @@ class BoardKeeper(Worker):
             self._urgent = self._urgent or urgent
             if error.status == 404:
                 self._release()  # somebody deleted the block: claim again
-            shared = self._crew.circuits.blamed(self._home, error)
+            shared = self._crew.circuits.blamed(self._home, error, self)
             patience = shared or self._retry
             delay = patience.failed(error, self._clock())
             passes = isinstance(error, (LettaConflictError, LettaRequestError)) and error.status is not None

@@ -313,7 +313,7 @@ class LaneWorker(Worker):
             # timeout; ends are worth both.
             keep_progress = not (isinstance(error, LettaModelError) or error.may_have_landed)
             delay = self._keep(parcels, error, progress=keep_progress)
-            shared = self._circuits.blamed(lane, error)
+            shared = self._circuits.blamed(lane, error, self)
         self._log_failure(error, delay, shared)
 
     def _keep(self, parcels: list[Parcel], error: LettaError, *, progress: bool) -> float:
@@ -322,7 +322,7 @@ class LaneWorker(Worker):
         self.mailbox.requeue(parcels, progress=progress, now=now)
         self._remove_from_flight(parcels)
         courier.journal.failed(parcels, error)
-        circuit = self._circuits.blamed(self.mailbox.lane, error)
+        circuit = self._circuits.blamed(self.mailbox.lane, error, self)
         if circuit is None and error.status is not None and not error.foreign:
             self._circuits.succeeded(self.mailbox.lane, agent=False)
         patience = circuit or self.retry

@@ -238,6 +238,7 @@ class Outbox(Worker):
             with self._lock:
                 self._writing = False
                 self._keeping.wrote(pending, outcome)
+                self._works()
             return Outcome(outcome.ids, outcome.ours | {each for each in outcome.ids if each is not None})
 
     def _opened(self) -> Store:
@@ -260,17 +261,13 @@ class Outbox(Worker):
                 with self._lock:
                     self._start(store, ours, replaced=replaced)
             except StoreError as error:
-                with self._lock:
-                    self._give_up(error)
+                self._give_up(error)
             except Exception as error:  # a bug in a driver must not lose ends
                 _logger.exception("unexpected error in the outbox")
-                with self._lock:
-                    self._give_up(StoreError(type(error).__name__))
+                self._give_up(StoreError(type(error).__name__))
 
     def _start(self, store: Store, ours: set[int], *, replaced: bool) -> None:
         """Go on with a database that was opened. Lock held."""
-        if self.usable is False:
-            _logger.warning("the outbox %s can be used again", store.place)
         keeping = self._keeping
         strange = [each for each in keeping.kept.values() if each.row is not None and each.row not in ours]
         if replaced:
@@ -278,24 +275,33 @@ class Outbox(Worker):
         else:  # another process took this one for dead, and delivers them
             for kept in strange:
                 keeping.remove(kept)
-        self.usable, self.error, self._tries, self._identity = True, None, 0, store.identity
+        self.usable, self.error, self._identity = True, None, store.identity
+        if not keeping.pending.new:
+            self._works()
         self._scan_at = self._clock() + self._scan_every
 
+    def _works(self) -> None:
+        """Note that it can be used, which that it opens does not show: its disk may be full. Lock held."""
+        if self._tries:
+            _logger.warning("the outbox %s can be used again", self._opened().place)
+        self._tries = 0
+
     def _give_up(self, error: StoreError) -> None:
-        """Go on in memory, and try again later. Lock held."""
-        self._tries += 1
-        self._open_at = self._clock() + min(_FIRST_RETRY * 2 ** min(self._tries - 1, 10), _LONGEST_RETRY)
-        if self.usable is not False:
-            _logger.error(
-                "the outbox cannot be used: %s. Reports are kept in memory alone until it can, and a crash would lose "
-                "them",
-                error,
-            )
-        self.usable, self.error = False, error
-        for kept in [each for each in self._keeping.pending.new if not each.in_memory and not each.gone]:
-            self._keeping.take_in(kept)
-            self._put_back(kept.report, kept.lane, False)
-        self._keeping.forget_oldest()
+        """Go on in memory, and try again later."""
+        with self._lock:
+            self._tries += 1
+            self._open_at = self._clock() + min(_FIRST_RETRY * 2 ** min(self._tries - 1, 10), _LONGEST_RETRY)
+            if self._tries == 1:
+                _logger.error(
+                    "the outbox cannot be used: %s. Reports are kept in memory alone until it can, and a crash would "
+                    "lose them",
+                    error,
+                )
+            self.usable, self.error = False, error
+            for kept in [each for each in self._keeping.pending.new if not each.in_memory and not each.gone]:
+                self._keeping.take_in(kept)
+                self._put_back(kept.report, kept.lane, False)
+            self._keeping.forget_oldest()
 
     # -- what others left -------------------------------------------------------------------------------------------
 
@@ -306,8 +312,7 @@ class Outbox(Worker):
                 store.beat()
                 self.estate.take_over(store)
             except StoreError as error:
-                with self._lock:
-                    self._give_up(error)
+                self._give_up(error)
             finally:
                 with self._lock:
                     self._scan_at = self._clock() + self._scan_every
@@ -324,8 +329,7 @@ class Outbox(Worker):
             try:
                 entries = self._opened().waiting(write_lane(lane), after, room)
             except StoreError as error:
-                with self._lock:
-                    self._give_up(error)
+                self._give_up(error)
                 return
             with self._lock:
                 state = keeping.state(lane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from typing import Protocol
 
 from otel_letta.errors import (
@@ -19,6 +20,9 @@ from otel_letta.letta.transport import Lane
 
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
+_HEAD_START = 0.25
+"""Part of the wait for a server or agent that is added for who tried it in vain. Beside two busy loops one lane whose
+requests alone failed had each of the tries, six in a row, while another one's ends waited for a minute (measured)."""
 _NOBODY_THERE = frozenset((502, 503, 521, 522, 523, 530))
 """What proxies answer when they do not reach the server. Others may mean that one turn took too long."""
 
@@ -69,21 +73,37 @@ class Circuit(Retry):
         self.error: LettaError | None = None
         """What was wrong when it was last tried."""
         self._trying: object | None = None
+        self.failed_by: set[object] = set()
+        """Those who tried it in vain."""
+        self._head_start = 0.0
+        """Seconds that those leave to the others."""
 
     def failed(self, error: LettaError, now: float) -> float:
         self.error = error
-        return super().failed(error, now)
+        delay = super().failed(error, now)
+        self._head_start = delay * _HEAD_START
+        return delay
+
+    def bring_forward(self, at: float) -> None:
+        super().bring_forward(at)
+        self._head_start = 0.0
 
     @property
     def is_open(self) -> bool:
         """True while it failed when it was last tried."""
         return self.failures > 0
 
-    def try_at(self, who: object) -> float:
-        """Return when this one may try it, in monotonic seconds: infinity while another one does."""
+    def try_at(self, who: object, waiting: Collection[object] = ()) -> float:
+        """Return when this one may try it, in monotonic seconds: infinity while another one does.
+
+        ``waiting``: all who wait for it. Those who did not try yet come first: what fails may be one's own requests.
+        """
         if not self.is_open:
             return -math.inf
-        return self.not_before if self._trying in (None, who) else math.inf
+        if self._trying not in (None, who):
+            return math.inf
+        gives_way = who in self.failed_by and not self.failed_by.issuperset(waiting)
+        return self.not_before + (self._head_start if gives_way else 0.0)
 
     def begin(self, who: object) -> None:
         """Note that this one tries it now."""
@@ -115,14 +135,18 @@ class Circuits:
         """Return those that failed, of the lane's server and agent."""
         return [self._circuits[key] for key in _keys(lane) if key in self._circuits]
 
-    def blamed(self, lane: Lane, error: LettaError) -> Circuit | None:
-        """Return the circuit that the error is about; None if it is about the lane or its reports."""
+    def blamed(self, lane: Lane, error: LettaError, who: object) -> Circuit | None:
+        """Return the circuit that the error of this one is about; None if it is about the lane or its reports."""
         server, agent = _keys(lane)
         if _is_about_server(error):
-            return self._circuits.setdefault(server, Circuit(self.probe_interval, lane.server))
-        if isinstance(error, LettaAgentNotFoundError):
-            return self._circuits.setdefault(agent, Circuit(self.probe_interval, f"{lane.agent_id} at {lane.server}"))
-        return None
+            circuit = self._circuits.setdefault(server, Circuit(self.probe_interval, lane.server))
+        elif isinstance(error, LettaAgentNotFoundError):
+            about = f"{lane.agent_id} at {lane.server}"
+            circuit = self._circuits.setdefault(agent, Circuit(self.probe_interval, about))
+        else:
+            return None
+        circuit.failed_by.add(who)
+        return circuit
 
     def try_at(self, lane: Lane, who: Waiter) -> float:
         """Return when this one may try the lane's server and agent, in monotonic seconds; it is woken if that changes.
@@ -132,7 +156,7 @@ class Circuits:
         circuits = self.of(lane)
         if circuits:
             self._waiting.add(who)
-        return max((circuit.try_at(who) for circuit in circuits), default=-math.inf)
+        return max((circuit.try_at(who, self._waiting) for circuit in circuits), default=-math.inf)
 
     def leave(self, who: Waiter) -> None:
         """Wait for none any more."""

@@ -41,17 +41,6 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def letta() -> Any:
-    with InMemoryLetta() as running:
-        yield running
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
-
-
-@pytest.fixture
 def environment(letta: InMemoryLetta, agent: str, tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,

@@ -17,13 +17,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
 from tests.support.collector_keys import FOLDER
 from tests.support.programs.install import cache_folder, locked
 from tests.support.waiting import until
 
-__all__ = ["Collector", "binary", "validate"]
+__all__ = ["Collector", "Runs", "binary", "validate"]
+
+_R = TypeVar("_R", bound="Runs")
 
 RELEASE = "v0.161.0"
 _BUILDER = f"go.opentelemetry.io/collector/cmd/builder@{RELEASE}"
@@ -78,35 +80,19 @@ def validate(files: list[Path], environ: dict[str, str]) -> subprocess.Completed
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600, check=False)
 
 
-class Collector:
-    """A Collector on loopback.
+class Runs:
+    """A process that can end and come back, and writes to a file. It does not run before `start`."""
 
-    Args:
-        files: its configuration, in order.
-        environ: variables that the configuration reads; ``HEALTH_ENDPOINT`` is needed.
-        log: file for what it writes.
-        disks: folders that are small disks, and their sizes: in its own view of the file system alone, which needs
-            root, and empty at every start.
-    """
-
-    def __init__(
-        self, files: list[Path], environ: dict[str, str], log: Path, disks: Mapping[str, str] | None = None
-    ) -> None:
-        self._command = [str(binary()), *(f"--config={file}" for file in files)]
-        for folder, size in (disks or {}).items():
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            mount = f"mount -t tmpfs -o size={shlex.quote(size)} tmpfs {shlex.quote(folder)}"
-            # Each program takes the place of the one before, so that signals reach the Collector.
-            self._command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *self._command]
-        self._environ = {"PATH": os.environ["PATH"], **environ}
+    def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
+        self._command = command
+        self._environ = environ
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
 
-    def __enter__(self) -> Collector:
+    def __enter__(self: _R) -> _R:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     @property
@@ -114,23 +100,9 @@ class Collector:
         return self._log.read_text("utf-8", errors="replace")
 
     def start(self) -> None:
-        """Start it, again if need be, and wait until it is healthy."""
+        """Start it, again if need be."""
         with self._log.open("ab") as log:
-            process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=subprocess.STDOUT)
-        self._process = process
-        assert until(lambda: process.poll() is not None or self._is_healthy(), 120), self.log[-4000:]
-        assert process.poll() is None, self.log[-4000:]
-
-    def _is_healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{self._environ['HEALTH_ENDPOINT']}/", timeout=10) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
-
-    def forget(self, file: Path) -> None:
-        """Start it without this file of its configuration the next time."""
-        self._command.remove(f"--config={file}")
+            self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """End it as kill -9 does."""
@@ -146,3 +118,46 @@ class Collector:
         code = self._process.wait(300)
         self._process = None
         return code
+
+
+class Collector(Runs):
+    """A Collector on loopback.
+
+    Args:
+        files: its configuration, in order.
+        environ: variables that the configuration reads; ``HEALTH_ENDPOINT`` is needed.
+        log: file for what it writes.
+        disks: folders that are small disks, and their sizes: in its own view of the file system alone, which needs
+            root, and empty at every start.
+    """
+
+    def __init__(
+        self, files: list[Path], environ: dict[str, str], log: Path, disks: Mapping[str, str] | None = None
+    ) -> None:
+        command = [str(binary()), *(f"--config={file}" for file in files)]
+        for folder, size in (disks or {}).items():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            mount = f"mount -t tmpfs -o size={shlex.quote(size)} tmpfs {shlex.quote(folder)}"
+            # Each program takes the place of the one before, so that signals reach the Collector.
+            command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
+        super().__init__(command, {"PATH": os.environ["PATH"], **environ}, log)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if need be, and wait until it is healthy."""
+        super().start()
+        process = self._process
+        assert process is not None
+        assert until(lambda: process.poll() is not None or self._is_healthy(), 120), self.log[-4000:]
+        assert process.poll() is None, self.log[-4000:]
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._environ['HEALTH_ENDPOINT']}/", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def forget(self, file: Path) -> None:
+        """Start it without this file of its configuration the next time."""
+        self._command.remove(f"--config={file}")

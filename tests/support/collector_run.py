@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -21,7 +20,7 @@ from typing import Any
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.support.collector import Collector
+from tests.support.collector import Collector, Runs
 from tests.support.collector_keys import FOLDER
 from tests.support.loopback import Handler, LoopbackServer
 from tests.support.program import Address
@@ -90,7 +89,7 @@ class _Taking(Handler):
         self.send(status)
 
 
-class Bridge:
+class Bridge(Runs):
     """`otel-letta serve` as a process, which can be killed and come back. It does not run before `start`.
 
     Args:
@@ -102,8 +101,8 @@ class Bridge:
     def __init__(self, letta: Address, agent: str, folder: Path, *arguments: str, **environ: str) -> None:
         (self.port,) = ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
-        self._environ = {
+        command = [sys.executable, "-m", "otel_letta", "serve", "--port", str(self.port), *arguments]
+        variables = {
             **os.environ,
             "PYTHONPATH": str(_ROOT),
             "LETTA_BASE_URL": letta.base_url,
@@ -114,37 +113,7 @@ class Bridge:
             "OTEL_LETTA_OUTBOX": str(folder / "outbox.db"),
             **environ,
         }
-        self._log = folder / f"serve-{self.port}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Bridge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text("utf-8", errors="replace")
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=self._environ, stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        """End it as kill -9 does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(60)
-            self._process = None
-
-    def stop(self) -> int:
-        """Ask it to end, and return its exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(300)
-        self._process = None
-        return code
+        super().__init__(command, variables, folder / f"serve-{self.port}.log")
 
     def freeze(self) -> None:
         """It stays, and does nothing any more: its port takes connections that nobody answers."""

@@ -25,7 +25,6 @@ __all__ = [
     "Conversation",
     "Driver",
     "action",
-    "agent",
     "ends",
     "letta",
     "observation",
@@ -147,11 +146,6 @@ def letta() -> Iterator[InMemoryLetta]:
     with InMemoryLetta() as server:
         yield server
         openhands.shutdown()
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
-__all__ = ["Handler", "LoopbackServer"]
+__all__ = ["Handler", "LoopbackServer", "answering"]
 
 _S = TypeVar("_S", bound="LoopbackServer")
 
@@ -105,3 +105,16 @@ class LoopbackServer(ThreadingHTTPServer):
         """Stay silent when the client went away; everything else is a mistake that shall be seen."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
+
+
+@contextlib.contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """Answer every GET with the same. Yield the address."""
+
+    class Answer(Handler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):  # who asked may have enough
+                self.send(status, body)
+
+    with LoopbackServer(Answer) as server:
+        yield server.url

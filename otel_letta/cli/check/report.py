@@ -24,7 +24,7 @@ def send_test_report(findings: Findings, settings: Settings) -> None:
             answer = reporter.send_progress_report_sync(
                 chat_id=_CHAT,
                 message_id=_CHAT,
-                content="Test report of 'otel-letta check --send': reports get through. No action is needed.",
+                content="Test report of otel-letta: reports get through. No action is needed.",
                 progress=1.0,
                 status="completed",
             )

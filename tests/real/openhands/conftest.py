@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.conversations import agent, letta, settings  # noqa: F401 - fixtures
+from tests.support.conversations import letta, settings  # noqa: F401 - fixtures
 from tests.support.openhands_llm import ScriptedModel
 
 _HERE = Path(__file__).parent

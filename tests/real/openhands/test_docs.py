@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,17 +20,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs/uses/openhands.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"<!-- openhands: (\w+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 (EXPORTS,) = re.findall(r"```sh\n((?:export (?:OTEL|LMNR|OPENHANDS).*\n)+)```", PAGE)
-
-
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-
-
-@pytest.fixture
-def agent(letta: InMemoryLetta) -> str:
-    return letta.create_agent()
 
 
 @pytest.fixture

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,6 +19,7 @@ from otel_letta.otel.processor import LettaSpanProcessor
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.serve.tasks import TaskList
 from otel_letta.testing import InMemoryLetta
+from tests.support.loopback import answering
 from tests.support.otlp_sender import serving
 
 HOSTILE = "[bold red]x[/]\x1b[2J\nsecond \u202eline"
@@ -156,29 +153,6 @@ def test_where_there_is_neither_it_says_what_is_missing(monkeypatch: pytest.Monk
     assert result.exit_code == 1
     assert "Nothing listens on http://127.0.0.1:9" in result.output
     assert "no agent whose board" in result.output
-
-
-@contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -13,14 +14,16 @@ import pytest
 
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
+from otel_letta.delivery.leaving import give_up
 from otel_letta.delivery.mailbox import otid_of
 from otel_letta.delivery.runs import contention
 from otel_letta.delivery.stats import Stats
-from otel_letta.delivery.worker import Crew
+from otel_letta.delivery.worker import Crew, Pool
 from otel_letta.errors import LettaError
 from otel_letta.letta.rest import RestTransport
 from otel_letta.letta.select import SelectingTransport
 from otel_letta.letta.transport import Lane, Message, Run
+from otel_letta.report import ProgressReport
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.fake_transport import (
@@ -73,6 +76,17 @@ def until(gate: threading.Event) -> Callable[[Lane, object], None]:
     return turn
 
 
+@contextlib.contextmanager
+def under_way(letta: FakeTransport, courier: Courier, report: ProgressReport) -> Iterator[None]:
+    """A request with this report lasts as long as the block."""
+    gate = threading.Event()
+    letta.on_send = until(gate)
+    courier.put(report)
+    letta.wait_for_requests(1)
+    yield
+    gate.set()
+
+
 def finished(courier: Courier) -> None:
     """Nothing is in flight."""
     with courier.lock:
@@ -104,41 +118,29 @@ def test_a_report_goes_out_at_once_as_a_message_of_role_user(letta: FakeTranspor
 def test_what_waits_while_a_request_is_in_flight_goes_into_one_request_ends_first(
     letta: FakeTransport, courier: Courier
 ) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(progress("a", 0.0))
-    letta.wait_for_requests(1)
-    for share in (0.3, 0.6):
-        courier.put(progress("b", share))
-    courier.put(end("c"))
-    courier.put(end("a"))
-    gate.set()
+    with under_way(letta, courier, progress("a", 0.0)):
+        for share in (0.3, 0.6):
+            courier.put(progress("b", share))
+        courier.put(end("c"))
+        courier.put(end("a"))
     letta.wait_for_delivered(4)
 
     assert contents(letta) == [["a 0.0"], ["c over", "a over", "b 0.6"]]
 
 
 def test_a_request_holds_20_reports_at_most(letta: FakeTransport, courier: Courier) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    for number in range(45):
-        courier.put(end(f"t{number}"))
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        for number in range(45):
+            courier.put(end(f"t{number}"))
     letta.wait_for_delivered(46)
 
     assert [len(request) for request in letta.texts()] == [1, 20, 20, 5]
 
 
 def test_a_request_holds_16_kb_at_most(letta: FakeTransport, courier: Courier) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    for number in range(30):
-        courier.put(end(f"t{number}", "&" * 2_000))  # five bytes each in the block
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        for number in range(30):
+            courier.put(end(f"t{number}", "&" * 2_000))  # five bytes each in the block
     letta.wait_for_delivered(31)
 
     sizes = [sum(len(text.encode()) for text in request) for request in letta.texts()[1:]]
@@ -174,14 +176,10 @@ def test_conversations_of_one_agent_are_lanes_of_their_own(letta: FakeTransport,
 def test_a_refused_request_is_halved_until_the_poisoned_report_stands_alone(
     letta: FakeTransport, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
     letta.refuses = lambda content: BAD if "poison" in content else None
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    for number in range(16):
-        courier.put(end("poison" if number == 5 else f"t{number}"))
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        for number in range(16):
+            courier.put(end("poison" if number == 5 else f"t{number}"))
     letta.wait_for_delivered(16)
     finished(courier)
 
@@ -194,14 +192,10 @@ def test_a_refused_request_is_halved_until_the_poisoned_report_stands_alone(
 
 
 def test_several_poisoned_reports_are_all_found(letta: FakeTransport, courier: Courier) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
     letta.refuses = lambda content: BAD if "poison" in content else None
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    for number in range(8):
-        courier.put(end(f"{'poison' if number % 3 == 0 else 'good'}{number}"))
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        for number in range(8):
+            courier.put(end(f"{'poison' if number % 3 == 0 else 'good'}{number}"))
     letta.wait_for_delivered(1 + 5)
     finished(courier)
 
@@ -270,14 +264,10 @@ def test_retry_after_is_obeyed_when_it_is_longer(letta: FakeTransport, courier: 
 def test_ends_and_the_newest_progress_are_sent_again(
     letta: FakeTransport, courier: Courier, clock: Clock, error: LettaError
 ) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    letta.failures = [error]
-    courier.put(end("a"))
-    courier.put(progress("b", 0.3))
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        letta.failures = [error]
+        courier.put(end("a"))
+        courier.put(progress("b", 0.3))
     letta.wait_for_requests(2)
     finished(courier)
     courier.put(progress("b", 0.6))
@@ -289,18 +279,57 @@ def test_ends_and_the_newest_progress_are_sent_again(
     assert letta.requests[1][1][0].otid == letta.requests[2][1][0].otid
 
 
+def test_an_end_that_is_erased_again_and_again_is_kept_and_looked_for_before_it_is_sent_again(
+    letta: FakeTransport, courier: Courier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_letta.delivery.visit._CHANCE", 0.001)
+    monkeypatch.setattr("otel_letta.delivery.visit._SETTLING", 0.001)
+    letta.on_send = lambda lane, batch: letta.forgotten.update(message.otid for message in batch)
+    courier.put(end("a"))
+    letta.wait_for_requests(1)
+    finished(courier)
+    assert courier.stats.snapshot()["sent"] == 0
+
+    sent = len(letta.requests)
+    letta.forgotten.clear()  # it is there after all
+    clock.advance(1.1)
+    nudge(courier)
+    assert flush(courier, 5) is True
+    assert len(letta.requests) == sent
+    assert courier.stats.snapshot()["sent"] == 1
+
+
+@pytest.mark.parametrize("had_it", [True, False])
+def test_an_end_whose_request_was_interrupted_is_sent_again_only_if_the_agent_does_not_have_it(
+    letta: FakeTransport, courier: Courier, clock: Clock, monkeypatch: pytest.MonkeyPatch, had_it: bool
+) -> None:
+    """Ctrl-C while a flush sends on the thread of who called it."""
+
+    def interrupted(lane: Lane, batch: Sequence[Message]) -> None:
+        if had_it:
+            letta.store(batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "_start_thread", lambda self: None)
+    letta.on_send = interrupted
+    courier.put(end("a"))
+    with pytest.raises(KeyboardInterrupt):
+        flush(courier, 5)
+    letta.on_send = lambda lane, batch: None
+    clock.advance(1.1)
+    assert flush(courier, 5) is True
+    assert len(letta.delivered) == (0 if had_it else 1)
+    assert courier.stats.snapshot()["sent"] == 1
+
+
 @pytest.mark.parametrize("error", [LLM_DOWN, SILENCE])
 def test_progress_is_not_retried_where_a_try_is_dear_or_may_have_landed_but_ends_are(
     letta: FakeTransport, courier: Courier, clock: Clock, error: LettaError
 ) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("first"))
-    letta.wait_for_requests(1)
-    letta.failures = [error]
-    courier.put(end("a"))
-    courier.put(progress("b", 0.3))
-    gate.set()
+    with under_way(letta, courier, end("first")):
+        letta.failures = [error]
+        courier.put(end("a"))
+        courier.put(progress("b", 0.3))
     letta.wait_for_requests(2)
     finished(courier)
     clock.advance(2)
@@ -857,12 +886,8 @@ def test_a_30_minute_task_with_1_000_updates_costs_five_turns(
 
 def test_flush_waits_for_what_is_in_flight(letta: FakeTransport) -> None:
     courier = make_courier(letta)
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("a"))
-    letta.wait_for_requests(1)
-    assert flush(courier, 0.05) is False
-    gate.set()
+    with under_way(letta, courier, end("a")):
+        assert flush(courier, 0.05) is False
     assert flush(courier, 5) is True
     finish(courier)
 
@@ -916,6 +941,26 @@ def test_shutdown_gives_up_progress_and_keeps_trying_ends(letta: FakeTransport, 
     assert courier.stats.snapshot()["dropped"] == {"in_progress at shutdown": 1}
 
 
+def test_an_end_that_was_answered_and_is_not_in_the_context_is_lost_and_not_unconfirmed(clock: Clock) -> None:
+    class Erasing(FakeTransport):
+        """Another turn takes the end out of the context, and a further one runs when it is to be sent again."""
+
+        def in_context(self, lane: Lane, message_ids: Sequence[str], **options: Any) -> set[str]:
+            self.runs = [Run("another", None)]
+            self._note("in_context")
+            return set()
+
+    letta = Erasing()
+    courier = make_courier(letta, clock=clock)
+    courier.put(end("a"))
+    letta.wait_for(lambda: letta.calls[-2:] == ["in_context", "active_runs"])
+    with courier.lock:
+        (worker,) = courier._lanes.values()
+        fate = give_up(worker)
+    assert (fate.lost, fate.unconfirmed) == (1, 0)
+    finish(courier)
+
+
 def test_shutdown_says_what_is_left_and_why(letta: FakeTransport, caplog: pytest.LogCaptureFixture) -> None:
     courier = make_courier(letta)
     letta.always = UNAUTHORIZED
@@ -955,13 +1000,9 @@ def test_shutdown_does_not_call_lost_what_the_agent_is_still_answering(
 
 
 def test_statistics_say_what_was_sent_conflated_dropped_and_parked(letta: FakeTransport, courier: Courier) -> None:
-    gate = threading.Event()
-    letta.on_send = until(gate)
-    courier.put(end("a"))
-    letta.wait_for_requests(1)
-    for share in (0.0, 0.1, 0.2):
-        courier.put(progress("b", share))
-    gate.set()
+    with under_way(letta, courier, end("a")):
+        for share in (0.0, 0.1, 0.2):
+            courier.put(progress("b", share))
     letta.wait_for_delivered(2)
     courier.put(progress("b", 0.21))
     finished(courier)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,12 +62,6 @@ ANSWERS: list[tuple[int, Any]] = [
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_FIRST_BACKOFF", 0.02)
-
-
-@pytest.fixture
-def server() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as made:
-        yield made
 
 
 @pytest.fixture

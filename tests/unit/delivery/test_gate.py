@@ -409,6 +409,21 @@ def test_a_failing_look_afterwards_does_not_turn_a_delivery_into_a_failure(letta
     assert len(shy.delivered) == 1
 
 
+def test_an_end_that_a_turn_may_still_erase_when_its_program_ends_is_not_called_delivered(lane: Lane) -> None:
+    """Others send to the agent, and the newest of their turns cannot be seen yet."""
+    ending = threading.Event()
+
+    class Busy(FakeTransport):
+        def in_context(self, lane: Lane, message_ids: Sequence[str], **options: Any) -> set[str]:
+            ending.set()
+            return super().in_context(lane, message_ids, **options)
+
+    contention.note(lane)
+    attempt = Attempt()
+    exchange_end(Busy(), lane, Message("end", "otid"), until=Deadline(cancelled=ending.is_set), attempt=attempt)
+    assert attempt.missing == {"otid"}
+
+
 def test_an_end_erased_by_somebody_else_s_turn_is_in_the_next_prompt_after_all() -> None:
     with InMemoryLetta() as server:
         agent = server.create_agent()

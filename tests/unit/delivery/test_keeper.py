@@ -93,12 +93,6 @@ class Keeper(BoardKeeper):
 
 
 @pytest.fixture
-def server() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as made:
-        yield made
-
-
-@pytest.fixture
 def agent(server: InMemoryLetta) -> str:
     return server.create_agent()
 

@@ -17,25 +17,20 @@ from otel_letta import errors
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.keeping import WINDOW
 from otel_letta.delivery.outbox import Outbox
-from otel_letta.delivery.records import LOST
+from otel_letta.delivery.records import LOST, read_lane
 from otel_letta.delivery.stats import Stats
-from otel_letta.letta.transport import Run
+from otel_letta.letta.transport import Lane, Run
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.store.choose import open_store
 from otel_letta.store.model import StoreError
-from tests.support.fake_transport import CONVERSATION, FakeTransport, end, progress, settings
+from tests.support.fake_transport import CONVERSATION, SERVER, FakeTransport, end, progress, settings
 from tests.support.program import until
 
 DOWN = errors.LettaConnectionError(hint="check LETTA_BASE_URL")
 SILENCE = errors.LettaTimeoutError(may_have_landed=True)
 
 Make = Callable[..., Desk]
-
-
-@pytest.fixture
-def letta() -> FakeTransport:
-    return FakeTransport()
 
 
 @pytest.fixture
@@ -90,6 +85,17 @@ def die(desk: Desk) -> None:
         outbox._closed = True
 
 
+def leave_behind(letta: FakeTransport, make: Make, *ends: ProgressReport) -> None:
+    """A process puts these while there is no server, and dies."""
+    letta.always = DOWN
+    desk = make()
+    for each in ends:
+        desk.put(each)
+    durable(desk)
+    die(desk)
+    letta.always = None
+
+
 def kept(path: Path) -> list[dict[str, Any]]:
     """The reports in the database, whoever they belong to."""
     store = open_store(str(path))
@@ -132,13 +138,7 @@ def test_an_end_is_in_the_database_before_its_request_goes_out_and_gone_after_it
 def test_what_a_process_leaves_goes_out_with_the_next_one_in_order_and_before_its_own(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    for number in range(5):
-        first.put(end(f"a{number}"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, *(end(f"a{number}") for number in range(5)))
     second = started(make())
     second.put(end("b"))
     assert second.flush(soon())
@@ -245,11 +245,8 @@ def test_an_end_is_not_sent_by_one_from_whom_it_was_taken(letta: FakeTransport, 
 
 
 def test_an_end_that_is_too_old_is_given_up_and_counted(letta: FakeTransport, make: Make, path: Path) -> None:
+    leave_behind(letta, make, end("a"))
     letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
     second = started(make(outbox_max_age=0.001))
     outbox_of(second)._scan(soon())  # taken over at the start, and too old at the next check
     assert second._stats.snapshot()["dropped"] == {"end older than OTEL_LETTA_OUTBOX_MAX_AGE": 1}
@@ -259,11 +256,7 @@ def test_an_end_that_is_too_old_is_given_up_and_counted(letta: FakeTransport, ma
 def test_the_ends_for_another_server_wait_for_a_process_that_knows_it(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
+    leave_behind(letta, make, end("a"))
     other = FakeTransport()
     other.server = "http://other.test"
     second = started(make(other))
@@ -272,13 +265,28 @@ def test_the_ends_for_another_server_wait_for_a_process_that_knows_it(
     assert [report["task_id"] for report in kept(path)] == ["a"]
 
 
+def test_an_end_whose_conversation_is_gone_is_kept_for_the_agent_s_own_one(
+    letta: FakeTransport, make: Make, path: Path
+) -> None:
+    def turn(lane: Lane, messages: Any) -> None:
+        raise DOWN if lane.conversation_id is None else errors.LettaConversationNotFoundError(status=404)
+
+    letta.on_send = turn
+    desk = started(make())
+    with desk._crew.lock:  # or it would be on its way before it is written
+        desk.put(end("a", chat_id=CONVERSATION))
+    letta.wait_for_requests(2)
+    durable(desk)
+    die(desk)
+    store = open_store(str(path))
+    store.open()
+    (entry,) = [entry for entry, _ in store.all_entries()]
+    store.close()
+    assert read_lane(entry.lane) == Lane(SERVER, "agent-1")
+
+
 def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport, make: Make) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, end("a"))
     letta.agent_id = "agent-2"
     second = started(make(agent_id="agent-2"))
     assert second.flush(soon())
@@ -288,12 +296,7 @@ def test_the_ends_of_another_default_agent_go_to_that_agent(letta: FakeTransport
 def test_a_process_that_sends_no_messages_leaves_those_of_others_alone(
     letta: FakeTransport, make: Make, path: Path
 ) -> None:
-    letta.always = DOWN
-    first = make()
-    first.put(end("a"))
-    durable(first)
-    die(first)
-    letta.always = None
+    leave_behind(letta, make, end("a"))
     sent = len(letta.requests)
     second = make(delivery="board")
     assert second.outbox is None
@@ -446,13 +449,17 @@ def test_a_full_disk_is_survived(letta: FakeTransport, make: Make, caplog: pytes
     for each in range(300):
         desk.put(end(f"t{each}", "x" * 1_000))
     until(lambda: outbox_of(desk).usable is False, "the disk is full")
+    for _ in range(3):  # it opens, and what waits does not fit into it
+        outbox_of(desk)._open(soon())
+        outbox_of(desk)._commit()
     letta.always = None
     with desk._crew.lock:
+        desk._crew.circuits.bring_forward(desk._crew.clock())
         for worker in desk._courier._lanes.values():
-            worker.retry.succeeded()
             worker.wake()
     until(lambda: len(set(names(letta))) == 300, "memory delivers all")
-    assert "disk" in caplog.text
+    (complaint,) = [each for each in caplog.records if each.name.startswith("otel_letta.delivery.outbox")]
+    assert "disk" in complaint.getMessage()
 
 
 def test_more_ends_than_memory_may_hold_without_a_database_become_a_count(

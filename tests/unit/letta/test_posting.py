@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from otel_letta.errors import LettaConnectionError, LettaTimeoutError
+from otel_letta.errors import LettaConnectionError, LettaError, LettaServerError, LettaTimeoutError
 from otel_letta.letta.transport import Message, Posting
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.testing import InMemoryLetta
+from tests.support.loopback import Handler, LoopbackServer
 from tests.unit.letta.rest_support import transport
 from tests.unit.letta.test_http import Recorder
 
@@ -27,9 +28,11 @@ def address(listening: socket.socket) -> str:
     return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def failed(base_url: str, content: str = "hello", seconds: float = 30.0) -> tuple[Posting, LettaConnectionError]:
+def failed(
+    base_url: str, content: str = "hello", seconds: float = 30.0, kind: type[LettaError] = LettaConnectionError
+) -> tuple[Posting, LettaError]:
     letta, posting = transport(base_url), Posting()
-    with pytest.raises(LettaConnectionError) as raised:
+    with pytest.raises(kind) as raised:
         letta.send(letta.lane(None, None), [Message(content, "otid")], until=Deadline.after(seconds), posting=posting)
     letta.close()
     return posting, raised.value
@@ -89,6 +92,20 @@ def test_a_connection_that_breaks_after_the_request_may_have_brought_it(silent: 
     posting, error = failed(address(silent))
     thread.join(30)
     assert (posting.sent, error.may_have_landed) == (True, True)
+
+
+@pytest.mark.parametrize("body", [b"<html>Please log in</html>", b'{"messages": 5}', b"[]"])
+def test_a_success_that_is_not_letta_s_leaves_open_what_became_of_the_request(body: bytes) -> None:
+    """A proxy that answers in its place may have passed it on."""
+
+    class Proxy(Handler):
+        def do_POST(self) -> None:
+            self.read()
+            self.send(200, body)
+
+    with LoopbackServer(Proxy) as proxy:
+        posting, error = failed(proxy.url, kind=LettaServerError)
+    assert (posting.sent, error.may_have_landed, error.foreign) == (True, True, True)
 
 
 def test_what_was_abandoned_before_it_began_never_arrives() -> None:

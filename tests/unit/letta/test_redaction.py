@@ -7,10 +7,16 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from otel_letta.letta.redaction import redactor
+from otel_letta.letta.redaction import presentable_cause, redactor
 from tests.unit.letta.rest_support import transport
 
-PASSWORDS = ["correct-horse-9-staple", "Grüße aus Köln 1001", "пароль-с-точкой-77", 'a"b\\c/d e+f&g=h%41']
+PASSWORDS = [
+    "correct-horse-9-staple",
+    "correct horse 9 staple",
+    "Grüße aus Köln 1001",
+    "пароль-с-точкой-77",
+    'a"b\\c/d e+f&g=h%41',
+]
 
 
 def redact(password: str, text: str) -> str:
@@ -63,6 +69,15 @@ def test_a_cut_percent_form_is_redacted_as_well() -> None:
     assert (
         redact("Grüße aus Köln 1001", "GET /?token=Gr%FC%DFe%20aus%20K gave 401") == "GET /?token=[redacted] gave 401"
     )
+
+
+@pytest.mark.parametrize("way", ["__cause__", "__context__"])
+def test_an_error_is_not_shown_if_one_that_led_to_it_tells_a_secret(way: str) -> None:
+    redaction = redactor(transport(password=PASSWORDS[0])._settings)
+    for words, shown in (("sent nothing", True), (f"sent Bearer {PASSWORDS[0]}", False)):
+        error = OSError("no answer")
+        setattr(error, way, ValueError(words))
+        assert presentable_cause(error, redaction) is (error if shown else None)
 
 
 def test_a_short_one_hides_the_whole_text() -> None:

@@ -40,6 +40,12 @@ def send(letta: RestTransport, lane: Lane, otid: str = "") -> None:
     letta.send(lane, [Message("text", otid or str(uuid.uuid4()))])
 
 
+def test_a_message_that_is_nowhere_any_more_is_not_in_the_context(lane_of: tuple[RestTransport, Lane]) -> None:
+    letta, lane = lane_of
+    send(letta, lane, OURS)
+    assert letta.in_context(lane, ["message-deleted"]) == set()
+
+
 # -- however far back ---------------------------------------------------------------------------------------------
 
 

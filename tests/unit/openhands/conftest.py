@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.conversations import agent, letta, settings  # noqa: F401 - fixtures
+from tests.support.conversations import letta, settings  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_an_outbox_lets_a_run_go_on_after_its_program_has_ended(
     waiting = (ASKED, CALL, status("waiting_for_confirmation"))
     for event in waiting:
         callback(conversation_id=conversation, **settings)(event)
+    assert openhands.flush(10)  # or the program ends, and the run goes on, before anybody could be told that it waits
     openhands.shutdown()
     for event in ({**RESULT, "id": "o2"}, FINISH, FINISHED):
         callback(conversation_id=conversation, **settings)(event)

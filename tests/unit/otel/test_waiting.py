@@ -68,12 +68,6 @@ class Program:
         return [report for report in self.letta.reports(self.agent) if "waiting" in report]
 
 
-@pytest.fixture
-def letta() -> Iterator[InMemoryLetta]:
-    with InMemoryLetta() as server:
-        yield server
-
-
 @contextmanager
 def running(program: Program) -> Iterator[Program]:
     yield program

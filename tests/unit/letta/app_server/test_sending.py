@@ -6,6 +6,7 @@ import pytest
 
 from otel_letta import errors
 from otel_letta.delivery.gate import exchange
+from otel_letta.letta.transport import Message
 from otel_letta.runtime.deadline import Deadline
 from tests.support.scripted_app_server import Held, ScriptedAppServer
 from tests.unit.letta.app_server.support import AGENT, ONE, TWO, Make, send, told
@@ -89,6 +90,21 @@ def test_of_an_input_that_is_stored_in_part_only_the_rest_is_sent_again(server: 
     send(letta, ONE, TWO)
     server.messages[AGENT, "default"].pop()
     send(letta, ONE, TWO)
+    assert told(server) == ["report one", "report two"]
+
+
+@pytest.mark.parametrize("later", [(ONE, TWO), (TWO, ONE)])
+def test_an_input_without_an_answer_is_sent_as_it_was_before_what_joined_it(
+    server: ScriptedAppServer, make: Make, later: tuple[Message, ...]
+) -> None:
+    """The same input again is the one thing that the server knows from the first."""
+    server.on_input = lambda held: held.socket.close()
+    letta = make()
+    with pytest.raises(errors.LettaConnectionError) as raised:
+        send(letta, ONE)
+    assert raised.value.may_have_landed
+    server.on_input = lambda held: held.finish()
+    send(letta, *later)
     assert told(server) == ["report one", "report two"]
 
 
