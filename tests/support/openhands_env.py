@@ -50,7 +50,10 @@ def python(*, as_it_is: bool = False) -> Path:
             return found
         if not found.exists():
             _run(base, "-m", "venv", str(folder / "venv"))
-        _run(str(found), "-m", "pip", "install", "--quiet", "--editable", *_PACKAGES)
+        # Not pip: it was still trying versions of OpenTelemetry's packages, which Laminar pins and others do not, after
+        # 20 minutes of a day on which only some of them had a new release. uv's resolver takes seconds.
+        _run(str(found), "-m", "pip", "install", "--quiet", "uv>=0.5")
+        _run(str(found), "-m", "uv", "pip", "install", "--quiet", "--python", str(found), "--editable", *_PACKAGES)
     return found
 
 
