@@ -205,7 +205,7 @@ class Tree:
 
     def hang(self, node: Node, above: Node) -> None:
         """Make a span the child of another one; parents that go in a circle have no top."""
-        if node.children and above.top is node:
+        if above is node or (node.children and above.top is node):
             return
         node.above = node.shortcut = above
         if above.children is None:

@@ -698,6 +698,16 @@ def test_parents_that_go_in_a_circle_end_too() -> None:
     assert played.tracker.open_tasks == 0
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("below", [False, True], ids=["alone", "with a call below"])
+def test_a_circle_of_any_length_is_no_trap_in_any_order(length: int, below: bool) -> None:
+    spans = [agent(f"A{n}", n, n % length + 1) for n in range(1, length + 1)]
+    for order in itertools.permutations([*spans, tool("t", 9, 1)] if below else spans):
+        played = arrived(*order)
+        played.tracker.finish()
+        assert played.tracker.open_tasks == 0
+
+
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
