@@ -91,8 +91,8 @@ class Courier:
             if lane in self._lanes:
                 self._lanes[lane].mailbox.forget(report.key, why)
 
-    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> Answer | None:
-        """Return what is stored of the answer to a task that waits, while the request with its report has none yet.
+    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> tuple[ProgressReport, Answer] | None:
+        """Return a report that a task waits, and what is stored of the answer to it, while its request has none yet.
 
         Raises:
             LettaError: the server does not say.
@@ -109,7 +109,7 @@ class Courier:
             age = 0.0 if parcel.sent_at is None else self.clock() - parcel.sent_at
             response = self.transport.stored_answers(lane, [parcel.otid], age=age, until=until).get(parcel.otid)
             if response is not None:
-                return self.transport.answer(lane, response)
+                return parcel.report, self.transport.answer(lane, response)
         return None
 
     def put_back(self, report: ProgressReport, lane: Lane, maybe_landed: bool) -> None:

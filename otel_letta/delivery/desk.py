@@ -81,7 +81,7 @@ class Desk:
         if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
             self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
 
-    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> Answer | None:
+    def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> tuple[ProgressReport, Answer] | None:
         """See `Courier.look_up`."""
         return self._courier.look_up(agent_id, task_id, until)
 

@@ -217,12 +217,12 @@ class Visit:
         if since is not None:
             youngest = time.monotonic() - since - _CLOCKS
             runs = [run for run in runs if run.age is None or run.age >= youngest]
-        if len(runs) > self._of_ours(runs):
+        if len(runs) > (1 if self._one_is_ours(runs) else 0):
             contention.note(self._lane)
         return runs
 
-    def _of_ours(self, runs: list[Run]) -> int:
-        """Return how many of these turns are ours, and no sign of anybody else.
+    def _one_is_ours(self, runs: list[Run]) -> bool:
+        """Return whether one of these turns is taken for our own, and so for no sign of anybody else.
 
         One that was taken for somebody else's made every request of the next two minutes wait for a second: 16 ends
         a second instead of 1,000 (measured).

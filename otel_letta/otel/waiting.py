@@ -208,15 +208,15 @@ class _Reported:
         # A request whose answer got lost in silence is waited for as long as a turn may take.
         try:
             with suppress_tracing():
-                answer = self._pipeline.desk.look_up(*expected.task, Deadline.after(_LAST_LOOK))
+                found = self._pipeline.desk.look_up(*expected.task, Deadline.after(_LAST_LOOK))
         except LettaError as error:
             _logger.debug("cannot tell whether an answer got lost: %s", error)
             return
         except Exception as error:  # noqa: BLE001 - a bug of ours, or a server's odd answer, ends nobody's task
             self._pipeline.complain("a look for a lost answer", error)
             return
-        if answer is not None:
-            expected.put(each for each in answer.instructions if expected.is_meant_by(each))
+        if found is not None and expected.is_question(found[0]):
+            expected.put(each for each in found[1].instructions if expected.is_meant_by(each))
 
     def leave(self, expected: Expected) -> None:
         self._pipeline.instructions.leave(expected)

@@ -31,7 +31,7 @@ _MOST_KEPT = 20
 _KEPT = 3_600.0
 """Seconds for which what came too late for its wait is kept for the next one that asks the same."""
 
-Task = tuple["str | None", str]
+Task = tuple[str | None, str]
 """The agent that a task is reported to, None for the configured one, and the task's id."""
 Standing = tuple[int, int]
 """Run and sequence of a task's last report: what comes later is larger."""
@@ -123,7 +123,7 @@ class Expected:
             report: the one that was answered, if it is the task's: it may have brought the question.
         """
         with self._changed:
-            brought = report is not None and self._is_question(report)
+            brought = report is not None and self.is_question(report)
             if report is not None and brought:
                 self._after, self._agent_id, self._answered = (report.run, report.sequence), answer.agent_id, True
             if answer.agent_id != self._agent_id or (self.first_answer and not brought):
@@ -153,7 +153,8 @@ class Expected:
         for listener in self._listeners:
             listener()
 
-    def _is_question(self, report: ProgressReport) -> bool:
+    def is_question(self, report: ProgressReport) -> bool:
+        """Return whether a report brought the question, and no earlier one."""
         if (report.run, report.sequence) <= self._after:
             return False
         return report.waiting or (self.first_answer and report.status.is_terminal)

@@ -18,9 +18,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from otel_letta import (
+    Answer,
     Instruction,
     LettaSpanExporter,
     LettaSpanProcessor,
+    ProgressReport,
     await_instruction,
     task,
     wait_for_instruction,
@@ -244,6 +246,25 @@ def test_an_answer_that_never_comes_is_looked_for_before_the_time_is_over(
             assert found.text == "the second"
             assert letta.turns == 1
         proxy.set(None)  # the request that still waits ends now
+
+
+def test_a_look_finds_no_answer_to_an_earlier_question(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    said = Answer(agent_id=program.agent, instructions=(Instruction(task_id="t-1", action="continue", text="old"),))
+
+    def find(*_: Any) -> Any:
+        looks.append("")
+        return ProgressReport(task_id="t-1", sequence=0, waiting=True), said
+
+    monkeypatch.setattr(waiting, "_FIRST_LOOK", 0.05)
+    monkeypatch.setattr(waiting, "_LAST_LOOK", 0.05)
+    monkeypatch.setattr(Desk, "look_up", find)
+    with program.letta.hold(program.agent), program.task(task_id="t-1") as t:
+        for seconds in (0.5, 5.0, 30.0):  # a busy machine may not even begin in a moment
+            assert wait_for_instruction(t, seconds, question="which?") is None
+            if looks:
+                break
+    assert looks
 
 
 def test_a_look_that_fails_ends_no_wait(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
