@@ -2,10 +2,10 @@
 
 A receiver and a sender, each on a core of its own where the machine has two. Bursts of requests of 512 spans with ten
 attributes each (270 kB in protobuf, 510 kB in JSON; zstd leaves 13 % and 7 % of them, and 12 % of recorded agents' in
-protobuf), every one with new ids, over eight connections; 1 %, 29 % and 100 % of the spans are an agent's work (a run, its
-model calls and tools), the others plain. Beside it, in the same way: uvicorn that decodes each request and looks which
-spans matter (*decode and gate*), and uvicorn that reads the body and does nothing. Rounds alternate, and the figure is the
-median of their ratios.
+protobuf), every one with new ids, over eight connections; 1 %, 29 % and 100 % of the spans are an agent's work (a run,
+its model calls and tools), the others plain. Beside it, in the same way: uvicorn that decodes each request and looks
+which spans matter (*decode and gate*), and uvicorn that reads the body and does nothing. Rounds alternate, and the
+figure is the median of their ratios.
 
 *taken in* is what the receiver's process needed until the last answer; *with everything* until nothing of it was left
 to do: spans tracked, tasks judged, reports delivered. Both in spans for each second of its processor, so that a busy
