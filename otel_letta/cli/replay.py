@@ -6,6 +6,7 @@ stands at the newest span's end, or log record, that has arrived, so that tasks 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import heapq
 import json
@@ -79,6 +80,8 @@ def replay(files: tuple[str, ...], dry_run: bool, form: str, speed: float | None
         settings = Settings.resolve(require_agent=not dry_run)
     except LettaConfigurationError as error:
         if not dry_run:
+            for name in files:
+                _warn_if_missing(name)
             click.echo(f"{error}\n'otel-letta check' says more; --dry-run needs no settings.", err=True)
             sys.exit(1)
         settings = Settings.resolve(require_agent=False, environ={}, dotenv_path=os.devnull)
@@ -233,6 +236,11 @@ class Replay:
 
 def _warn(what: str) -> None:
     click.echo(clean_line(what, 300), err=True)
+
+
+def _warn_if_missing(name: str) -> None:
+    if name != "-" and not Path(name).exists():
+        _warn(f"{name}: {os.strerror(errno.ENOENT)}")
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def configure(
             ``settings``.
     """
     keywords = cast("dict[str, Any]", options)
+    own_parts = any(part is not None for part in (transport, meter_provider, task_filter))
     with lock:
         provider = tracer_provider or trace.get_tracer_provider()
         if isinstance(provider, trace.ProxyTracerProvider):
@@ -95,11 +96,10 @@ def configure(
             return Reporting(None, problem)
         known = getattr(provider, MARK, None)
         before = _handle_of(known) if isinstance(known, LettaSpanProcessor) and known.active else None
-        own_parts = any(part is not None for part in (transport, meter_provider, task_filter))
-        if before is not None and not own_parts and before._fits(keywords):
-            before._processor_answers_to(on_answer)
-            return before
-        by_default = not keywords and not own_parts
+        same = None if own_parts else _the_same(before, keywords)
+        if same is not None:
+            same._processor_answers_to(on_answer)
+            return same
         processor = LettaSpanProcessor(
             transport=transport,
             meter_provider=meter_provider,
@@ -109,16 +109,47 @@ def configure(
             **options,
         )
         handle = _handle_of(processor)
-        handle._by_default = by_default
-        if processor.active:
-            setattr(provider, MARK, processor)
-            provider.add_span_processor(processor)
-            if before is not None:
-                _logger.info("configured anew: from now on the tasks of this program are reported by other settings")
-                before.shutdown()
-        elif before is not None:
-            _logger.warning("the settings of the earlier call of configure() stay in force")
+        handle._by_default = not keywords and not own_parts
+        _give(provider, processor, before)
         return handle
+
+
+def configure_ahead() -> None:
+    """Do what `configure` does for a program that may call it as well: of the same mistake it hears only once."""
+    global _said
+    reporting = configure()
+    _said = None if reporting.active else reporting
+
+
+_said: Reporting | None = None
+"""What `configure_ahead` returned, if it does nothing, until the next call of `configure`."""
+
+
+def _the_same(before: Reporting | None, keywords: dict[str, Any]) -> Reporting | None:
+    """Return the handle that there is, if another call of `configure` wants nothing else, or makes the same mistake."""
+    global _said
+    said, _said = _said, None
+    if before is not None:
+        return before if before._fits(keywords) else None
+    if said is None:
+        return None
+    try:
+        Settings.from_options(dict(keywords), lenient=True)
+    except LettaConfigurationError as error:
+        return said if said.status().problems == (str(error),) else None
+    return None
+
+
+def _give(provider: Any, processor: LettaSpanProcessor, before: Reporting | None) -> None:
+    """Add a processor that works to the provider, in place of an earlier one."""
+    if processor.active:
+        setattr(provider, MARK, processor)
+        provider.add_span_processor(processor)
+        if before is not None:
+            _logger.info("configured anew: from now on the tasks of this program are reported by other settings")
+            before.shutdown()
+    elif before is not None:
+        _logger.warning("the settings of the earlier call of configure() stay in force")
 
 
 class Reporting:

@@ -30,8 +30,8 @@ _REST = 9.0
 _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
 _MOST = 10_000
-"""Calls that wait at most. A span that ends costs some kB until its call is made; more of them are only counted. It
-is a dozen objects, too, that a full pass of the garbage collector goes through while the program waits."""
+"""Calls that wait at most. A task that ends costs 1 kB until its calls are made; more of them are only counted. It is
+six objects, too, that a full pass of the garbage collector goes through while the program waits."""
 _PATIENCE = 0.002
 """Seconds that a hook waits for its turn to help, where it would otherwise lose its call."""
 _LINGER = 0.004

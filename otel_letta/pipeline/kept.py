@@ -1,8 +1,10 @@
 """Ended spans in as little room as will do, for the moment between a hook and the inbox's thread.
 
-The SDK's span holds locks, lists and deques besides what it says: 3 kB, of which 0.7 are needed. What a hook keeps is
-memory that the program's next span cannot have, so that one takes some from where the caches are cold. It was a third
-of what a short task cost its caller (measured, Python 3.11).
+The SDK's span holds locks, lists and deques besides what it says. What a hook keeps is memory that the program's next
+span cannot have, so that one takes some from where the caches are cold; and objects that the garbage collector goes
+through, while the program waits. Measured with Python 3.11, of a short task from its start until its calls are made:
+3.1 kB and 14 objects with the SDK's span, 1.0 kB and 6 without; that was a third of what it cost its caller, and with
+5,000 tasks waiting a full pass of the collector took 16 ms more than without any, not 42.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ def section(program: Program) -> str:
     parts = [f"### {program.title} {program.checked}"]
     if settings:
         language = program.file.rpartition(".")[2]
-        parts.append(f"`{program.shown_path}`:\n\n```{language}\n{render(program.file, settings)}```")
+        path = "/".join(part for part in ("~", program.folder, program.file) if part)
+        parts.append(f"`{path}`:\n\n```{language}\n{render(program.file, settings)}```")
     if variables:
         lines = "".join(f"{name}={value}\n" for name, value in variables.items())
         parts.append(f"{'And in' if settings else 'In'} the environment that it starts in:\n\n```text\n{lines}```")

@@ -16,9 +16,9 @@ _NONE = "otel_letta_none"
 def start() -> None:
     """Turn reporting on, and the instrumentations that are installed. Never raises."""
     try:
-        import otel_letta
+        from otel_letta.otel.configure import configure_ahead
 
-        otel_letta.configure()
+        configure_ahead()
         _instrument()
     except Exception as error:
         _logger.error("otel-letta run: unexpected %s", type(error).__name__)

@@ -58,10 +58,6 @@ class Program:
         home = Path(environ.get("HOME") or Path.home())
         return (Path(named).expanduser() if named else home / self.folder) / self.file
 
-    @property
-    def shown_path(self) -> str:
-        return "/".join(part for part in ("~", self.folder, self.file) if part)
-
 
 def _claude_code(target: Target) -> Settings:
     variables = {

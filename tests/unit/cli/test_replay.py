@@ -302,6 +302,14 @@ def test_without_an_agent_nothing_is_read_or_sent() -> None:
     assert "LETTA_AGENT_ID" in result.stderr
 
 
+def test_without_an_agent_a_file_that_is_not_there_is_named_first(tmp_path: Path) -> None:
+    result = replay(tmp_path / "missing.jsonl", recorded("strands.native.success"), env={"LETTA_AGENT_ID": ""})
+    assert result.exit_code == 1
+    file, agent = result.stderr.index("missing.jsonl: No such file"), result.stderr.index("LETTA_AGENT_ID")
+    assert file < agent
+    assert result.stderr.count("No such file") == 1
+
+
 def test_what_is_printed_is_sent_too() -> None:
     with InMemoryLetta() as letta:
         agent = letta.create_agent()

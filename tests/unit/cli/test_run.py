@@ -128,6 +128,26 @@ def test_without_settings_the_program_runs_and_one_line_says_what_is_missing(
     assert "No Letta agent is named" in done.stderr
 
 
+@pytest.mark.parametrize("app", [APP, OWN_PROVIDER], ids=["no provider", "a provider of its own"])
+def test_a_program_that_configures_reporting_itself_hears_of_a_mistake_once(
+    app: str, letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    again = "import otel_letta\nprint(otel_letta.configure())\n"
+    (tmp_path / "app.py").write_text(app + again)
+    done = run(letta, "", tmp_path, sys.executable, "app.py")
+    assert done.returncode == 0
+    assert "does nothing: No Letta agent is named" in done.stdout
+    assert done.stderr.count("No Letta agent is named") == 1
+
+
+def test_another_mistake_of_the_program_is_another_line(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
+    again = f"otel_letta.configure(agent_id={agent!r}, base_url='nonsense')\n"
+    (tmp_path / "app.py").write_text(f"import otel_letta\n{again}{again}")
+    done = run(letta, "", tmp_path, sys.executable, "app.py")
+    assert done.stderr.count("No Letta agent is named") == 1
+    assert done.stderr.count("does nothing") == 3
+
+
 def test_a_python_without_otel_letta_runs_the_program_and_says_so(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
