@@ -193,6 +193,7 @@ def test_memory_holds_a_window_of_a_lane_and_the_rest_follows_in_order(letta: Fa
     assert desk._stats.snapshot()["dropped"] == {}
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_lane_that_is_stuck_keeps_no_other_from_its_ends(letta: FakeTransport, make: Make) -> None:
     desk = started(make())
 
