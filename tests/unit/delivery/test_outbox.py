@@ -381,6 +381,18 @@ def test_a_task_that_waits_is_not_lost_and_every_process_may_go_on_with_it(
     assert 'status="completed"' in ends[0]
 
 
+def test_that_a_task_waits_is_told_once_whoever_goes_on_with_it(letta: FakeTransport, make: Make) -> None:
+    first = make()
+    first.put(traced(progress("a", 0.4, "needs an approval", waiting=True)))
+    assert first.flush(soon())
+    durable(first)
+    die(first)
+    second = started(make())
+    assert [report.task_id for report in outbox_of(second).estate.take_restored()] == ["a"]
+    assert second.flush(soon())
+    assert names(letta) == ["a"]
+
+
 # -- a database that cannot be used ------------------------------------------------------------------------------------
 
 
