@@ -66,6 +66,12 @@ class Program:
 
 
 @pytest.fixture
+def letta() -> Iterator[InMemoryLetta]:
+    with InMemoryLetta() as server:
+        yield server
+
+
+@pytest.fixture
 def program(letta: InMemoryLetta) -> Iterator[Program]:
     program = Program(letta)
     yield program
