@@ -25,11 +25,12 @@ format: .venv  ## mend what can be mended by itself
 test: .venv  ## the quick suite
 	$(BIN)/python -m pytest -n auto
 
-test-real: .venv  ## the suites with real Letta servers, OpenHands, agent frameworks and coding programs (installs them once)
+test-real: .venv  ## the suites with real Letta servers, OpenHands, frameworks, coding programs, a Collector (installs them once)
 	$(BIN)/python -m pytest -m letta
 	"$$($(BIN)/python -m tests.support.openhands_env)" -m pytest -m openhands tests/real/openhands
 	$(BIN)/python -m pytest -m agents
 	$(BIN)/python -m pytest -m 'programs or languages'
+	$(BIN)/python -m pytest -m collector
 
 docs: .venv  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -22,6 +22,7 @@ page = email.message_from_bytes(wheel.read(metadata))
 urls = page.get_all("Project-URL") or []
 (home,) = [url.partition(", ")[2] for url in urls if url.startswith("Homepage")]
 links = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', page.get_payload())
+assert len(links) > 20, links
 for link in (first or second for first, second in links):
     assert link.startswith("https://"), link
     assert link.startswith((home, "https://docs.letta.com", home.replace("github.com", "raw.githubusercontent.com"))), (

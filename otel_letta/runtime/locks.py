@@ -42,7 +42,7 @@ _open_files_lock = threading.Lock()
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -55,7 +55,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
+        """Take the lock of an open file. Return False if somebody else has it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,7 +165,7 @@ class HostLock:
             _warn_once(error)
             return True
         try:
-            taken = _try_lock(fd)
+            taken = try_lock(fd)
         except OSError as error:  # a file system without locks
             os.close(fd)
             _warn_once(error)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otel_letta.runtime.locks import try_lock
 from otel_letta.store.model import Spool, SpoolItem
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class OwnSpool:
     def _take(self, number: int) -> bool:
         file = self._file(number)
         descriptor = os.open(file.with_name(f"{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        if not _try_lock(descriptor):
+        if not try_lock(descriptor):
             os.close(descriptor)
             return False
         self._held[number] = descriptor
@@ -143,24 +143,3 @@ class SharedSpool:
     def close(self) -> None:
         """Give it up."""
         self.spool.close()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from otel_letta.delivery import retry
 from otel_letta.testing import InMemoryLetta
 from tests.support.fake_transport import FakeTransport
 
@@ -19,3 +20,9 @@ def letta() -> FakeTransport:
 def server() -> Iterator[InMemoryLetta]:
     with InMemoryLetta() as made:
         yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try after a failure comes at once."""
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF", 0.02)

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -297,6 +298,23 @@ def test_an_end_that_is_erased_again_and_again_is_kept_and_looked_for_before_it_
     assert flush(courier, 5) is True
     assert len(letta.requests) == sent
     assert courier.stats.snapshot()["sent"] == 1
+
+
+def test_an_end_that_another_process_may_have_sent_is_looked_for_as_far_back_as_it_was_made(clock: Clock) -> None:
+    class Asked(FakeTransport):
+        def landed(self, lane: Lane, otids: Sequence[str], *, age: float = 0.0, **options: Any) -> dict[str, str]:
+            ages.append(age)
+            return super().landed(lane, otids, **options)
+
+    ages: list[float] = []
+    letta = Asked()
+    courier = make_courier(letta, clock=clock)
+    report = end("a", timestamp=datetime.now(timezone.utc) - timedelta(hours=2))
+    with courier.lock:
+        courier.put_back(report, letta.lane(None, None), maybe_landed=True)
+    letta.wait_for_delivered(1)
+    assert ages[0] >= 7_200
+    finish(courier)
 
 
 @pytest.mark.parametrize("had_it", [True, False])

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from otel_letta import errors
-from otel_letta.delivery import retry
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.gate import hold
 from otel_letta.delivery.stats import Stats
@@ -57,11 +56,6 @@ ANSWERS: list[tuple[int, Any]] = [
     (520, PAGE),
     (524, PAGE),
 ]
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "_FIRST_BACKOFF", 0.02)
 
 
 @pytest.fixture

@@ -37,3 +37,13 @@ def test_another_database_is_read_from_its_beginning() -> None:
     keeping.write_again([kept])
     assert keeping.state(LANE).cursor == 0
     assert [each.posted for each in keeping.take_pending().changes(()).entries] == [None]
+
+
+def test_an_end_that_was_delivered_while_it_was_being_written_leaves_the_database_again() -> None:
+    keeping = Keeping(100)
+    kept = Kept(end("a"), LANE, 0.0, in_memory=True)
+    keeping.add(kept)
+    under_way = keeping.take_pending()
+    keeping.settle([kept.report])
+    keeping.wrote(under_way, Outcome([7], frozenset()))
+    assert keeping.take_pending().settled == [7]

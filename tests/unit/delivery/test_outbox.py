@@ -193,6 +193,7 @@ def test_memory_holds_a_window_of_a_lane_and_the_rest_follows_in_order(letta: Fa
     assert desk._stats.snapshot()["dropped"] == {}
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_lane_that_is_stuck_keeps_no_other_from_its_ends(letta: FakeTransport, make: Make) -> None:
     desk = started(make())
 
@@ -378,6 +379,18 @@ def test_a_task_that_waits_is_not_lost_and_every_process_may_go_on_with_it(
     ends = [text for request in letta.texts() for text in request if 'status="in_progress"' not in text]
     assert len(ends) == 1
     assert 'status="completed"' in ends[0]
+
+
+def test_that_a_task_waits_is_told_once_whoever_goes_on_with_it(letta: FakeTransport, make: Make) -> None:
+    first = make()
+    first.put(traced(progress("a", 0.4, "needs an approval", waiting=True)))
+    assert first.flush(soon())
+    durable(first)
+    die(first)
+    second = started(make())
+    assert [report.task_id for report in outbox_of(second).estate.take_restored()] == ["a"]
+    assert second.flush(soon())
+    assert names(letta) == ["a"]
 
 
 # -- a database that cannot be used ------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_a_file_system_without_locks_is_one_warning(
     def unsupported(fd: int) -> bool:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(locks, "_try_lock", unsupported)
+    monkeypatch.setattr(locks, "try_lock", unsupported)
     assert HostLock("a").try_acquire() and HostLock("b").try_acquire()
     assert caplog.text.count("Operation not supported") == 1
 

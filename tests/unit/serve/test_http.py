@@ -214,11 +214,13 @@ def test_an_unforeseen_fault_is_never_a_500(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(receiver.intake.feed, "take", broken)
+    kept = receiver.intake.spool.size()
     port, body = receiver.options.port, request_of(span_of("one"))
     answer = post(port, "/v1/traces", body)
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert "unexpected RuntimeError" in caplog.text
     assert "secret" not in caplog.text + answer.json["message"]
+    assert until(lambda: receiver.intake.spool.size() == kept)  # it is not kept, since its sender comes again
     monkeypatch.undo()
     assert post(port, "/v1/traces", body).status == 200  # sent again, it is not taken for one that came before
     assert until(lambda: tasks(letta, agent) == ["one"])

@@ -69,8 +69,10 @@ class EntriesContract:
         assert store.all_standings() == []
         assert bodies(store) == ["done"]
 
-    def test_that_are_too_old_go_and_are_named(self, store: Store) -> None:
+    def test_that_are_too_old_go_and_are_named_by_their_own_process(self, store: Store, another: Another) -> None:
         store.apply(Changes(entries=[an_end("old", created=1.0), an_end("new", created=10.0)]))
+        assert another().expire(5.0) == []
+        assert bodies(store) == ["old", "new"]
         assert [entry.body for entry in store.expire(5.0)] == ["old"]
         assert bodies(store) == ["new"]
 

@@ -50,7 +50,12 @@ def another(path: Path) -> Iterator[Another]:
 
 
 class TestEntries(EntriesContract):
-    pass
+    def test_stay_with_a_process_whose_lock_was_removed(self, store: Store, path: Path) -> None:
+        store.apply(Changes(entries=[an_end("a")]))
+        for file in path.with_name("outbox.db.locks").glob("*.lock"):
+            file.unlink()
+        store.open()
+        assert bodies(store) == ["a"]
 
 
 class TestHeirs(HeirsContract):
