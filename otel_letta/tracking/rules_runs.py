@@ -61,6 +61,10 @@ class AmbientRuns:
             for node in self._tree.arrived(trace, key):
                 if node.missing != key:
                     self._apply(trace, node)
+            if key in trace.held:  # calls wait here: whose they are is told when they have a place
+                for task in trace.tasks:
+                    if task.held_until is not None:
+                        task.held_until = max(task.held_until, until + 1)
             self.find(trace)
 
     def find(self, trace: Trace) -> None:

@@ -6,7 +6,9 @@ beyond it what it was, since an end has to be told some time: `docs/limits.md` s
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import random
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -147,3 +149,27 @@ def test_what_came_before_its_prompt_is_counted_in_its_own_turn(name: str, order
     assert {re.sub(r" in [\d.]+ s", "", end.content) for end in ends} == {re.sub(r" in [\d.]+ s", "", once.content)}
     took = [float(found) for end in ends for found in re.findall(r" in ([\d.]+) s", end.content)]
     assert all(seconds < 5 for seconds in took)
+
+
+# --- Each span for itself ---------------------------------------------------------------------------------------------
+
+GEMINI = sorted(name for name in CASES if name.startswith("gemini") and not name.endswith("+logs"))
+"""Nothing but a span without a role, the last one to end, is above all its calls."""
+
+
+def one_by_one(batches: list[Batch], seed: int) -> Requests:
+    """Each span in a request of its own, up to a second and a half late."""
+    chance = random.Random(seed)
+    return [
+        ((span.end_time or 0) + int(chance.uniform(0, 1.5) * SECOND), dataclasses.replace(batch, spans=[span]))
+        for batch in batches
+        for span in batch.spans
+    ]
+
+
+@pytest.mark.parametrize("name", GEMINI)
+def test_spans_that_come_one_by_one_each_a_little_late_are_one_task(name: str) -> None:
+    batches = batches_of(name)
+    once = [(end.status, end.tools) for end in ends_of(merged(batches))]
+    for seed in range(6):
+        assert [(end.status, end.tools) for end in ends_of(play(one_by_one(batches, seed)))] == once, seed
