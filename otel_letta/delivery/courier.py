@@ -90,6 +90,8 @@ class Courier:
             lane = self._last_lane.pop(report.key, None) or self.transport.lane(report.agent_id, None)
             if lane in self._lanes:
                 self._lanes[lane].mailbox.forget(report.key, why)
+                for parcel in self._lanes[lane].in_flight:
+                    parcel.withdrawn = parcel.withdrawn or parcel.report.key == report.key
 
     def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> tuple[ProgressReport, Answer] | None:
         """Return a report that a task waits, and what is stored of the answer to it, while its request has none yet.

@@ -35,7 +35,7 @@ _NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
 class Parcel:
     """A report that is on its way."""
 
-    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "sent_at", "successes_then")
+    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "sent_at", "successes_then", "withdrawn")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class Parcel:
         """Number of times it was refused while it was the only one in its request."""
         self.successes_then = 0
         """The lane's deliveries when this was refused for the first time."""
+        self.withdrawn = False
+        """What it says does not hold any more: it is not sent again."""
         self.losses = losses
         """Completed and failed ends that this parcel stands for, if it is the summary of ends that were collapsed."""
 
@@ -169,14 +171,12 @@ class Mailbox:
         self._ends.extend(parcel for parcel in ends if parcel.refusals)
         self._count_ends(len(ends))
         ended = {parcel.report.key for parcel in self._ends}
-        for parcel in parcels:
+        for parcel in [each for each in parcels if not each.is_end]:
             task = parcel.report.key
-            if parcel.is_end:
-                continue
             if not (progress or parcel.must_arrive):
                 self._dropped(task, "in_progress refused")
-            elif task in self._progress or task in ended:
-                self._conflated(task, "a newer one waits")
+            elif parcel.withdrawn or task in self._progress or task in ended:
+                self._conflated(task, "there is a newer one")
             elif self._capacity.full:
                 self._dropped(task, "in_progress over the limit of waiting reports")
             else:

@@ -18,6 +18,7 @@ from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane, Message
 from otel_letta.runtime.deadline import Deadline
 from tests.support.fake_transport import WithBlocks, end, progress, settings
+from tests.support.waiting import until
 
 BAD = errors.LettaRequestError(status=400)
 UNAUTHORIZED = errors.LettaAuthenticationError(status=401, hint="check LETTA_AGENT_ID and LETTA_PASSWORD")
@@ -221,15 +222,26 @@ def test_a_task_that_waits_for_a_person_wakes_the_agent(
 
 
 @pytest.mark.parametrize("chat", [None, "conv-22222222-2222-4222-8222-222222222222"])
+@pytest.mark.parametrize("under_way", [True, False])
 def test_that_a_task_waits_is_not_told_once_it_goes_on(
-    make: Callable[..., Desk], letta: WithBlocks, chat: str | None
+    make: Callable[..., Desk], letta: WithBlocks, chat: str | None, under_way: bool
 ) -> None:
+    gate = threading.Event()
+
+    def turn(lane: Lane, messages: Sequence[Message]) -> None:
+        gate.wait(60.0)
+
     letta.always = errors.LettaConnectionError("nobody listens")
+    letta.on_send = turn
     desk = make("auto")
     desk.put(progress("a", 0.3, "which?", chat_id=chat, waiting=True))
     letta.wait_for_requests(1)
+    if not under_way:
+        gate.set()
+        assert until(lambda: desk._stats.snapshot()["retries"], 60.0)
     desk.put(progress("a", 0.4, "goes on", chat_id=chat))
     letta.always = None
+    gate.set()
     assert desk.flush(soon())
     desk.put(end("a", chat_id=chat))
     assert desk.flush(soon())
