@@ -55,11 +55,12 @@ def run(options: Options, workers: int, form: str = "text") -> int:
 
 
 def _receive(options: Options, settings: Settings, listener: socket.socket) -> int:
-    service = Service(options, settings)
-    stop_on_signals(service)
+    # Before there is a service: from then on the outbox delivers, and what is in it is to be known before it is gone.
     gc.collect()
     gc.freeze()  # the modules: nothing of them ever becomes garbage
     gc.set_threshold(*_GARBAGE)
+    service = Service(options, settings)
+    stop_on_signals(service)
     _logger.info("%s", _greeting(options, service))
     if not service.run([listener]):
         _logger.warning("not every report was delivered before the end%s", _what_of_it(service))
