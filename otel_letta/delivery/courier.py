@@ -69,8 +69,8 @@ class Courier:
         self._last_lane: dict[str, Lane] = {}
         """Of the open tasks: those that are not reported to the agent's own conversation."""
 
-    def put(self, report: ProgressReport) -> None:
-        """Accept a report; never waits for the network."""
+    def put(self, report: ProgressReport, maybe_landed: bool = False) -> None:
+        """Accept a report, which another process may have sent before; never waits for the network."""
         with self.lock:
             lane = self.transport.lane(report.agent_id, report.chat_id)
             if lane in self._gone:
@@ -81,8 +81,8 @@ class Courier:
                 self._lanes[before].mailbox.forget(report.key, "its chat changed")
             if lane.conversation_id and not report.status.is_terminal:
                 self._last_lane[report.key] = lane
-            if self.journal.put(report, lane):
-                self._worker(lane).accept(Parcel(report, ""))
+            if self.journal.put(report, lane, maybe_landed):
+                self._worker(lane).accept(Parcel(report, "", maybe_landed))
 
     def withdraw(self, report: ProgressReport, why: str) -> None:
         """Forget what waits of a task: this report of it is worth no message, and what it said before holds no more."""

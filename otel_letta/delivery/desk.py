@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from otel_letta.answer import Answer
@@ -59,6 +60,8 @@ class Desk:
         """Keeps what is not delivered beyond this process."""
         self.elsewhere = False
         """The tasks run in other programs: that this process dies ends none of them."""
+        self.reported_until: datetime | None = None
+        """Another process may have reported the ends of until then: they are looked for before they are sent."""
         self.answers = Answers(callbacks or Callbacks(), stats)
         self._courier = Courier(transport, settings, stats, self._crew, self.outbox, self.answers)
 
@@ -70,7 +73,7 @@ class Desk:
             mode = Delivery.MESSAGES
         if mode is Delivery.MESSAGES or (mode is Delivery.AUTO and (report.status.is_terminal or report.waiting)):
             if report.wakes:
-                self._courier.put(report)
+                self._courier.put(report, self._may_have_been_reported(report))
             else:
                 if report.status.is_terminal:
                     self._courier.withdraw(report, "its end came")
@@ -80,6 +83,10 @@ class Desk:
             self._courier.withdraw(report, "it goes on")  # that it waits is not true any more
         if self.outbox is not None and (report.status.is_terminal or report.waiting or not self.elsewhere):
             self.outbox.note(report)  # after its entry: an end takes the place of its task's standing
+
+    def _may_have_been_reported(self, report: ProgressReport) -> bool:
+        until = self.reported_until
+        return until is not None and report.status.is_terminal and (report.timestamp or until) <= until
 
     def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> tuple[ProgressReport, Answer] | None:
         """See `Courier.look_up`."""

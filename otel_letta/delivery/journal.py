@@ -34,8 +34,11 @@ class Journal(Protocol):
     def note(self, report: ProgressReport) -> None:
         """Note where a task stands; called with every report, whether it becomes a message or not."""
 
-    def put(self, report: ProgressReport, lane: Lane) -> bool:
+    def put(self, report: ProgressReport, lane: Lane, maybe_landed: bool = False) -> bool:
         """Keep a report that was accepted for a lane, until `settled`. Lock held.
+
+        Args:
+            maybe_landed: another process may have sent it.
 
         Returns:
             False if it is not to be queued now: the journal hands it over later, when those before it are gone.
@@ -75,7 +78,7 @@ class NoJournal:
     def note(self, report: ProgressReport) -> None:
         pass
 
-    def put(self, report: ProgressReport, lane: Lane) -> bool:
+    def put(self, report: ProgressReport, lane: Lane, maybe_landed: bool = False) -> bool:
         return True
 
     def moved(self, reports: Sequence[ProgressReport], lane: Lane) -> None:

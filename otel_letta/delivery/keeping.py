@@ -34,6 +34,8 @@ class Kept:
     """Its task waited in a process that is gone: only one of those who took it over may end it."""
     row: int | None = None
     gone: bool = False
+    maybe_landed: bool = False
+    """Another process may have sent it, though this one never did."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Pending:
         return Changes(
             standings={key: _standing(key, *value) for key, value in self.standings.items()},
             over=self.over,
-            entries=[_entry(kept, now if kept in posting else None) for kept in self.new],
+            entries=[_entry(kept, now if kept in posting or kept.maybe_landed else None) for kept in self.new],
             posted=[kept.row for kept in posting if kept.row is not None],
             settled=self.settled,
             moved={row: (lane.server, write_lane(lane)) for row, lane in self.moved.items()},

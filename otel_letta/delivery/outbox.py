@@ -116,7 +116,7 @@ class Outbox(Worker):
             (self._standing.discard if report.status.is_terminal else self._standing.add)(key)
             self.estate.restored.discard(key)
 
-    def put(self, report: ProgressReport, lane: Lane) -> bool:
+    def put(self, report: ProgressReport, lane: Lane, maybe_landed: bool = False) -> bool:
         """See `Journal.put`."""
         key = key_of(report, lane)
         if not report.status.is_terminal:
@@ -127,7 +127,7 @@ class Outbox(Worker):
         passed_on = self.usable is None or (
             self.usable and (claims or lane in keeping.backlogs or keeping.is_full(lane))
         )
-        keeping.add(Kept(report, lane, time.time(), not passed_on, claims))
+        keeping.add(Kept(report, lane, time.time(), not passed_on, claims, maybe_landed=maybe_landed))
         if not self.usable:
             keeping.forget_oldest()
         self.wake()
@@ -300,7 +300,7 @@ class Outbox(Worker):
             self.usable, self.error = False, error
             for kept in [each for each in self._keeping.pending.new if not each.in_memory and not each.gone]:
                 self._keeping.take_in(kept)
-                self._put_back(kept.report, kept.lane, False)
+                self._put_back(kept.report, kept.lane, kept.maybe_landed)
             self._keeping.forget_oldest()
 
     # -- what others left -------------------------------------------------------------------------------------------

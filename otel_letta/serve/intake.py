@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import zstandard
@@ -39,6 +40,8 @@ _logger = logging.getLogger(__name__)
 _MOST_DIGESTS = 20_000
 _OUTBOX_PATIENCE = 10.0
 """Seconds that what was not settled waits for the outbox."""
+_SKEW = timedelta(minutes=1)
+"""By which the clock of a program that sends may be ahead of this one's."""
 _TROUBLED_FOR = 10.0
 """Seconds. A balancer that hears of trouble sends nothing more, so nothing but time can end it."""
 _READERS: dict[tuple[str, bool], Callable[[bytes, Gate | None], Batch]] = {
@@ -178,6 +181,10 @@ class Intake:
                     self.instructions.restore(item.body, item.id)
                 else:
                     bodies.append(item.id)
+        if bodies:
+            # Whichever process has taken over the outbox of the one that died may have delivered an end since, which
+            # is then neither there nor noted here.
+            self._handle.pipeline.desk.reported_until = datetime.now(timezone.utc) + _SKEW
         # Twice, since an end may stand behind the bodies that it is of.
         for number in bodies:
             (item, *_) = self.spool.unsettled(number - 1, 1)

@@ -18,6 +18,7 @@ import pytest
 from otel_letta.serve.server import listen
 from otel_letta.serve.spool import OwnSpool
 from otel_letta.store.choose import open_spool
+from otel_letta.store.model import Spool
 from otel_letta.testing import InMemoryLetta
 from tests.support.otlp_sender import post, request_of, serving, span_of
 from tests.support.program import Address
@@ -114,6 +115,26 @@ def test_an_end_that_was_reported_is_not_reported_again_after_a_crash(
     assert ends(letta, agent).count("nightly") == 1
 
 
+def test_an_end_that_was_delivered_and_not_noted_is_looked_for_in_the_agent_s_context(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    """Whoever takes over a dead process's outbox delivers from it, and knows nothing of that process's spool."""
+    spool = str(tmp_path / "bodies")
+    body = request_of(span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}"))
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/traces", body).status == 200
+        assert until(lambda: ends(letta, agent) == ["nightly"], 60)
+        assert until(lambda: _kept_ends(tmp_path / "bodies-1"), 60)
+        first.kill()
+    with _spool(tmp_path / "bodies-1") as kept:
+        kept.settle([item.id for item in kept.unsettled() if item.kind == "end"])
+    with program(letta, agent, "--spool", spool) as second:
+        assert post(second.port, "/v1/traces", request_of(span_of("other", 5))).status == 200
+        assert until(lambda: "other" in ends(letta, agent), 60)
+        second.stop()
+    assert ends(letta, agent).count("nightly") == 1
+
+
 def test_with_an_outbox_a_crash_at_any_moment_loses_no_end_and_no_task_of_others(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
@@ -172,13 +193,19 @@ def test_an_instruction_survives_a_crash_and_is_taken_once(letta: InMemoryLetta,
         assert until(lambda: taken(third) == [], 60)
 
 
-def _kept_ends(path: Path) -> bool:
+@contextmanager
+def _spool(path: Path) -> Iterator[Spool]:
     spool = open_spool(str(path))
     spool.open()
     try:
-        return any(item.kind == "end" for item in spool.unsettled())
+        yield spool
     finally:
         spool.close()
+
+
+def _kept_ends(path: Path) -> bool:
+    with _spool(path) as spool:
+        return any(item.kind == "end" for item in spool.unsettled())
 
 
 def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
