@@ -230,7 +230,7 @@ def test_a_test_report_to_an_app_server_shows_what_it_cost(stub: Stub, fake: typ
     assert result.exit_code == 0, result.output
     assert "it cost 1 agent turn, 1 LLM step, 13 tokens" in result.output and "The agent answers: ack" in result.output
     ((lane, content),) = fake.sent
-    assert lane == Lane(stub.url, "agent-local-1") and "otel-letta check --send" in content
+    assert lane == Lane(stub.url, "agent-local-1") and "Test report of otel-letta" in content
 
 
 def test_a_title_for_reports_changes_nothing_on_a_rest_server(agent_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
