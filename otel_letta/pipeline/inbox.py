@@ -26,7 +26,10 @@ _logger = logging.getLogger(__name__)
 _SLICE = 0.0005
 """Seconds of making calls after which the thread rests."""
 _REST = 9.0
-"""Length of a rest, in times of the slice before it. It shrinks as calls pile up."""
+"""Length of a rest, in times of the processor's time that the slice before it took: where the process was stopped, or
+others were busy, the clock says nothing about that. It shrinks as calls pile up."""
+_LONGEST_REST = 0.1
+"""Seconds. What took so long may have been a pass of the garbage collector."""
 _CROWD = 4_000
 """Calls that wait, from which on there is no rest."""
 _MOST = 10_000
@@ -253,12 +256,13 @@ class Inbox:
 
     def _work_until_idle(self) -> None:
         while not self._stopped:
-            began = time.perf_counter()
+            began = time.thread_time()
             with self.lock:
                 self._make_calls(_SLICE)
             if self.calls:
+                rest = min((time.thread_time() - began) * _REST, _LONGEST_REST)
                 free = max(1.0 - len(self.calls) / _CROWD, 0.0)
-                time.sleep((time.perf_counter() - began) * _REST * free if self.must_rest() else 0.0)
+                time.sleep(rest * free if self.must_rest() else 0.0)
             else:
                 time.sleep(_LINGER)
                 if not self.calls:

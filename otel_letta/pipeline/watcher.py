@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from otel_letta.tracking import Tracker
     from otel_letta.tracking.opt_in import OptIn
 
-_POLL_SHARE = 20
-"""Reading the open spans may take one part in so many of the time; with very many of them it gets rarer."""
+_POLL_SHARE, _LONGEST_PAUSE = 20, 5.0
+"""Reading the open spans may take one part in so many of the processor's time (not of the clock's: a process that was
+stopped meanwhile took no more of it), so with very many of them it gets rarer: after so many seconds, at the most."""
 _YIELD = 500
 """Open spans that are read before other threads get the interpreter."""
 
@@ -295,11 +296,8 @@ class Watcher:
         return self._next_poll if self.watching else math.inf
 
     def poll(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Read every open span for what was set since the last time. Return False if the time was over before that.
-
-        ``goes_on``: False when the time is over.
-        """
-        began, in_time = time.monotonic(), True
+        """Read every open span for what was set since the last time. Return False if ``goes_on`` did before that."""
+        began, in_time = time.thread_time(), True
         for number, record in enumerate(self.open.all(), 1):
             self._guarded(self._read, record)
             if not number % _YIELD:
@@ -311,8 +309,8 @@ class Watcher:
         self.watching = False
         if len(self.open):
             self.watching = True
-        now = time.monotonic()
-        self._next_poll = now + max(self._interval, (now - began) * _POLL_SHARE)
+        pause = min((time.thread_time() - began) * _POLL_SHARE, _LONGEST_PAUSE)
+        self._next_poll = time.monotonic() + max(self._interval, pause)
         return in_time
 
     def _guarded(self, work: Callable[[Record], None], record: Record) -> None:

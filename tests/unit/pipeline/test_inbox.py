@@ -126,12 +126,31 @@ def test_an_error_while_tending_is_complained_about_and_the_thread_goes_on(world
 def test_run_makes_everything_now_and_waits_for_no_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LINGER", 60.0)
     monkeypatch.setattr(module, "_REST", 1e6)
+    monkeypatch.setattr(module, "_LONGEST_REST", 1e6)
     world.put(1)
     assert eventually(lambda: world.made == [1])  # now the thread rests
     for number in range(2, 1_000):
         world.put(number)
     assert world.inbox.run(1.0, partial(world.made.append, "then"))
     assert world.made == [*range(1, 1_000), "then"]
+
+
+def test_a_stop_of_the_process_in_a_slice_makes_no_longer_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 1_000.0)
+    monkeypatch.setattr(module, "_LONGEST_REST", math.inf)
+    with world.inbox.lock:
+        world.inbox.put(time.sleep, 0.2)
+        world.put(1)
+    assert eventually(lambda: world.made == [1])  # by the clock it would rest 200 s
+
+
+def test_however_long_a_slice_took_the_rest_is_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLICE", 0.0)
+    monkeypatch.setattr(module, "_REST", 1e9)
+    with world.inbox.lock:
+        world.put(1)
+        world.put(2)
+    assert eventually(lambda: world.made == [1, 2])
 
 
 def test_run_gives_up_when_somebody_else_makes_calls_for_too_long(world: World) -> None:
@@ -143,6 +162,7 @@ def test_a_long_backlog_shortens_the_rests(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_CROWD", 10)
     monkeypatch.setattr(module, "_SLICE", 0.0)  # one call, then a rest
     monkeypatch.setattr(module, "_REST", 1e9)
+    monkeypatch.setattr(module, "_LONGEST_REST", 1e9)
     with world.inbox.lock:
         for number in range(30):
             world.put(number)

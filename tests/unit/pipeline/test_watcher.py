@@ -7,6 +7,7 @@ import contextlib
 import gc
 import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from opentelemetry.sdk.trace import (
 )
 from opentelemetry.trace import Tracer, set_span_in_context
 
+from otel_letta.pipeline import watcher as module
 from otel_letta.pipeline.ended_spans import EndedSpans
 from otel_letta.pipeline.inbox import Inbox
 from otel_letta.pipeline.watcher import Watcher
@@ -191,6 +193,24 @@ def test_a_span_that_is_dropped_before_its_start_is_read_is_not_missed(world: Wo
     world.tracer.start_span("task", attributes=TASK)
     gc.collect()
     assert world.read() == [("started", "task")]
+
+
+def test_a_stop_of_the_process_in_a_poll_does_not_put_the_next_one_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.watcher, "_read", lambda record: time.sleep(0.5))
+    with world.tracer.start_as_current_span("plain"):
+        world.watcher.poll()
+        assert world.watcher.poll_if_due() - time.monotonic() < 3.0  # by the clock it would be 20 times as long
+
+
+def test_a_poll_that_takes_very_long_does_not_put_the_next_one_off_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_POLL_SHARE", 1e9)
+    with world.tracer.start_as_current_span("plain"):
+        world.watcher.poll()
+        assert world.watcher.poll_if_due() - time.monotonic() < 6.0
 
 
 def test_what_starts_where_instrumentation_is_suppressed_is_ignored(world: World) -> None:
