@@ -18,7 +18,7 @@ from otel_letta.serve.server import Options, Service, listen
 from otel_letta.settings import Settings
 from tests.support.waiting import until
 
-__all__ = ["Answer", "Connection", "cases", "exchange", "post", "request_of", "serving", "span_of"]
+__all__ = ["Answer", "Connection", "cases", "exchange", "post", "progress_of", "request_of", "serving", "span_of"]
 
 _CASES = Path(__file__).parents[1] / "data" / "otlp_cases" / "cases.jsonl.gz"
 _MEGABYTE = 1 << 20
@@ -201,3 +201,15 @@ def request_of(*parts: dict[str, Any], logs: bool = False, **resource: str) -> b
         groups: [{"resource": {"attributes": attributes}, inner: [{"scope": {"name": "s"}, items: list(parts)}]}]
     }
     return json.dumps(document).encode()
+
+
+def progress_of(task: str, number: int) -> bytes:
+    """A log request of a program, one of many of the service ``shop``, that says that a task of its is under way."""
+    event = {
+        "timeUnixNano": "1795946400500000000",
+        "eventName": "letta.task.progress",
+        "traceId": f"{number:032x}",
+        "spanId": f"{number:016x}",
+        "attributes": [{"key": "letta.task.id", "value": {"stringValue": task}}],
+    }
+    return request_of(event, logs=True, service__name="shop", service__instance__id=f"{number}")

@@ -15,7 +15,7 @@ from otel_letta.otlp.batch import Batch
 from otel_letta.serve.everywhere import AskingEverywhere
 from otel_letta.serve.routes import Router
 from otel_letta.testing import InMemoryLetta
-from tests.support.otlp_sender import post, request_of
+from tests.support.otlp_sender import post, progress_of
 from tests.support.waiting import until
 from tests.unit.serve.test_asking import AGENT_ONE, AGENT_TWO, ANYBODY, PROGRAM, TWO, Desk, answer, block, refused
 from tests.unit.serve.test_durable import program
@@ -139,15 +139,7 @@ def test_with_real_processes_every_agent_sees_and_instructs_all_of_its_tasks(
         assert until(lambda: len(list(tmp_path.glob("*/*.sock"))) == 2, 60)
         wanted = {f"task-{number}" for number in range(1, 9)}
         for number, task in enumerate(sorted(wanted), 1):
-            event = {
-                "timeUnixNano": "1795946400500000000",
-                "eventName": "letta.task.progress",
-                "traceId": f"{number:032x}",
-                "spanId": f"{number:016x}",
-                "attributes": [{"key": "letta.task.id", "value": {"stringValue": task}}],
-            }
-            body = request_of(event, logs=True, service__name="shop", service__instance__id=f"{number}")
-            assert post(running.port, "/v1/logs", body).status == 200
+            assert post(running.port, "/v1/logs", progress_of(task, number)).status == 200
         base = f"http://127.0.0.1:{running.port}/api/tasks"
 
         def ask(path: str = "", **json: Any) -> Any:
