@@ -177,9 +177,10 @@ class LaneWorker(Worker):
         """Send; a request that is refused as bad is halved until the refused report stands alone."""
         courier = self._courier
         lane = self.mailbox.lane
-        known, parcels = parcels, courier.journal.posting(parcels)
+        known = parcels
+        parcels = courier.journal.posting([parcel for parcel in parcels if not parcel.withdrawn])
         if len(parcels) < len(known):
-            with self._lock:  # another process of the outbox delivers the others
+            with self._lock:  # another process of the outbox delivers the others, or they do not hold any more
                 self._remove_from_flight([parcel for parcel in known if parcel not in parcels])
             if not parcels:
                 return
