@@ -295,7 +295,8 @@ def test_ends_for_ever_new_conversations_cost_a_bounded_number_of_lanes_while_th
     for number in range(50):
         desk.put(end(f"e{number}", chat_id=f"conv-11111111-1111-4111-8111-{number:012}"))
     with desk._crew.lock:
-        assert len(desk._courier._lanes) < 10
+        # As many as wait, those under way before anybody knew that the server is away, and the agent's own.
+        assert len(desk._courier._lanes) <= 5 + 16 + 1
     letta.always = None
     with desk._crew.lock:
         desk._crew.circuits.bring_forward(0.0)
@@ -312,4 +313,4 @@ def test_ends_for_ever_new_conversations_cost_a_bounded_number_of_lanes_while_th
                 assert lane.conversation_id is None
                 lost += int(counted[1])
     assert lost + told == 50
-    assert lost >= 40  # those in flight when there was no room are no part of the bound
+    assert lost >= 50 - 5 - 16  # those under way when there was no room are no part of the bound
