@@ -85,13 +85,20 @@ class Courier:
                 self._worker(lane).accept(Parcel(report, "", maybe_landed))
 
     def withdraw(self, report: ProgressReport, why: str) -> None:
-        """Forget what waits of a task: this report of it is worth no message, and what it said before holds no more."""
+        """Forget what waits of a task: this report of it is worth no message, and what it said before holds no more.
+
+        A task that goes on takes back only that it waits: the board may have handed over this very report meanwhile.
+        """
+        goes_on = not report.status.is_terminal
         with self.lock:
             lane = self._last_lane.pop(report.key, None) or self.transport.lane(report.agent_id, None)
             if lane in self._lanes:
-                self._lanes[lane].mailbox.forget(report.key, why)
-                for parcel in self._lanes[lane].in_flight:
-                    parcel.withdrawn = parcel.withdrawn or parcel.report.key == report.key
+                worker = self._lanes[lane]
+                if not goes_on or worker.mailbox.asks(report.key):
+                    worker.mailbox.forget(report.key, why)
+                for parcel in worker.in_flight:
+                    if parcel.report.key == report.key and (parcel.report.waiting or not goes_on):
+                        parcel.withdrawn = True
 
     def look_up(self, agent_id: str | None, task_id: str, until: Deadline) -> tuple[ProgressReport, Answer] | None:
         """Return a report that a task waits, and what is stored of the answer to it, while its request has none yet.

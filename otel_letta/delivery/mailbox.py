@@ -127,10 +127,7 @@ class Mailbox:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     def put(self, report: ProgressReport, now: float, *, maybe_landed: bool = False) -> float:
-        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so).
-
-        ``maybe_landed``: an attempt to send it may have succeeded.
-        """
+        """Take a report. Return when it is due (monotonic seconds; infinity: only if something newer makes it so)."""
         if report.status.is_terminal:
             if self._forget_progress(report.key):
                 self._conflated(report.task_id, "its end came")
@@ -361,6 +358,10 @@ class Mailbox:
             return self.put(parcel.report, now, maybe_landed=parcel.maybe_landed)
         self._count_lost(parcel)
         return now
+
+    def asks(self, task: str) -> bool:
+        """Return whether what waits here of a task says that it waits for somebody."""
+        return task in self._progress and self._progress[task].parcel.report.waiting
 
     def forget(self, task: str, why: str) -> None:
         """Drop what waits of a task of which nothing more comes here."""

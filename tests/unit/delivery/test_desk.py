@@ -18,6 +18,7 @@ from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.mailbox import Parcel
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane, Message
+from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from tests.support.fake_transport import WithBlocks, end, progress, settings
 from tests.support.waiting import until
@@ -113,6 +114,21 @@ def test_where_there_are_no_boards_open_tasks_and_later_reports_go_as_messages(
     desk.put(progress("b", 0.5))
     assert desk.flush(soon())
     assert [text.split('"')[1] for text in sent(letta)] == ["a", "b"]
+
+
+def test_what_the_board_hands_over_at_once_is_sent(
+    letta: WithBlocks, make: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hands_over(self: Desk, report: ProgressReport) -> bool:
+        with self._crew.lock:
+            self._without_board([report])
+        return True
+
+    monkeypatch.setattr(Desk, "_put_on_board", hands_over)
+    desk = make("auto")
+    desk.put(progress("a", 0.5))
+    assert desk.flush(soon())
+    assert [text.split('"')[1] for text in sent(letta)] == ["a"]
 
 
 # -- flush --------------------------------------------------------------------------------------------------------
