@@ -96,16 +96,23 @@ def test_what_a_killed_receiver_had_taken_in_is_reported_by_the_next_one(
     assert ends(letta, agent) == ["whole"]  # the part was a step of it: the two processes' spans met
 
 
+NIGHTLY = span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}")
+"""A task that is over, and a span that waits for its parent, so that their body stays in the spool."""
+
+
+def _report_and_crash(letta: InMemoryLetta, agent: str, spool: str) -> None:
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/traces", request_of(*NIGHTLY)).status == 200
+        assert until(lambda: ends(letta, agent) == ["nightly"], 60)
+        assert until(lambda: _kept_ends(Path(f"{spool}-1")), 60)
+        first.kill()
+
+
 def test_an_end_that_was_reported_is_not_reported_again_after_a_crash(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
-    spool = str(tmp_path / "bodies")
-    body = request_of(span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}"))
-    with program(letta, agent, "--spool", spool) as first:
-        assert post(first.port, "/v1/traces", body).status == 200
-        assert until(lambda: ends(letta, agent) == ["nightly"], 60)
-        assert until(lambda: _kept_ends(tmp_path / "bodies-1"), 60)
-        first.kill()
+    spool, body = str(tmp_path / "bodies"), request_of(*NIGHTLY)
+    _report_and_crash(letta, agent, spool)
     with program(letta, agent, "--spool", spool) as second:
         # Its other span still waits, so all of the body was taken in again; and its sender, which got no answer, comes.
         assert post(second.port, "/v1/traces", body).status == 200
@@ -120,12 +127,7 @@ def test_an_end_that_was_delivered_and_not_noted_is_looked_for_in_the_agent_s_co
 ) -> None:
     """Whoever takes over a dead process's outbox delivers from it, and knows nothing of that process's spool."""
     spool = str(tmp_path / "bodies")
-    body = request_of(span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}"))
-    with program(letta, agent, "--spool", spool) as first:
-        assert post(first.port, "/v1/traces", body).status == 200
-        assert until(lambda: ends(letta, agent) == ["nightly"], 60)
-        assert until(lambda: _kept_ends(tmp_path / "bodies-1"), 60)
-        first.kill()
+    _report_and_crash(letta, agent, spool)
     with _spool(tmp_path / "bodies-1") as kept:
         kept.settle([item.id for item in kept.unsettled() if item.kind == "end"])
     with program(letta, agent, "--spool", spool) as second:
