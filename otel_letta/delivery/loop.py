@@ -46,7 +46,7 @@ class Loop:
 
         try:
             loop.run_until_complete(end())
-        except Exception as error:
+        except Exception as error:  # of what the program left running: nobody waits for it any more
             _logger.debug("the event loop of on_answer did not end well", exc_info=error)
         finally:
             loop.close()
