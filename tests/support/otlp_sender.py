@@ -18,7 +18,18 @@ from otel_letta.serve.server import Options, Service, listen
 from otel_letta.settings import Settings
 from tests.support.waiting import until
 
-__all__ = ["Answer", "Connection", "cases", "exchange", "post", "progress_of", "request_of", "serving", "span_of"]
+__all__ = [
+    "Answer",
+    "Connection",
+    "cases",
+    "exchange",
+    "post",
+    "progress_event",
+    "progress_of",
+    "request_of",
+    "serving",
+    "span_of",
+]
 
 _CASES = Path(__file__).parents[1] / "data" / "otlp_cases" / "cases.jsonl.gz"
 _MEGABYTE = 1 << 20
@@ -203,13 +214,20 @@ def request_of(*parts: dict[str, Any], logs: bool = False, **resource: str) -> b
     return json.dumps(document).encode()
 
 
-def progress_of(task: str, number: int) -> bytes:
-    """A log request of a program, one of many of the service ``shop``, that says that a task of its is under way."""
-    event = {
+def progress_event(number: int, **attributes: str) -> dict[str, Any]:
+    """A log event of a span of its own, which says that a task is under way."""
+    return {
         "timeUnixNano": "1795946400500000000",
         "eventName": "letta.task.progress",
         "traceId": f"{number:032x}",
         "spanId": f"{number:016x}",
-        "attributes": [{"key": "letta.task.id", "value": {"stringValue": task}}],
+        "attributes": [
+            {"key": key.replace("__", "."), "value": {"stringValue": value}} for key, value in attributes.items()
+        ],
     }
+
+
+def progress_of(task: str, number: int) -> bytes:
+    """A log request of a program, one of many of the service ``shop``, that says that a task of its is under way."""
+    event = progress_event(number, letta__task__id=task)
     return request_of(event, logs=True, service__name="shop", service__instance__id=f"{number}")

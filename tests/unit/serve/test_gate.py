@@ -13,7 +13,7 @@ from otel_letta.serve import plain as plain_spans
 from otel_letta.serve.plain import PlainSpans
 from otel_letta.serve.server import Service
 from otel_letta.testing import InMemoryLetta
-from tests.support.otlp_sender import post, request_of, serving, span_of
+from tests.support.otlp_sender import post, progress_event, request_of, serving, span_of
 from tests.support.waiting import until
 
 
@@ -44,13 +44,7 @@ def test_a_plain_span_between_two_that_matter_joins_them_whenever_it_comes(
 
 
 def test_the_plain_end_of_a_task_that_a_log_event_opened_ends_it(letta: InMemoryLetta, agent: str) -> None:
-    event = {
-        "timeUnixNano": "1795946400500000000",
-        "eventName": "letta.task.progress",
-        "traceId": f"{1:032x}",
-        "spanId": f"{1:016x}",
-        "attributes": [{"key": "letta.task.name", "value": {"stringValue": "nightly"}}],
-    }
+    event = progress_event(1, letta__task__name="nightly")
     with serving(letta.base_url, agent) as service:
         assert post(service.options.port, "/v1/logs", request_of(event, logs=True)).status == 200
         assert post(service.options.port, "/v1/traces", request_of(plain_span(1))).status == 200

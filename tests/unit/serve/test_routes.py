@@ -17,7 +17,7 @@ from otel_letta.otlp.first_resource import first_resource
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.routes import Router, place_of
 from otel_letta.testing import InMemoryLetta
-from tests.support.otlp_sender import post, request_of, span_of
+from tests.support.otlp_sender import post, progress_event, request_of, span_of
 from tests.support.waiting import until
 from tests.unit.serve.test_durable import ends, program
 from tests.unit.serve.test_program import _children
@@ -149,13 +149,7 @@ def test_a_task_and_its_end_meet_whatever_connections_they_come_by(
         names = [f"task {number}" for number in range(1, 13)]
         for number, name in enumerate(names, 1):
             source = {"service__name": "shop", "service__instance__id": f"{number}"}
-            event = {
-                "timeUnixNano": "1795946400500000000",
-                "eventName": "letta.task.progress",
-                "traceId": f"{number:032x}",
-                "spanId": f"{number:016x}",
-                "attributes": [{"key": "letta.task.name", "value": {"stringValue": name}}],
-            }
+            event = progress_event(number, letta__task__name=name)
             assert post(running.port, "/v1/logs", request_of(event, logs=True, **source)).status == 200
             end = span_of(name, number, attributes=[])
             assert post(running.port, "/v1/traces", request_of(end, **source)).status == 200
