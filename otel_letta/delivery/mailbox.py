@@ -146,7 +146,7 @@ class Mailbox:
             if waiting.due is not math.inf:
                 return waiting.due
             self._forget_progress(report.key)
-        due = now if report.waiting else self._due(report, now)
+        due = self._due(report, now)
         if self._capacity.full and not self._drop_oldest_progress():
             self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf
@@ -183,9 +183,9 @@ class Mailbox:
 
     def _due(self, report: ProgressReport, now: float) -> float:
         """Return when an in_progress report is worth an LLM turn: at the start, at each quarter, and never more often
-        than the interval. Of a task that gives no number, new content counts instead."""
+        than the interval. Of a task that gives no number, new content counts instead. A question waits for nothing."""
         pace = self._paces.get(report.key)
-        if pace is None:
+        if pace is None or report.waiting:
             return now
         if _milestone(report.progress) > pace.milestone or (report.progress == 0.0 and report.content != pace.content):
             return max(now, pace.sent_at + self._interval)

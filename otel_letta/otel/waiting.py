@@ -59,12 +59,12 @@ def wait_for_instruction(task: TaskSpan | Span, timeout: float, *, question: str
     this task counts: a block ``<task-instruction task_id="…" action="continue">…</task-instruction>``, or a call of its
     tool `instruct_task` (see `otel_letta.instruction`). Afterwards the task goes on, and is reported so.
 
-    What comes after the time is kept for an hour, for the next call that asks the same of the same task; another
-    question makes it void. Blocks: `await_instruction` is for an event loop.
+    What comes after the time is kept for an hour, for the next call that asks the same of the same task, which then
+    wakes nobody; another question makes it void. Blocks: `await_instruction` is for an event loop.
 
     Args:
         task: a running one, as `task` hands it out, or its span.
-        timeout: seconds. Every call wakes the agent, so rather minutes than moments.
+        timeout: seconds. Nearly every call wakes the agent, so rather minutes than moments.
         question: one line.
 
     Returns:
@@ -83,6 +83,9 @@ def wait_for_instruction(task: TaskSpan | Span, timeout: float, *, question: str
     expected = asking.begun(future)
     if expected is None:
         return None
+    kept = asking.kept(expected)
+    if kept is not None:
+        return kept
     with asking.waiting(expected):
         for look, seconds in _rounds(until):
             if look:
@@ -106,6 +109,9 @@ async def await_instruction(task: TaskSpan | Span, timeout: float, *, question: 
     expected = asking.begun(future)
     if expected is None:
         return None
+    kept = asking.kept(expected)
+    if kept is not None:
+        return kept
     with asking.waiting(expected):
         for look, seconds in _rounds(until):
             if look:
@@ -161,6 +167,13 @@ class _Asking:
             why = "it is part of an agent's task, or of none. Give it an id of its own: task(…, task_id=…)"
             _complain(self._span, why)
         return expected
+
+    def kept(self, expected: Expected) -> Instruction | None:
+        """Return what an earlier call for the same question came too early for: then nothing is asked."""
+        found = expected.wait(0)
+        if found is not None:
+            self._source.leave(expected)
+        return found
 
     def look(self, expected: Expected) -> None:
         self._source.look(expected)

@@ -171,6 +171,17 @@ def test_a_task_that_waits_for_a_person_waits_for_no_interval() -> None:
     assert contents(box.take_at(2)) == ["waits for a person"]
 
 
+def test_a_question_that_came_while_another_report_was_on_its_way_waits_for_no_interval_either() -> None:
+    box = Box(interval=60)
+    box.put(progress("a", 0.3), now=0)
+    on_its_way = box.take_at(0)
+    box.put(progress("a", 0.3, "which?", waiting=True), now=1)
+    box.mark_delivered(on_its_way, 2)
+    assert box.next_due(2) == 2
+    assert contents(box.take_at(2)) == ["which?"]
+    assert box.stats.snapshot()["held"] == 0
+
+
 def test_a_question_that_may_have_landed_is_kept_under_its_id_until_a_newer_one_takes_its_place() -> None:
     box = Box()
     asks = progress("a", 0.3, "which?", waiting=True)
