@@ -216,14 +216,12 @@ class Ledger:
         # A step may outlive its task; a task's end is the last report of it.
         if task.ended:
             return
-        content = task.content
-        if task.waiting_spans:
-            content = content or wording.waits_for(wording.A_PERSON)
-            self.report(task, TaskStatus.IN_PROGRESS, content, self._now(), waiting=True)
+        if task.questions:
+            *_, question = task.questions.values()
+            self.report(task, TaskStatus.IN_PROGRESS, question, self._now(), waiting=True)
             return
-        if not content and fresh and not task.progress:
-            content = wording.started()
-        self.report(task, TaskStatus.IN_PROGRESS, content or standing(task), self._now())
+        started = wording.started() if fresh and not task.progress else ""
+        self.report(task, TaskStatus.IN_PROGRESS, task.content or started or standing(task), self._now())
 
     def close(self, task: Task, status: TaskStatus, at: int | None, error: str | None) -> None:
         """Report the end of a declared task. What a step said last says nothing about that."""
@@ -339,12 +337,14 @@ class Ledger:
             )
         )
 
-    def _is_worth_it(self, task: Task, status: TaskStatus, duration: float | None, asked: str | None) -> bool:
-        """Return True for a report that is worth waking an agent. ``asked``: what the task waits for, if it does."""
+    def _is_worth_it(self, task: Task, status: TaskStatus, duration: float | None, asks: str | None) -> bool:
+        """Return True for a report that is worth waking an agent. ``asks``: what the task waits for, if it does."""
         worth_it = not task.inferred or status is TaskStatus.FAILED or (duration or 0.0) >= self._wake_after
-        if asked is not None:
-            worth_it = self._wake_on_wait and task.asked != asked
-        task.asked = asked
+        if asks is not None:
+            worth_it = self._wake_on_wait and asks not in task.asked
+            task.asked = frozenset((asks, *task.asked.intersection(task.questions.values())))
+        elif task.asked:
+            task.asked = frozenset()
         return worth_it and not task.mirrored
 
     # -- recipients and warnings -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from otel_letta.tracking.conventions import AGENT, LLM, TOOL
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import seconds_between
+from otel_letta.tracking.nodes import Followed
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.tasks import Task
 
@@ -45,6 +46,25 @@ def merge(task: Task, declaration: Declaration, content: str | None, *, own: boo
         changed |= declaration.result != task.result
         task.result, task.has_own_result = declaration.result, own
     return changed
+
+
+def wait_or_go_on(task: Task, span: Followed, waits: bool, said: str | None = None) -> bool:
+    """Note whether a task waits as one of its open spans has it, and for what; True if that is news.
+
+    What it waits for is what that span says. What others say meanwhile is no question: it would wake an agent.
+
+    Args:
+        said: the content, if the span has just given one.
+    """
+    before = task.questions.get(span)
+    question = said or (task.content if before is None else before) or wording.waits_for(wording.A_PERSON)
+    if before == (question if waits else None):
+        return False
+    questions = {other: asks for other, asks in task.questions.items() if other is not span}
+    if waits:
+        questions[span] = question
+    task.questions = questions
+    return True
 
 
 def merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: str | None) -> bool:

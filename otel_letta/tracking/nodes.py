@@ -40,15 +40,13 @@ class Fate(enum.Enum):
 class Followed:
     """An open span that has a role, or is part of a declared task."""
 
-    __slots__ = ("content", "event_time", "has_role", "owner", "task", "waits")
+    __slots__ = ("content", "event_time", "has_role", "owner", "task")
 
     def __init__(self) -> None:
         self.task: Task | None = None
         self.owner = False
         """True if the task is the span's own, False if the span is a step of it."""
         self.has_role = False
-        self.waits = False
-        """Its task waits for somebody while it is open."""
         self.content: str | None = None
         """The content that the span gave last."""
         self.event_time = 0

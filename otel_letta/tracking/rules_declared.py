@@ -16,7 +16,7 @@ from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.declared import Declaration, event_declaration
 from otel_letta.tracking.ledger import Ledger
-from otel_letta.tracking.merging import left_behind, merge, merge_agents_step, stands_alone
+from otel_letta.tracking.merging import left_behind, merge, merge_agents_step, stands_alone, wait_or_go_on
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Place
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.tasks import NO_IDS, Inbound, Task
@@ -79,36 +79,32 @@ class DeclaredRules:
         assert task is not None
         if task.ended:
             return False
-        changed = self._merge_events(span, task, reading) or fresh
+        changed, said = self._merge_events(span, task, reading)
+        changed |= fresh
         if declaration is not None:
             self._ledger.warn(reading, declaration)
             content = declaration.content if declaration.content != span.content else None
             span.content = declaration.content
             changed |= merge(task, declaration, content, own=span.owner)
-            changed |= self._wait_or_go_on(span, task, declaration.waits_now)
+            said = said if content is None else content
+            changed |= wait_or_go_on(task, span, declaration.waits_now, said)
             if span.owner:
                 changed |= self._describe(task, declaration, reading)
         if changed and report:
             self._ledger.progress(task, fresh=fresh)
         return changed
 
-    def _wait_or_go_on(self, span: Followed, task: Task, waits: bool) -> bool:
-        """Note whether a task waits as one of its open spans has it; True if that is news."""
-        if span.waits is waits:
-            return False
-        span.waits = waits
-        task.waiting_spans += 1 if waits else -1
-        return True
-
-    def _merge_events(self, span: Followed, task: Task, reading: Reading) -> bool:
-        changed, seen = False, span.event_time
+    def _merge_events(self, span: Followed, task: Task, reading: Reading) -> tuple[bool, str | None]:
+        """Take over new progress events. Return whether they are news, and the content that was given last."""
+        changed, said, seen = False, None, span.event_time
         for time, attributes in reading.events:
             if time > seen:
                 span.event_time = max(span.event_time, time)
                 declaration = event_declaration(attributes)
                 self._ledger.warn(reading, declaration)
                 changed |= merge(task, declaration, declaration.content, own=span.owner)
-        return changed
+                said = said if declaration.content is None else declaration.content
+        return changed, said
 
     def _join(
         self, span: Followed, reading: Reading, declaration: Declaration, around: Task | None, inbound: Inbound
@@ -158,7 +154,7 @@ class DeclaredRules:
         if span is None or task is None:
             return False
         self._tree.end(reading.key, Fate.DECLARED, task)
-        self._wait_or_go_on(span, task, False)
+        news |= wait_or_go_on(task, span, False)
         if span.owner:
             task.owners -= 1
             if task.owners == 0:
@@ -176,11 +172,14 @@ class DeclaredRules:
         if span is None or task is None:
             return
         self._tree.end(key, Fate.DECLARED, task)
-        self._wait_or_go_on(span, task, False)
+        goes_on = wait_or_go_on(task, span, False)
         if span.owner:
             task.owners -= 1
             if task.owners == 0:
                 self._ledger.abandon(task, wording.NEVER_ENDED)
+                return
+        if goes_on:
+            self._ledger.progress(task)
 
     def shut_down(self, goes_on: Callable[[], bool]) -> None:
         """Fail all tasks that are open, while there is time: the program ends."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.values import id_of
 
 if TYPE_CHECKING:
-    from otel_letta.tracking.nodes import Node
+    from otel_letta.tracking.nodes import Followed, Node
     from otel_letta.tracking.reading import SpanKey
 
 
@@ -61,10 +63,10 @@ class Task:
     """The result is the task's own, not a step's."""
     failed_steps = 0
     run = 1
-    waiting_spans = 0
-    """Open spans of it, steps included, that say that it waits."""
-    asked: str | None = None
-    """What it was last reported to wait for, if it still does: that is worth waking an agent once."""
+    questions: Mapping[Followed, str] = MappingProxyType({})
+    """Open spans of it, steps included, that say that it waits, and for what; the latest last."""
+    asked: frozenset[str] = frozenset()
+    """What it was reported to wait for, and still does: that is worth waking an agent once."""
     parked_at = 0
     """The time since which it waits."""
     retries = False

@@ -182,7 +182,7 @@ def test_a_task_waits_again_and_wakes_again() -> None:
 @pytest.mark.parametrize("over", ["the step ends", "the step is lost", "it goes on"])
 def test_a_task_waits_as_long_as_a_step_of_it_does(over: str) -> None:
     live = Live()
-    with live.tracer.start_as_current_span("job", attributes={"letta.task.id": "job-7"}) as span:
+    with live.tracer.start_as_current_span("job", attributes={"letta.task.id": "job-7"}):
         step: Any = live.tracer.start_span("step", attributes={"letta.task.name": "step", "letta.task.waiting": True})
         live.look()
         assert (live.last.task_id, live.last.waiting, live.last.wakes) == ("job-7", True, True)
@@ -193,10 +193,63 @@ def test_a_task_waits_as_long_as_a_step_of_it_does(over: str) -> None:
         del step
         gc.collect()
         live.look()
-        span.set_attribute("letta.task.progress", 0.5)
-        live.look()
         assert not live.last.waiting
     assert [end.status for end in live.ends] == [COMPLETED]
+
+
+def by_attribute(span: Any, content: str) -> None:
+    span.set_attributes({"letta.task.progress": 0.5, "letta.task.content": content})
+
+
+def by_event(span: Any, content: str) -> None:
+    span.add_event("letta.task.progress", {"letta.task.progress": 0.5, "letta.task.content": content})
+
+
+says = pytest.mark.parametrize("say", [by_attribute, by_event])
+
+
+@says
+def test_what_other_spans_say_while_a_task_waits_is_no_question(say: Any) -> None:
+    live = Live()
+    with live.tracer.start_as_current_span("job", attributes={"letta.task.id": "job-7"}) as span:
+        span.set_attributes({"letta.task.waiting": True, "letta.task.content": "which ledger?"})
+        live.look()
+        with live.tracer.start_as_current_span("download", attributes={"letta.task.name": "download"}) as step:
+            say(step, "3 of 5 files")
+            live.look()
+            assert live.last.progress == 0.5
+        span.set_attribute("letta.task.waiting", False)
+        live.look()
+    asked = [(report.content, report.wakes) for report in live.reports if report.waiting]
+    assert asked == [("which ledger?", True)] + [("which ledger?", False)] * (len(asked) - 1)
+    assert len(asked) > 1
+    assert live.reports[-2].content == "3 of 5 files"
+
+
+@says
+def test_a_span_that_waits_may_ask_something_else(say: Any) -> None:
+    live = Live()
+    span = live.tracer.start_span("job", attributes={"letta.task.id": "job-7", "letta.task.waiting": True})
+    live.look()
+    for question in ("which?", "the third?", "which?"):
+        say(span, question)
+        live.look()
+    asked = [(report.content, report.wakes) for report in live.reports if report.waiting]
+    assert asked == [("waits for a person", True), ("which?", True), ("the third?", True), ("which?", True)]
+
+
+def test_of_two_steps_that_wait_the_first_is_asked_once() -> None:
+    live = Live()
+    asking: dict[str, Any] = {}
+    with live.tracer.start_as_current_span("job", attributes={"letta.task.id": "job-7"}):
+        for name in ("first?", "second?"):
+            asks = {"letta.task.waiting": True, "letta.task.content": name}
+            asking[name] = live.tracer.start_span(name, attributes=asks)
+            live.look()
+        asking["second?"].end()
+        assert (live.last.waiting, live.last.content, live.last.wakes) == (True, "first?", False)
+        asking["first?"].end()
+        assert not live.last.waiting
 
 
 def test_a_content_alone_makes_no_open_task_wait() -> None:
