@@ -126,9 +126,8 @@ class AgentTracker:
 
     def _new(self, trace: Trace, node: Node, reading: Reading, under: Reading | None, ambient: Plain | None) -> Node:
         """Note what is known of a new span beside what it says; see `observe`."""
-        node.seen_at = self._now()
         if ambient is not None:
-            node.ambient, node.is_part = True, ambient.is_part
+            node.ambient, node.is_part, node.seen_at = True, ambient.is_part, self._now()
             node.under = next((below.under for below in trace.waiting.get(node.key, ()) if below.under), None)
         if under is not None and node.parent is not None:
             self._expect_role(node, node.parent, under, reading)

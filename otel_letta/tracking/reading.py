@@ -193,7 +193,8 @@ class Reading:
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
         light = Reading()
-        light.__dict__ = {**self.__dict__, **_NO_CONTENT}
+        light.__dict__ = told = self.__dict__.copy()
+        told.update(_NO_CONTENT)
         return light
 
 
