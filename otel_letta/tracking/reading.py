@@ -28,6 +28,8 @@ NOTED = semconv.INTERESTING | ASKED
 _ERROR, _OK = StatusCode.ERROR, StatusCode.OK
 _ERROR_CAP = 16_384
 _MOST_LINKS = 16
+_IS_REMOTE = 2
+"""Its place in a span's context, which is a tuple."""
 _NO_EXCEPTION = ("", "")
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
@@ -84,7 +86,7 @@ class Reading:
         context, parent, name, resource, start, end, kind, scope, links, events, status = _fields_of(span)
         self.key = context[:2]
         above = None if parent is None else parent[:2]
-        if parent is not None and parent.is_remote:
+        if parent is not None and parent[_IS_REMOTE]:
             self.parent, self.remote = None, above
         else:
             self.parent, self.remote = above, None
@@ -92,7 +94,7 @@ class Reading:
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
         self.shape = shape_of(self.attributes)
-        self.resource = unlocked(resource.attributes)
+        self.resource = unlocked(resource)
         self.start = nanoseconds_of(start)
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = kind
@@ -248,11 +250,11 @@ def name_of_scope(scope: InstrumentationScope | None) -> str:
 
 
 _FIELDS = (
-    *("context", "parent", "name", "resource", "start_time", "end_time", "kind", "instrumentation_scope", "links"),
-    *("events", "status"),
+    *("context", "parent", "name", "resource.attributes", "start_time", "end_time", "kind", "instrumentation_scope"),
+    *("links", "events", "status"),
 )
 _shown = attrgetter(*_FIELDS)
-_held = attrgetter(*[f"_{name}" for name in _FIELDS])
+_held = attrgetter(*["_" + name.replace(".", "._") for name in _FIELDS])
 """The same past the SDK's properties: each is a call in Python."""
 
 

@@ -180,7 +180,7 @@ def _read_answer(facts: AgentFacts, reading: Reading, shape: Shape) -> None:
         if not is_filler(attributes[name]):
             facts.answered = True
             break
-    reasons = [attributes[name] for name in shape.finishes]
+    reasons = [attributes[name] for name in shape.finishes] if shape.finishes else []
     if reading.signals:
         reasons += [values[name] for _, values in reading.signals for name in NAMES.finishes if name in values]
     if reasons:
