@@ -121,6 +121,8 @@ class Endings:
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
+        if not trace.away:
+            return
         due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
         # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
         # frameworks make one for each turn, or what is above it has not ended.
