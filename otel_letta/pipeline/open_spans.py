@@ -19,7 +19,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from otel_letta.pipeline.kept import restore
-from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of, scope_of
+from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of, name_of_scope
 
 Record = list[Any]
 """What is kept of a span: ``[span, record of its parent]``, and third its `OpenSpan` once it was observed.
@@ -71,7 +71,7 @@ class OpenSpan(weakref.ref[ReadableSpan]):
     def scope(self) -> str | None:
         """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
         span = self.ended or self()
-        return None if span is None or self.ignored else scope_of(span)
+        return None if span is None or self.ignored else name_of_scope(span.instrumentation_scope)
 
     def read(self) -> Reading | None:
         """Read it as it is now; None if it cannot be read any more."""

@@ -100,22 +100,22 @@ class AgentTracker:
             guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
-        if tree.knows_end(key):
+        node = tree.node(key)
+        if tree.knows_end(key, node):
             return
         if facts.outside:
             self._endings.outside.put(key[0], reading.start)
             if reading.end is not None:
                 tree.end(key, Fate.OUTSIDE)
             return
-        trace, arrived = tree.trace(key[0]), None
-        node = trace.nodes.get(key)
+        trace, arrived, is_new = tree.trace(key[0]), None, node is None
         if node is None:
             if facts.is_run or tree.is_left_over(trace, key, parent):
                 parent, remote = None, False
             node = self._new(trace, Node(key, parent, remote, reading.start, live), reading, under, ambient)
             node.guessed = guessed
         self._update(node, reading, facts, aborted)
-        if key not in trace.nodes:
+        if is_new:
             arrived = self._insert(trace, node)
         self._note_news(trace, node, reading)
         self._rules.apply(trace, node, reading, facts, declaration, inbound)
@@ -126,9 +126,8 @@ class AgentTracker:
 
     def _new(self, trace: Trace, node: Node, reading: Reading, under: Reading | None, ambient: Plain | None) -> Node:
         """Note what is known of a new span beside what it says; see `observe`."""
-        node.seen_at = self._now()
         if ambient is not None:
-            node.ambient, node.is_part = True, ambient.is_part
+            node.ambient, node.is_part, node.seen_at = True, ambient.is_part, self._now()
             node.under = next((below.under for below in trace.waiting.get(node.key, ()) if below.under), None)
         if under is not None and node.parent is not None:
             self._expect_role(node, node.parent, under, reading)

@@ -121,6 +121,8 @@ class Endings:
 
     def promote(self, trace: Trace, now: int | None) -> None:
         """Make roots of spans whose parent is in another process and has not come. ``now``: None waits no longer."""
+        if not trace.away:
+            return
         due = [node for node in trace.away if node.end is not None and (now is None or node.patience <= now)]
         # A run whose last step is a tool goes on: its next model call is in the next span of its kind, as some
         # frameworks make one for each turn, or what is above it has not ended.
@@ -141,8 +143,6 @@ class Endings:
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
         rootless = [task for task in trace.tasks if task.root is None]
-        if not rootless:
-            return
         for task in rootless if not trace.waiting else ():
             if task.awaits is None and not any(node.top.task for node in trace.nodes.values()):
                 self.dismiss(trace, task)
@@ -310,9 +310,10 @@ class Endings:
         if task.root is None and task.awaits is not None:
             self._tree.end(task.awaits, Fate.GIVEN_UP)  # its root may come, and be too late
         self.over_since.put(trace.id, max(at, self.over_since.get(trace.id) or 0))
+        fate = Fate.OVER
         for node in nodes:
             trace.unwait(node)
-            self._tree.remove(trace, node, Fate.OVER)
+            self._tree.remove(trace, node, fate)
 
 
 def _is_seen(root: Node | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from datetime import datetime, timezone
 
 from otel_letta import semconv
 from otel_letta.report import ProgressReport, TaskStatus
@@ -15,8 +14,9 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.recent import Recent
-from otel_letta.tracking.tasks import Inbound, InferredTask, Task, place_of
+from otel_letta.tracking.tasks import Inbound, InferredTask, Task, place_of, span_id_of, trace_id_of
 from otel_letta.tracking.tree import REMEMBERED
+from otel_letta.tracking.values import time_of
 
 _logger = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ class Ledger:
             chat = task.inbound_chat  # whoever called said it in our own words, only a span's are nearer
         elif task.default_chat is not None and rank > 0:
             chat = task.default_chat  # so did whoever started the program
-        task.chat_id = chat or task.default_chat or f"{task.key[0]:032x}"
+        task.chat_id = chat or task.default_chat or trace_id_of(task.key[0])
         if task.message_id in (None, task.default_message):
             # The resource's message asked in the resource's chat, and in no other.
             task.message_id = task.default_message if task.default_chat in (None, task.chat_id) else None
@@ -324,14 +324,14 @@ class Ledger:
                 error=error,
                 sequence=task.sequence,
                 run=task.run,
-                timestamp=_utc(task.reported_at),
-                started=_utc(task.started) if task.started else None,
+                timestamp=time_of(task.reported_at),
+                started=time_of(task.started) if task.started else None,
                 duration=duration,
                 wakes=self._is_worth_it(task, status, duration, content if waiting else None),
                 waiting=waiting,
                 inferred=isinstance(task, InferredTask),
-                trace_id=None if task.key is None else f"{task.key[0]:032x}",
-                span_id=f"{task.span_id:016x}" if task.span_id else None,
+                trace_id=None if task.key is None else trace_id_of(task.key[0]),
+                span_id=span_id_of(task.span_id) if task.span_id else None,
                 service=task.service,
                 host=self._host,
             )
@@ -389,11 +389,7 @@ def standing(task: Task) -> str:
 
 def seconds_between(start: int, end: int) -> float:
     """Return the seconds between two times in Unix nanoseconds; 0 if the first is unknown or the later one."""
-    return max(end - start, 0) / 1e9 if start else 0.0
-
-
-def _utc(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)
+    return (end - start) / 1e9 if start and start < end else 0.0
 
 
 def _last_content(task: Task) -> str | None:

@@ -292,7 +292,7 @@ class Trace:
 
     def task_of(self, node: Node) -> InferredTask | None:
         """Return the task that a span is part of, as far as that is known."""
-        top = node.top
+        top = node if node.shortcut is None else node.top
         if top.task is not None:
             return top.task
         if top.missing is None or not self.tasks:

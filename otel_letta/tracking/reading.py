@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_letta import semconv
 from otel_letta.text import as_text, clean_error, pattern
@@ -26,6 +28,8 @@ NOTED = semconv.INTERESTING | ASKED
 _ERROR, _OK = StatusCode.ERROR, StatusCode.OK
 _ERROR_CAP = 16_384
 _MOST_LINKS = 16
+_IS_REMOTE = 2
+"""Its place in a span's context, which is a tuple."""
 _NO_EXCEPTION = ("", "")
 _AT_END = 100_000_000
 """Nanoseconds before a span's end in which an exception is what ended it."""
@@ -79,36 +83,33 @@ class Reading:
             more: attributes of a log event that speaks for the span; they replace its own of the same name.
         """
         self = cls()
-        self.key = span.context[:2]
-        parent = span.parent
+        context, parent, name, resource, start, end, kind, scope, links, events, status = _fields_of(span)
+        self.key = context[:2]
         above = None if parent is None else parent[:2]
-        if parent is not None and parent.is_remote:
+        if parent is not None and parent[_IS_REMOTE]:
             self.parent, self.remote = None, above
         else:
             self.parent, self.remote = above, None
-        name = span.name
         self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
         self.shape = shape_of(self.attributes)
-        self.resource = unlocked(span.resource.attributes)
-        self.start = nanoseconds_of(span.start_time)
-        end = span.end_time
+        self.resource = unlocked(resource)
+        self.start = nanoseconds_of(start)
         self.end = None if end is None else nanoseconds_of(end) or None
-        self.kind = span.kind
-        self.scope = scope_of(span)
+        self.kind = kind
+        self.scope = name_of_scope(scope)
         self.events, self.signals, self.exception, self.declaration = (), (), _NO_EXCEPTION, None
-        links = span.links
-        self.links = tuple([link.context[:2] for link in links[:_MOST_LINKS]]) if links else ()
-        if events := span.events:
+        self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]]) if links else ()
+        if events:
             self._read_events(events)
-        self._read_status(span)
+        self._read_status(status)
         self.role = role_of(self)
         if self.shape.declares or opted is not None:
             self.declaration = declaration_of(self.name, self.own_attributes, opted)
         return self
 
-    def _read_events(self, events: Sequence[Any]) -> None:
+    def _read_events(self, events: Iterable[Any]) -> None:
         kind, message, progress, signals, raised_at = "", "", [], [], 0
         for event in events:
             name = as_text(event.name) or ""
@@ -129,8 +130,7 @@ class Reading:
         self.events, self.signals, self.raised_at = progress, signals, raised_at
         self.exception = kind[:ID_CAP], message[:_ERROR_CAP]
 
-    def _read_status(self, span: ReadableSpan) -> None:
-        status = span.status
+    def _read_status(self, status: Status) -> None:
         code = status.status_code
         self.failed, self.ok = code is _ERROR, code is _OK
         if self.failed:  # the SDK keeps a description of errors only
@@ -195,7 +195,8 @@ class Reading:
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
         light = Reading()
-        light.__dict__ = {**self.__dict__, **_NO_CONTENT}
+        light.__dict__ = told = self.__dict__.copy()
+        told.update(_NO_CONTENT)
         return light
 
 
@@ -240,13 +241,31 @@ def key_of(span: ReadableSpan) -> SpanKey:
     return (context.trace_id, context.span_id)
 
 
-def scope_of(span: ReadableSpan) -> str:
-    """Return the name of the instrumentation scope; empty for none."""
-    scope = span.instrumentation_scope
+def name_of_scope(scope: InstrumentationScope | None) -> str:
+    """Return the name of an instrumentation scope; empty for none."""
     if scope is None:
         return ""
     name = scope.name
     return name if type(name) is str else as_text(name) or ""
+
+
+_FIELDS = (
+    *("context", "parent", "name", "resource.attributes", "start_time", "end_time", "kind", "instrumentation_scope"),
+    *("links", "events", "status"),
+)
+_shown = attrgetter(*_FIELDS)
+_held = attrgetter(*["_" + name.replace(".", "._") for name in _FIELDS])
+"""The same past the SDK's properties: each is a call in Python."""
+
+
+def _fields_of(span: ReadableSpan) -> tuple[Any, ...]:
+    """Return what a span says, but for its attributes."""
+    if type(span) is ReadableSpan:
+        try:
+            return _held(span)
+        except AttributeError:
+            pass  # another release may have other private fields
+    return _shown(span)
 
 
 _SDKS_OWN = ReadableSpan.attributes

@@ -24,12 +24,14 @@ class Recent(dict[_K, _V], Generic[_K, _V]):
 
     def put(self, key: _K, value: _V) -> None:
         """Set an entry, and make it the newest."""
-        if key in self:
+        size = len(self)
+        _add(self, key, value)  # first, since nearly all are new, and each look takes a hash of the key
+        if len(self) == size:
             self.pop(key)
-        elif len(self) >= self._most:
+            _add(self, key, value)
+        elif size >= self._most:
             for old in list(islice(self, self._most // 8 or 1)):
                 self.pop(old)
-        _add(self, key, value)
 
     # The bound holds whoever adds an entry.
     __setitem__ = put

@@ -163,7 +163,7 @@ class AgentRules:
         """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent, or
         the root of ended spans may come yet. Requests in any order within the grace make the same reports thus."""
         root = task.root
-        if task.is_unplaced and not node.live:
+        if root is None and task.awaits is None and not node.live:
             if task.held_until is None:
                 task.held_until = self._now() + self._grace + 1  # what comes just then is in time
                 self._tree.remind(trace, task.held_until)
@@ -264,8 +264,8 @@ class AgentRules:
     def _merge(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         """Take over the facts of a span about its task."""
         is_root, node.merged = node is task.root, task
-        if task.root is None and node.start:
-            task.started = min(task.started, node.start)
+        if task.root is None and 0 < node.start < task.started:
+            task.started = node.start
         chat = node.chat
         if chat is not None and task.takes_chat(chat[0], -1 if is_root else 0) and not _may_be_anothers(task, node):
             task.offer_chat(chat[0], -1 if is_root else node.agents_above, chat[1])

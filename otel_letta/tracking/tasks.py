@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
+
+from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.values import id_of
@@ -12,6 +15,11 @@ from otel_letta.tracking.values import id_of
 if TYPE_CHECKING:
     from otel_letta.tracking.nodes import Followed, Node
     from otel_letta.tracking.reading import SpanKey
+
+
+trace_id_of = functools.lru_cache(maxsize=512)(format_trace_id)
+span_id_of = functools.lru_cache(maxsize=512)(format_span_id)
+"""Ids as they are shown. Each report of a task bears the same ones."""
 
 
 class Inbound(NamedTuple):
@@ -211,7 +219,7 @@ class InferredTask(Task):
 
 def automatic_id(key: SpanKey) -> str:
     """Return the id of a task whose author gave none: its root's, or its trace's where nobody knows the root."""
-    return f"{key[0]:032x}-{key[1]:016x}" if key[1] else f"{key[0]:032x}"
+    return f"{trace_id_of(key[0])}-{span_id_of(key[1])}" if key[1] else trace_id_of(key[0])
 
 
 def place_of(agent: str | None, task_id: str) -> str | tuple[str, str]:

@@ -28,6 +28,7 @@ _HOPS = range(10_000)
 """Made-up parents can go in circles."""
 
 _WORK = (TOOL, LLM)
+_DISMISSED = Fate.DISMISSED
 _OPAQUE = frozenset({Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE})
 """Spans that are not looked through to what is above them."""
 _OF_DECLARED = frozenset({Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP})
@@ -103,7 +104,7 @@ class Tree:
         self.ended.put(key, fate)
         if task is not None:
             self.tasks.put(key, task)
-        else:
+        elif self.tasks:
             self.tasks.pop(key, None)
 
     def assign(self, key: SpanKey, task: Task) -> None:
@@ -125,9 +126,8 @@ class Tree:
         """Return True for an ended span that declared something, or was a step of a declared task."""
         return self.ended.get(key) in _OF_DECLARED
 
-    def knows_end(self, key: SpanKey) -> bool:
-        """Return True for a span with a role whose end was read."""
-        node = self.node(key)
+    def knows_end(self, key: SpanKey, node: Node | None) -> bool:
+        """Return True for a span with a role whose end was read. ``node``: its entry."""
         return (node is not None and node.end is not None) or self.ended.get(key) in _HAS_ENDED
 
     def node(self, key: SpanKey) -> Node | None:
@@ -226,7 +226,8 @@ class Tree:
 
     def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
         """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
-        return None if self.ended.get(key) in _OPAQUE else self.links.get(key)
+        link = self.links.get(key)
+        return None if link is None or self.ended.get(key) in _OPAQUE else link
 
     def _may_come(self, key: SpanKey) -> bool:
         """Return False for a span above a live one that nothing is known of: all open spans of this process are."""
@@ -279,7 +280,7 @@ class Tree:
         self.size -= 1
         self.end(node.key, fate)
         # The one above a dismissed span may turn out to be an agent yet, and is judged by what was below it, too.
-        if fate is not Fate.DISMISSED and node.above is not None and node.above.children is not None:
+        if fate is not _DISMISSED and node.above is not None and node.above.children is not None:
             node.above.children.pop(node, None)
         return True
 
@@ -328,7 +329,7 @@ class Tree:
 
     def take_doubts(self, key: SpanKey) -> list[Doubt]:
         """Take out the declarations that waited for a span."""
-        waiting = self._doubts_below.pop(key, [])
+        waiting = self._doubts_below.pop(key, []) if self._doubts_below else []
         for doubt in waiting:
             self.doubts.pop(doubt.key, None)
         return waiting

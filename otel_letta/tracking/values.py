@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from datetime import datetime, timezone
 from typing import Any
 
 from otel_letta.text import as_text, clean_line
@@ -22,7 +23,7 @@ def id_of(value: Any) -> str | None:
     """Return an id as text; None for an empty value, or one that is none."""
     if value is None:
         return None
-    text = as_text(value)
+    text = value if type(value) is str else as_text(value)
     if text is None:
         return None
     if len(text) > ID_CAP:
@@ -68,3 +69,9 @@ def nanoseconds_of(value: Any) -> int:
         number = number_of(value)
         value = int(number) if number is not None and 0.0 < number < _LATEST else 0
     return value if 0 < value < _LATEST else 0
+
+
+@functools.lru_cache(maxsize=128)  # all reports of a task bear its start, and many of a moment the same time
+def time_of(nanoseconds: int) -> datetime:
+    """Return a time in Unix nanoseconds as UTC."""
+    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)

@@ -19,6 +19,7 @@ from otel_letta.tracking.values import EXTRA_CAP, id_of
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
+_NO_REASON = Reason()
 _WORDS_OF_AN_ID = 7
 """A conversation's id of so many words is a text."""
 
@@ -26,49 +27,11 @@ _WORDS_OF_AN_ID = 7
 class AgentFacts:
     """The facts of a span with a role."""
 
-    hint = ""
-    """The agent that a tool's or a model's span says it belongs to."""
-    chat: tuple[int, str] | None = None
-    """The conversation's id, behind the rank of the attribute that it stood in: lower is better."""
-    conversation: str | None = None
-    """The conversation's id that its framework gave, whoever else chose one."""
-    failed = False
-    reason = Reason()
-    answered = False
-    """It holds a sign of an answer: a model's, or an agent's own. A finish reason that says otherwise wins."""
-    records_answers = False
-    """It has attributes for an answer, whatever is in them. Where no span of a run has any, the lack of one says
-    nothing."""
-    finish: Finish | None = None
-    """Why the answer ended; None if nothing says so. Some models say ``ANSWERED`` also when they ask for a tool."""
-    finish_word = ""
-    """The same as it was written, such as ``SAFETY``."""
-    cancelled = False
-    """Its error, its finish reason or an attribute says that somebody cancelled it."""
-    timed_out = False
-    """Its error says that the time was over."""
-    raised: Reason | None = None
-    """An exception that it recorded last, at its end, although its status is not ERROR."""
-    waits_for: str | None = None
-    """What it waits for, if it ended only because it cannot go on without that."""
-    denied = False
-    """A tool's call that a person refused."""
-    call_id: str | None = None
-    """The id of a tool's call: spans that share one are the same call."""
-    named = False
-    """The name stood in an attribute for it, not only in the span's own name."""
-    plan: float | None = None
-    """The share of a plan's points that are done."""
-    message_id: str | None = None
-    """The message that asked, if its user had it put on all spans."""
-    session: str | None = None
-    """OpenHands' id of its conversation."""
-    is_run = False
-    """A run of a conversation: a task whatever is above it, and completed only if something shows that."""
-    finishes = False
-    """A tool by which the agent says that it is finished."""
-    outside = False
-    """A tool call that hangs beside the run that it was made in."""
+    __slots__ = (
+        *("answered", "call_id", "cancelled", "chat", "conversation", "denied", "extras", "failed", "finish"),
+        *("finish_word", "finishes", "hint", "is_run", "message_id", "name", "named", "outside", "plan", "raised"),
+        *("reason", "records_answers", "role", "session", "timed_out", "waits_for"),
+    )
 
     def __init__(self, role: Role, name: str, extras: dict[str, str]) -> None:
         self.role = role
@@ -76,6 +39,49 @@ class AgentFacts:
         """What people call it; empty where the span has no name that is surely one."""
         self.extras = extras
         """Content that the settings ask for, by field."""
+        self.hint = ""
+        """The agent that a tool's or a model's span says it belongs to."""
+        self.chat: tuple[int, str] | None = None
+        """The conversation's id, behind the rank of the attribute that it stood in: lower is better."""
+        self.conversation: str | None = None
+        """The conversation's id that its framework gave, whoever else chose one."""
+        self.failed = False
+        self.reason = _NO_REASON
+        self.answered = False
+        """It holds a sign of an answer: a model's, or an agent's own. A finish reason that says otherwise wins."""
+        self.records_answers = False
+        """It has attributes for an answer, whatever is in them. Where no span of a run has any, the lack of one says
+        nothing."""
+        self.finish: Finish | None = None
+        """Why the answer ended; None if nothing says so. Some models say ``ANSWERED`` also when they ask for a tool."""
+        self.finish_word = ""
+        """The same as it was written, such as ``SAFETY``."""
+        self.cancelled = False
+        """Its error, its finish reason or an attribute says that somebody cancelled it."""
+        self.timed_out = False
+        """Its error says that the time was over."""
+        self.raised: Reason | None = None
+        """An exception that it recorded last, at its end, although its status is not ERROR."""
+        self.waits_for: str | None = None
+        """What it waits for, if it ended only because it cannot go on without that."""
+        self.denied = False
+        """A tool's call that a person refused."""
+        self.call_id: str | None = None
+        """The id of a tool's call: spans that share one are the same call."""
+        self.named = False
+        """The name stood in an attribute for it, not only in the span's own name."""
+        self.plan: float | None = None
+        """The share of a plan's points that are done."""
+        self.message_id: str | None = None
+        """The message that asked, if its user had it put on all spans."""
+        self.session: str | None = None
+        """OpenHands' id of its conversation."""
+        self.is_run = False
+        """A run of a conversation: a task whatever is above it, and completed only if something shows that."""
+        self.finishes = False
+        """A tool by which the agent says that it is finished."""
+        self.outside = False
+        """A tool call that hangs beside the run that it was made in."""
 
     def finish_by(self, reasons: Iterable[Any]) -> None:
         """Take over why an answer ended. ``reasons``: values of attributes of finish reasons, if there are any."""
@@ -174,7 +180,7 @@ def _read_answer(facts: AgentFacts, reading: Reading, shape: Shape) -> None:
         if not is_filler(attributes[name]):
             facts.answered = True
             break
-    reasons = [attributes[name] for name in shape.finishes]
+    reasons = [attributes[name] for name in shape.finishes] if shape.finishes else []
     if reading.signals:
         reasons += [values[name] for _, values in reading.signals for name in NAMES.finishes if name in values]
     if reasons:
