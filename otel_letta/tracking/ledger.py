@@ -14,7 +14,7 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.recent import Recent
-from otel_letta.tracking.tasks import Inbound, InferredTask, Task, place_of, span_id_of, trace_id_of
+from otel_letta.tracking.tasks import Inbound, InferredTask, Place, Task, place_of, span_id_of, trace_id_of
 from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.values import time_of
 
@@ -64,9 +64,9 @@ class Ledger:
         self._wake_on_wait = wake_on_wait
         self._wait = int(wait_timeout * 1e9)
         self._claimed = claimed
-        self.tasks: dict[str | tuple[str, str], Task] = {}
+        self.tasks: dict[Place, Task] = {}
         """Declared tasks under way, by id, and by agent where that is not the configured one."""
-        self._past: Recent[tuple[str | None, str], tuple[int, int]] = Recent(REMEMBERED)
+        self._past: Recent[Place, tuple[int, int]] = Recent(REMEMBERED)
         """Run and sequence of tasks that are over: another one with the same id counts on from there."""
         self._parked = Parked()
         self._warned: Recent[tuple[object, str], None] = Recent(1_000)
@@ -77,7 +77,7 @@ class Ledger:
         self, reading: Reading, declaration: Declaration, agent: str | None, around: Task | None, inbound: Inbound
     ) -> Task:
         """Open a declared task. ``around``: the task that it runs in."""
-        task = Task(declaration.task_id or "", agent, reading.key, reading.start)
+        task = Task(declaration.task_id, agent, reading.key, reading.start)
         if declaration.inferred:
             task.inferred = True
         # Later ones fill in what earlier ones leave open.
@@ -93,7 +93,7 @@ class Ledger:
             task.chat_id = task.chat_id or reading.default(semconv.CHAT_ID)
         task.service = service_of(reading)
         task.name = declaration.name or clean_line(reading.name, 200)
-        self._enter(task, declaration.task_id or task.automatic_id, declaration.chat_id)
+        self._enter(task, declaration.chat_id)
         return task
 
     def address(self, task: InferredTask, reading: Reading, declaration: Declaration | None, inbound: Inbound) -> None:
@@ -111,30 +111,30 @@ class Ledger:
 
     def rename(self, task: Task, task_id: str) -> None:
         """Let a task go by an id that was set after its start."""
-        del self.tasks[place_of(task.agent_id, task.id)]
-        self._enter(task, task_id)
+        del self.tasks[task.known_as]
+        task.given_id = task_id
+        self._enter(task)
 
     def succeed(self, task: Task, inferred: InferredTask, *, keep_id: bool) -> None:
         """Let a declared task take the place of an inferred one: only now somebody gives it a name."""
-        task.key, task.started = inferred.key, min(task.started, inferred.started)
         if keep_id:
-            del self.tasks[place_of(task.agent_id, task.id)]
-            task.id = inferred.id
-            self.tasks[place_of(task.agent_id, task.id)] = task
+            del self.tasks[task.known_as]
+            task.given_id = inferred.given_id
+        task.key, task.started = inferred.key, min(task.started, inferred.started)
+        self.tasks[task.known_as] = task
         task.sequence, task.progress = max(task.sequence, inferred.sequence), inferred.progress
         task.failed_steps += inferred.problems
 
-    def _enter(self, task: Task, task_id: str, chat: str | None = None) -> None:
-        task.id = task_id
+    def _enter(self, task: Task, chat: str | None = None) -> None:
         self.count_run(task)
-        parked = self._parked.take_declared(task, task_id, chat)
+        parked = self._parked.take_declared(task, chat)
         if parked is not None:
             go_on(task, parked)
-        self.tasks[place_of(task.agent_id, task.id)] = task
+        self.tasks[task.known_as] = task
 
     def drop(self, task: Task) -> None:
         """Forget a task without a report."""
-        self.tasks.pop(place_of(task.agent_id, task.id), None)
+        self.tasks.pop(task.known_as, None)
         # The memory of ended spans keeps the object; its texts can be long.
         task.ended = True
         task.content = None
@@ -143,17 +143,17 @@ class Ledger:
 
     def was(self, task: Task) -> bool:
         """Return True if a task with its id has ended."""
-        return (task.agent_id, task.id) in self._past
+        return task.known_as in self._past
 
     def count_run(self, task: Task) -> None:
         """Let a task be another run of its id, if one with that has ended."""
-        past = self._past.get((task.agent_id, task.id))
+        past = self._past.get(task.known_as)
         if past is not None:
             task.run, task.sequence = past[0] + 1, max(past[1], task.sequence)
 
     def remember(self, task: Task) -> None:
         """Remember a task that ended: the next one with its id is another run of it."""
-        self._past.put((task.agent_id, task.id), (task.run, task.sequence))
+        self._past.put(task.known_as, (task.run, task.sequence))
 
     # -- tasks that wait ---------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Ledger:
             self.report_inferred(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=True)
         else:
             self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
-            self.tasks.pop(place_of(task.agent_id, task.id), None)
+            self.tasks.pop(task.known_as, None)
         task.ended = True
         self._keep_parked(task)
 
@@ -193,8 +193,6 @@ class Ledger:
 
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
-        if self._parked.oldest is None:
-            return None
         for task in self._parked.older_than(self._now() - self._wait):
             why = wording.never_tried_again if task.retries else wording.nobody_came
             self._give_up_waiting(task, why(self._wait / 1e9))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from otel_letta.report import ProgressReport
-from otel_letta.tracking.tasks import InferredTask, Task
+from otel_letta.tracking.tasks import InferredTask, Place, Task
 
 _MOST = 10_000
 
@@ -14,7 +14,7 @@ class Parked:
     """The tasks that wait, from the oldest on."""
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str | None, str], Task] = {}
+        self._tasks: dict[Place, Task] = {}
 
     @property
     def oldest(self) -> int | None:
@@ -24,32 +24,32 @@ class Parked:
 
     def put(self, task: Task) -> Task | None:
         """Add a task. Return the one that has to be given up for it, since too many wait."""
-        key = (task.agent_id, task.id)
-        self._tasks.pop(key, None)
-        self._tasks[key] = task
+        self._tasks.pop(task.known_as, None)
+        self._tasks[task.known_as] = task
         return self._tasks.pop(next(iter(self._tasks))) if len(self._tasks) > _MOST else None
 
     def older_than(self, time: int) -> Iterator[Task]:
         """Take out those that wait since then, or longer."""
         while self._tasks:
-            key, task = next(iter(self._tasks.items()))
+            place, task = next(iter(self._tasks.items()))
             if task.parked_at > time:
                 break
-            del self._tasks[key]
+            del self._tasks[place]
             yield task
 
     def has_of(self, service: str | None) -> bool:
         return any(isinstance(task, InferredTask) and task.service == service for task in self._tasks.values())
 
-    def take_declared(self, task: Task, task_id: str, chat: str | None) -> Task | None:
-        """Take out the one with an id, or the one in the chat of a task that has none."""
-        found = self._tasks.get((task.agent_id, task_id))
-        if found is None and task_id == task.automatic_id and chat is not None:
+    def take_declared(self, task: Task, chat: str | None) -> Task | None:
+        """Take out the one with the same id, or the one in the chat of a task that was given none."""
+        found = self._tasks.get(task.known_as)
+        is_anonymous = _is_anonymous(task)
+        if found is None and is_anonymous and chat is not None:
             wanted = (task.agent_id, chat)
             found = next(
                 (t for t in self._tasks.values() if _is_anonymous(t) and (t.agent_id, t.chat_id) == wanted), None
             )
-        if found is None and task_id == task.automatic_id:
+        if found is None and is_anonymous:
             wanted_again = (task.agent_id, task.name, task.key and task.key[0])
             again = (t for t in self._tasks.values() if t.retries)
             found = next((t for t in again if (t.agent_id, t.name, t.key and t.key[0]) == wanted_again), None)
@@ -80,7 +80,7 @@ class Parked:
 
     def _take(self, task: Task | None) -> Task | None:
         if task is not None:
-            self._tasks.pop((task.agent_id, task.id), None)
+            self._tasks.pop(task.known_as, None)
         return task
 
 
@@ -91,7 +91,7 @@ def restored(report: ProgressReport) -> Task | None:
     key = int(report.trace_id, 16), int(report.span_id, 16)
     started = 0 if report.started is None else int(report.started.timestamp() * 1e9)
     task = InferredTask(key, started) if report.inferred else Task(report.task_id, report.agent_id, key, started)
-    task.id, task.agent_id = report.task_id, report.agent_id
+    task.given_id, task.agent_id = report.task_id, report.agent_id
     task.name, task.service = report.name, report.service
     task.chat_id, task.message_id = report.chat_id, report.message_id
     if isinstance(task, InferredTask) and report.chat_id not in (None, report.trace_id):
@@ -104,12 +104,12 @@ def restored(report: ProgressReport) -> Task | None:
 
 
 def _is_anonymous(task: Task) -> bool:
-    return task.id == task.automatic_id and not isinstance(task, InferredTask)
+    return task.given_id in (None, task.automatic_id) and not isinstance(task, InferredTask)
 
 
 def go_on(task: Task, parked: Task) -> None:
     """Let a task take the place of one that waited: its id, its reports' order, and how far it was."""
-    task.id, task.key, task.run = parked.id, parked.key, parked.run
+    task.given_id, task.key, task.run = parked.given_id or task.given_id, parked.key, parked.run
     task.sequence, task.reported_at = max(task.sequence, parked.sequence), parked.reported_at
     task.started = min(task.started, parked.started) if task.started and parked.started else parked.started
     task.progress = max(task.progress, parked.progress)

@@ -140,7 +140,7 @@ class DeclaredRules:
         task.waits = declaration.waiting
         if (
             declaration.task_id is not None
-            and task.id == task.automatic_id
+            and task.given_id in (None, task.automatic_id)
             and self._ledger.find(task.agent_id, declaration.task_id) is None
         ):
             self._ledger.rename(task, declaration.task_id)  # it was set after the start

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_letta.report import TaskStatus
+from otel_letta.text import pattern
+from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.values import id_of
 
 if TYPE_CHECKING:
     from otel_letta.tracking.nodes import Followed, Node
-    from otel_letta.tracking.reading import SpanKey
 
 
 trace_id_of = functools.lru_cache(maxsize=512)(format_trace_id)
@@ -34,6 +35,9 @@ class Inbound(NamedTuple):
 
 
 NO_IDS = Inbound()
+Place = str | SpanKey | tuple[str, str | SpanKey]
+"""What a task is known by among all: the id that was given, or its span's key; beside the agent, if one is named."""
+_AUTOMATIC_ID = pattern(r"([0-9a-f]{32})(?:-(?!0{16})([0-9a-f]{16}))?")
 
 
 class Task:
@@ -49,8 +53,8 @@ class Task:
         "content",
         "ended",
         "ended_at",
+        "given_id",
         "has_progress",
-        "id",
         "key",
         "message_id",
         "name",
@@ -84,8 +88,9 @@ class Task:
     mirrored = False
     """Somebody else reports the same, so its end is not worth that either."""
 
-    def __init__(self, task_id: str, agent_id: str | None, key: SpanKey | None, started: int) -> None:
-        self.id = task_id
+    def __init__(self, given_id: str | None, agent_id: str | None, key: SpanKey | None, started: int) -> None:
+        self.given_id = given_id
+        """The id that somebody gave; None for a task that goes by its span's."""
         self.agent_id = agent_id
         self.key = key
         """The span that it is known by; None for a task that has no spans."""
@@ -112,9 +117,21 @@ class Task:
         self.ended_at: int | None = None
 
     @property
+    def id(self) -> str:
+        """What it goes by. An automatic one is made when it is asked for: kept, it takes as much room as a record."""
+        return self.given_id if self.given_id is not None else self.automatic_id
+
+    @property
     def automatic_id(self) -> str:
         """The id that it goes by as long as nobody gives one."""
         return "" if self.key is None else automatic_id(self.key)
+
+    @property
+    def known_as(self) -> Place:
+        """What it is known by: `place_of` its agent and id."""
+        if self.given_id is not None or self.key is None:
+            return place_of(self.agent_id, self.id)
+        return self.key if self.agent_id is None else (self.agent_id, self.key)
 
     @property
     def span_id(self) -> int:
@@ -162,7 +179,7 @@ class InferredTask(Task):
     prompt = ""
 
     def __init__(self, key: SpanKey, started: int) -> None:
-        super().__init__(automatic_id(key), None, key, started)
+        super().__init__(None, None, key, started)
         self.root: Node | None = None
         """None as long as it has not arrived."""
         self.awaits: SpanKey | None = None
@@ -200,7 +217,7 @@ class InferredTask(Task):
 
     def rename(self, key: SpanKey) -> None:
         """Know it by another span."""
-        self.key, self.id = key, automatic_id(key)
+        self.key, self.given_id = key, None
         self.run, self.sequence = 1, 0
 
     def had_ended(self, at: int) -> bool:
@@ -222,6 +239,8 @@ def automatic_id(key: SpanKey) -> str:
     return f"{trace_id_of(key[0])}-{span_id_of(key[1])}" if key[1] else trace_id_of(key[0])
 
 
-def place_of(agent: str | None, task_id: str) -> str | tuple[str, str]:
-    """Return what a task is known by, with the configured agent or another one."""
-    return task_id if agent is None else (agent, task_id)
+def place_of(agent: str | None, task_id: str) -> Place:
+    """Return what a task is known by, with the configured agent or another one: of an automatic id, the span's key."""
+    found = _AUTOMATIC_ID.fullmatch(task_id)
+    what = task_id if found is None else (int(found[1], 16), int(found[2] or "0", 16))
+    return what if agent is None else (agent, what)

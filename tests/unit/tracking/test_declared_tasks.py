@@ -966,6 +966,34 @@ def test_spans_of_one_id_that_come_one_after_another_are_runs_of_a_task(make: ty
     assert sequences == list(range(1, len(sequences) + 1))
 
 
+@pytest.mark.parametrize("agent", [None, "agent-2"])
+def test_a_span_that_names_the_id_which_another_tasks_span_made_is_part_of_that_task(agent: str | None) -> None:
+    live = Live(allowed_agents=["agent-2"])
+    to = {} if agent is None else {AGENT: agent}
+    first = live.tracer.start_span("job", attributes={NAME: "job", **to})
+    task_id = live.last.task_id
+    elsewhere = live.tracer.start_span("half", attributes={ID: task_id, PROGRESS: 0.5, **to})
+    assert (live.last.task_id, live.last.progress, live.last.sequence) == (task_id, 0.5, 2)
+    first.end()
+    assert live.ends == []
+    elsewhere.end()
+    assert [end.task_id for end in live.ends] == [task_id]
+    again = live.tracer.start_span("again", attributes={ID: task_id, **to})
+    assert (live.last.task_id, live.last.run) == (task_id, 2)
+    again.end()
+
+
+@pytest.mark.parametrize(
+    "task_id", ["0" * 32, "a" * 32, "A" * 32, f"{'a' * 32}-{'0' * 16}", f"{'a' * 32}-{'b' * 16}", f"{'a' * 32}-b"]
+)
+def test_an_id_that_looks_as_if_a_span_had_made_it_stays_as_it_was_given(task_id: str) -> None:
+    live = Live()
+    with span(live, "job", attributes={ID: task_id}), span(live, "half", attributes={ID: task_id, PROGRESS: 0.5}):
+        pass
+    assert {report.task_id for report in live.reports} == {task_id}
+    assert len(live.ends) == 1
+
+
 @BOTH
 def test_without_an_explicit_id_traces_never_meet(make: type[Driver]) -> None:
     driver = make()

@@ -206,3 +206,14 @@ def test_a_span_with_a_role_takes_no_dictionary() -> None:
     (trace,) = alone.tracker.tree.traces.values()
     (node,) = trace.nodes.values()
     assert not hasattr(node, "__dict__")
+
+
+def test_an_open_task_keeps_neither_the_text_of_its_id_nor_a_dictionary_of_its_own() -> None:
+    """A program may have 100,000 of them."""
+    live = Live()
+    live.tracer.start_span("work", attributes={"letta.task.name": "t"})
+    live.tracer.start_span("work", attributes={"letta.task.name": "t"})
+    texts = {each for each in reachable(live.tracker, live.reports) if type(each) is str}
+    assert texts.isdisjoint(report.task_id for report in live.reports)
+    (task, *_) = live.tracker._ledger.tasks.values()
+    assert vars(task) == {}

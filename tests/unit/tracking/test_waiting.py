@@ -110,6 +110,14 @@ def test_nobody_came_for_a_day() -> None:
     assert len(played.ends) == 1
 
 
+def test_agents_that_wait_at_the_same_time_are_given_up_each_for_itself() -> None:
+    one, two = refund(10, 1, 0, waits=True, chat_id="c-1"), refund(20, 2, 0, waits=True, chat_id="c-2")
+    played = arrived(*one, *two, wait=10)
+    assert sum(report.waiting for report in played.reports) == 2
+    played.pass_seconds(DAY + 1)
+    assert sorted((end.chat_id, end.status) for end in played.ends) == [("c-1", FAILED), ("c-2", FAILED)]
+
+
 def test_settings_of_waiting() -> None:
     played = arrived(*refund(10, 1, 0, waits=True), wait=10, wake_on_wait=False, wait_timeout=60.0)
     assert [report.wakes for report in played.reports if report.waiting] == [False]
