@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -82,8 +82,8 @@ class Intake:
         """Hashes of bodies; Python keeps a body's own with it, keyed with a secret of the process."""
         self._seen_lock = threading.Lock()
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
-        self._ends: dict[int, float] = {}
-        """Ids of the ends in the spool, and when they were noted; the settler's."""
+        self._ends: deque[tuple[int, float]] = deque()
+        """Ids of the ends in the spool, and when they were noted, the oldest first; the settler's."""
         self._packer = _Packer()
         self.spool = spool
         self.durable = not isinstance(spool, MemorySpool)
@@ -176,8 +176,8 @@ class Intake:
                 if only is not None and item.id not in only:
                     continue
                 if item.kind == KIND:
-                    self.told.restore(item.body, item.created)
-                    self._ends[item.id] = item.created
+                    self.told.restore(item.body)
+                    self._ends.append((item.id, item.created))
                 elif item.kind == instructions.KIND:
                     self.instructions.restore(item.body, item.id)
                 else:
@@ -284,11 +284,12 @@ class Intake:
                 outbox = self._handle.pipeline.desk.outbox
                 if outbox is not None:
                     outbox.save()
-                for end in fresh:
-                    self._ends[self.spool.append(KIND, end)] = time.time()
-                old = [number for number, noted in self._ends.items() if noted < time.time() - KEPT_FOR]
-                for number in old:
-                    del self._ends[number]
+                now = time.time()
+                if fresh:
+                    self._ends.append((self.spool.append(KIND, fresh), now))
+                old = []
+                while self._ends and self._ends[0][1] < now - KEPT_FOR:
+                    old.append(self._ends.popleft()[0])
                 ids = [*ids, *old]
             if ids:
                 self.spool.settle(ids)
