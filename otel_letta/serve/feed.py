@@ -114,7 +114,7 @@ class Feed:
         """Hand a batch to the pipeline; never waits for anything but another batch.
 
         Args:
-            number: id of its body in the spool.
+            number: id of its body in the spool; 0 for one of which nothing is kept.
             size: bytes of that.
 
         Returns:
@@ -128,13 +128,12 @@ class Feed:
                 return False
             for record in sorted(batch.records, key=lambda record: record.time):
                 self._take_record(record, body)
-            if batch.plain:
-                body.traces.update(int.from_bytes(trace_id, "big") for trace_id in batch.plain)
-                self._plain.keep(batch.plain)
+            self._plain.keep(batch.plain)
             if batch.spans:
                 self._take_spans(batch.spans, body)
             self._taken += body.size
-        self._pipeline.call(self._place, body)
+        if number:
+            self._pipeline.call(self._place, body)
         return True
 
     @property

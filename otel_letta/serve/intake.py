@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -82,8 +82,8 @@ class Intake:
         """Hashes of bodies; Python keeps a body's own with it, keyed with a secret of the process."""
         self._seen_lock = threading.Lock()
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
-        self._ends: dict[int, float] = {}
-        """Ids of the ends in the spool, and when they were noted; the settler's."""
+        self._ends: deque[tuple[int, float]] = deque()
+        """Ids of the ends in the spool, and when they were noted, the oldest first; the settler's."""
         self._packer = _Packer()
         self.spool = spool
         self.durable = not isinstance(spool, MemorySpool)
@@ -140,24 +140,25 @@ class Intake:
             raise Refusal(400, f"The body cannot be decoded: {error}") from None
         if not batch.size:
             return batch
-        if self._was_seen(hash(body)):
+        kept = self._worth_keeping(batch, is_json, body)
+        digest = hash(kept or body)
+        if self._was_seen(digest):
             self._metrics.repeated(signal)
             return batch
         if self.feed.is_full:
             raise Refusal(503, "this receiver has too much to do at the moment")
-        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", kept) if kept else 0
+        fed = False
         try:
-            self._feed(batch, read, number, len(body))
-        except Exception:
-            self._settler.submit(self._settle_now, [number])  # it comes again
-            raise
-        self._note(hash(body))
+            fed = self.feed.take(batch, number, len(body))
+        finally:
+            if not fed:
+                self._settle([number])  # it comes again
+        if not fed:
+            return self.take_here(signal, is_json, body)
+        self._note(digest)
         self._metrics.taken(signal, batch.size, len(batch.broken))
         return batch
-
-    def _feed(self, batch: Batch, read: Callable[[], Batch], number: int, size: int) -> None:
-        while not self.feed.take(batch, number, size):
-            batch = read()
 
     def replay(self, only: Collection[int] | None = None) -> int:
         """Take in again what was not settled when a process ended. Returns how many bodies that are.
@@ -175,8 +176,8 @@ class Intake:
                 if only is not None and item.id not in only:
                     continue
                 if item.kind == KIND:
-                    self.told.restore(item.body, item.created)
-                    self._ends[item.id] = item.created
+                    self.told.restore(item.body)
+                    self._ends.append((item.id, item.created))
                 elif item.kind == instructions.KIND:
                     self.instructions.restore(item.body, item.id)
                 else:
@@ -192,13 +193,13 @@ class Intake:
                 body = _unpacked(item)
                 signal, _, form = item.kind.removesuffix(_PACKED).partition("/")
                 read = functools.partial(_READERS[signal, form == "json"], body, self.feed.gate)
-                batch = read()
+                while not self.feed.take(read(), item.id, len(body)):
+                    pass
             except (UndecodableError, KeyError, zstandard.ZstdError):  # another version wrote it
                 _logger.warning("a body in the spool cannot be read, and is left out")
                 self.spool.settle([item.id])
                 continue
             self._note(hash(body))
-            self._feed(batch, read, item.id, len(body))
             self.feed.work_off()
         return len(bodies)
 
@@ -233,6 +234,15 @@ class Intake:
             self.tasks.take(report)
 
         self.told.pass_on(report, put_and_show)
+
+    def _worth_keeping(self, batch: Batch, is_json: bool, body: bytes) -> bytes:
+        """Return what of a body is kept until it settles: not what is of traces in which nothing matters, since nothing
+        depends on that. Its places are known as long as there is room, and to this process alone."""
+        if not batch.spans and not batch.records:
+            return b""
+        if not batch.plain or is_json or not self.durable:
+            return body
+        return proto.without(body, batch.plain)
 
     def _keep_body(self, kind: str, body: bytes) -> int:
         if not self.durable:
@@ -274,11 +284,12 @@ class Intake:
                 outbox = self._handle.pipeline.desk.outbox
                 if outbox is not None:
                     outbox.save()
-                for end in fresh:
-                    self._ends[self.spool.append(KIND, end)] = time.time()
-                old = [number for number, noted in self._ends.items() if noted < time.time() - KEPT_FOR]
-                for number in old:
-                    del self._ends[number]
+                now = time.time()
+                if fresh:
+                    self._ends.append((self.spool.append(KIND, fresh), now))
+                old = []
+                while self._ends and self._ends[0][1] < now - KEPT_FOR:
+                    old.append(self._ends.popleft()[0])
                 ids = [*ids, *old]
             if ids:
                 self.spool.settle(ids)
