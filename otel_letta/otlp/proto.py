@@ -6,7 +6,7 @@ that is of no interest costs little more than its place.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
@@ -32,8 +32,6 @@ from otel_letta.otlp.received import SAMPLED, ReceivedSpan, kind_of, status_of
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, read_into, sift
 
 _MOST_DEPTH = 20
-_TRACE_ID = b"\n\x10"
-"""What stands before a trace's id, which is the first field of a span wherever it is written in order."""
 _UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
 
 
@@ -54,23 +52,6 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
         for raw in parts:
             read_into(batch, _span, raw, of)
     return batch
-
-
-def without(body: bytes, traces: Container[bytes]) -> bytes:
-    """Write the body of an export request for spans without those of some traces. One that does not begin with its
-    trace's id, as all others do, stays.
-
-    Args:
-        body: one that could be read.
-    """
-    request = RequestGlance.FromString(body)
-    for group in request.groups:
-        for inner in group.groups:
-            parts = [raw for raw in inner.parts if raw[:2] != _TRACE_ID or raw[2:18] not in traces]
-            del inner.parts[:]
-            inner.parts.extend(parts)
-    written: bytes = request.SerializeToString()
-    return written
 
 
 def read_logs(body: bytes) -> Batch:

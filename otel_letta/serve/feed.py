@@ -114,7 +114,7 @@ class Feed:
         """Hand a batch to the pipeline; never waits for anything but another batch.
 
         Args:
-            number: id of its body in the spool; 0 for one of which nothing is kept.
+            number: id of its body in the spool.
             size: bytes of that.
 
         Returns:
@@ -128,12 +128,13 @@ class Feed:
                 return False
             for record in sorted(batch.records, key=lambda record: record.time):
                 self._take_record(record, body)
-            self._plain.keep(batch.plain)
+            if batch.plain:
+                body.traces.update(int.from_bytes(trace_id, "big") for trace_id in batch.plain)
+                self._plain.keep(batch.plain)
             if batch.spans:
                 self._take_spans(batch.spans, body)
             self._taken += body.size
-        if number:
-            self._pipeline.call(self._place, body)
+        self._pipeline.call(self._place, body)
         return True
 
     @property

@@ -140,25 +140,24 @@ class Intake:
             raise Refusal(400, f"The body cannot be decoded: {error}") from None
         if not batch.size:
             return batch
-        kept = self._worth_keeping(batch, is_json, body)
-        digest = hash(kept or body)
-        if self._was_seen(digest):
+        if self._was_seen(hash(body)):
             self._metrics.repeated(signal)
             return batch
         if self.feed.is_full:
             raise Refusal(503, "this receiver has too much to do at the moment")
-        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", kept) if kept else 0
-        fed = False
+        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", body)
         try:
-            fed = self.feed.take(batch, number, len(body))
-        finally:
-            if not fed:
-                self._settle([number])  # it comes again
-        if not fed:
-            return self.take_here(signal, is_json, body)
-        self._note(digest)
+            self._feed(batch, read, number, len(body))
+        except Exception:
+            self._settler.submit(self._settle_now, [number])  # it comes again
+            raise
+        self._note(hash(body))
         self._metrics.taken(signal, batch.size, len(batch.broken))
         return batch
+
+    def _feed(self, batch: Batch, read: Callable[[], Batch], number: int, size: int) -> None:
+        while not self.feed.take(batch, number, size):
+            batch = read()
 
     def replay(self, only: Collection[int] | None = None) -> int:
         """Take in again what was not settled when a process ended. Returns how many bodies that are.
@@ -193,13 +192,13 @@ class Intake:
                 body = _unpacked(item)
                 signal, _, form = item.kind.removesuffix(_PACKED).partition("/")
                 read = functools.partial(_READERS[signal, form == "json"], body, self.feed.gate)
-                while not self.feed.take(read(), item.id, len(body)):
-                    pass
+                batch = read()
             except (UndecodableError, KeyError, zstandard.ZstdError):  # another version wrote it
                 _logger.warning("a body in the spool cannot be read, and is left out")
                 self.spool.settle([item.id])
                 continue
             self._note(hash(body))
+            self._feed(batch, read, item.id, len(body))
             self.feed.work_off()
         return len(bodies)
 
@@ -234,15 +233,6 @@ class Intake:
             self.tasks.take(report)
 
         self.told.pass_on(report, put_and_show)
-
-    def _worth_keeping(self, batch: Batch, is_json: bool, body: bytes) -> bytes:
-        """Return what of a body is kept until it settles: not what is of traces in which nothing matters, since nothing
-        depends on that. Its places are known as long as there is room, and to this process alone."""
-        if not batch.spans and not batch.records:
-            return b""
-        if not batch.plain or is_json or not self.durable:
-            return body
-        return proto.without(body, batch.plain)
 
     def _keep_body(self, kind: str, body: bytes) -> int:
         if not self.durable:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta.otlp.batch import UndecodableError
 from otel_letta.otlp.json import read_request
-from otel_letta.otlp.proto import read_logs, read_traces, without
+from otel_letta.otlp.proto import read_logs, read_traces
 from otel_letta.tracking.reading import Reading
 
 DATA = Path(__file__).parents[2] / "data"
@@ -46,29 +46,6 @@ def in_protobuf(document: dict[str, Any]) -> bytes:
                         if holder.get(name):
                             holder[name] = base64.b64encode(bytes.fromhex(holder[name])).decode()
     return ParseDict(text, ExportTraceServiceRequest(), ignore_unknown_fields=True).SerializeToString()
-
-
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name.partition(".otlp")[0])
-def test_a_request_without_some_traces_is_the_same_in_all_that_is_left(path: Path) -> None:
-    for document in recorded(path):
-        body = in_protobuf(document)
-        spans = read_traces(body).spans
-        gone = {span.context.trace_id for span in spans[::2]}
-        left = read_traces(without(body, {number.to_bytes(16, "big") for number in gone})).spans
-        assert [facts(span) for span in left] == [facts(span) for span in spans if span.context.trace_id not in gone]
-        assert without(body, ()) == body
-
-
-def test_a_span_that_is_written_in_another_order_stays() -> None:
-    trace_id, span_id = b"\n\x10" + bytes([1] * 16), b"\x12\x08" + bytes([2] * 8)
-
-    def nested(*parts: bytes) -> bytes:
-        return b"".join(b"\x12" + bytes([len(part)]) + part for part in parts)
-
-    inner = nested(trace_id + span_id, span_id + trace_id)
-    body = b"\n" + bytes([len(nested(inner))]) + nested(inner)
-    assert len(read_traces(body).spans) == 2
-    assert len(read_traces(without(body, {bytes([1] * 16)})).spans) == 1
 
 
 SEEDS = [in_protobuf(document) for path in RECORDED for document in recorded(path)[:2]]
