@@ -174,13 +174,11 @@ class Intake:
             for item in items:
                 if only is not None and item.id not in only:
                     continue
-                if item.kind == KIND:
-                    self.told.restore(item.body)
-                    self._ends.append((item.id, item.created))
-                elif item.kind == instructions.KIND:
-                    self.instructions.restore(item.body, item.id)
-                else:
-                    bodies.append(item.id)
+                try:
+                    if not self._restore(item):
+                        bodies.append(item.id)
+                except (ValueError, TypeError):
+                    self._leave_out(item)
         if bodies:
             # Whichever process has taken over the outbox of the one that died may have delivered an end since, which
             # is then neither there nor noted here.
@@ -193,14 +191,29 @@ class Intake:
                 signal, _, form = item.kind.removesuffix(_PACKED).partition("/")
                 read = functools.partial(_READERS[signal, form == "json"], body, self.feed.gate)
                 batch = read()
-            except (UndecodableError, KeyError, zstandard.ZstdError):  # another version wrote it
-                _logger.warning("a body in the spool cannot be read, and is left out")
-                self.spool.settle([item.id])
+            except (UndecodableError, KeyError, zstandard.ZstdError):
+                self._leave_out(item)
                 continue
             self._note(hash(body))
             self._feed(batch, read, item.id, len(body))
             self.feed.work_off()
         return len(bodies)
+
+    def _restore(self, item: SpoolItem) -> bool:
+        """Take over what was kept of ends and instructions. False for a body; ValueError, TypeError for neither."""
+        if item.kind == KIND:
+            self.told.restore(item.body)
+            self._ends.append((item.id, item.created))
+        elif item.kind == instructions.KIND:
+            self.instructions.restore(item.body, item.id)
+        else:
+            return False
+        return True
+
+    def _leave_out(self, item: SpoolItem) -> None:
+        """Forget what another version wrote into the spool."""
+        _logger.warning("something in the spool cannot be read, and is left out")
+        self.spool.settle([item.id])
 
     def _expect_ends(self) -> None:
         """Report no end that a process had put into the outbox when it died, before it could note that here."""
