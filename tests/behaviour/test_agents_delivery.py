@@ -52,7 +52,7 @@ class World:
             "message_interval": 0,
             "board_interval": 0,
             "poll_interval": 0.01,
-            "shutdown_timeout": 2,
+            "shutdown_timeout": 30,
         } | options
         self.provider = TracerProvider(resource=Resource({"service.name": "jobs"}), shutdown_on_exit=False)
         self.parts: list[LettaSpanProcessor | LettaSpanExporter] = []
