@@ -332,6 +332,22 @@ def test_what_came_too_late_answers_the_same_question_and_no_other(program: Prog
         assert found.text == "the fourth"
 
 
+@both
+def test_what_is_known_already_is_not_asked(program: Program, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[Any] = []
+    with program.task(task_id="t-1") as t:
+        program.letta.answer_next(block("late"))
+        asyncio.run(give_up_once_asked(program, t, "which?"))
+        assert program.processor.force_flush(30_000)  # the answer is there
+        monkeypatch.setattr(waiting.wake, "changed", changes.append)
+        found = ask(t, PATIENCE, question="which?")
+        assert found is not None
+        assert found.text == "late"
+        assert changes == [], "it does not say that it waits"
+        assert program.processor.force_flush(30_000)
+        assert len(program.asked()) == 1
+
+
 def test_a_coroutine_that_is_cancelled_waits_no_longer_and_its_task_is_cancelled(program: Program) -> None:
     async def work() -> None:
         async with program.task(task_id="t-1") as t:
