@@ -188,7 +188,8 @@ class LiveSpans:
             self._over, self._over_before = set(), self._over
 
     def _is_over(self, key: SpanKey) -> bool:
-        return hash(key) in self._over or hash(key) in self._over_before or self._ended(key)
+        known = hash(key)
+        return known in self._over or known in self._over_before or self._ended(key)
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""

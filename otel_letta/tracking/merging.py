@@ -57,12 +57,14 @@ def wait_or_go_on(task: Task, span: Followed, waits: bool, said: str | None = No
         said: the content, if the span has just given one.
     """
     before = task.questions.get(span)
-    question = said or (task.content if before is None else before) or wording.waits_for(wording.A_PERSON)
-    if before == (question if waits else None):
+    after = None
+    if waits:
+        after = said or (task.content if before is None else before) or wording.waits_for(wording.A_PERSON)
+    if before == after:
         return False
     questions = {other: asks for other, asks in task.questions.items() if other is not span}
-    if waits:
-        questions[span] = question
+    if after is not None:
+        questions[span] = after
     task.questions = questions
     return True
 

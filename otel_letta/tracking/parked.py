@@ -24,8 +24,9 @@ class Parked:
 
     def put(self, task: Task) -> Task | None:
         """Add a task. Return the one that has to be given up for it, since too many wait."""
-        self._tasks.pop(task.known_as, None)
-        self._tasks[task.known_as] = task
+        place = task.known_as
+        self._tasks.pop(place, None)
+        self._tasks[place] = task
         return self._tasks.pop(next(iter(self._tasks))) if len(self._tasks) > _MOST else None
 
     def older_than(self, time: int) -> Iterator[Task]:

@@ -163,7 +163,7 @@ class AgentRules:
         """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent, or
         the root of ended spans may come yet. Requests in any order within the grace make the same reports thus."""
         root = task.root
-        if root is None and task.awaits is None and not node.live:
+        if task.is_unplaced and not node.live:
             if task.held_until is None:
                 task.held_until = self._now() + self._grace + 1  # what comes just then is in time
                 self._tree.remind(trace, task.held_until)

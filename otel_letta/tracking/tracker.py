@@ -290,7 +290,7 @@ class Tracker:
             return
         if reading.end is None:
             self._give_an_end(reading)
-        declaration, role, parent = reading.declaration, reading.role, reading.parent or reading.remote
+        declaration, role, parent = reading.declaration, reading.role, reading.above
         waiting = self.tree.take_doubts(key)
         if declaration is not None and (role is None or declaration.task_id is not None):
             self.tree.links.put(key, (parent, reading.remote is not None))

@@ -28,7 +28,6 @@ _HOPS = range(10_000)
 """Made-up parents can go in circles."""
 
 _WORK = (TOOL, LLM)
-_DISMISSED = Fate.DISMISSED
 _OPAQUE = frozenset({Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE})
 """Spans that are not looked through to what is above them."""
 _OF_DECLARED = frozenset({Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP})
@@ -280,7 +279,7 @@ class Tree:
         self.size -= 1
         self.end(node.key, fate)
         # The one above a dismissed span may turn out to be an agent yet, and is judged by what was below it, too.
-        if fate is not _DISMISSED and node.above is not None and node.above.children is not None:
+        if fate is not Fate.DISMISSED and node.above is not None and node.above.children is not None:
             node.above.children.pop(node, None)
         return True
 
