@@ -25,9 +25,11 @@ _OPERATIONS: Mapping[str, Role] = {
 
 _NO_WORK = frozenset(
     {"create_agent", "embeddings", "retrieval", "rerank", "agent_step", "schedule_tool_calls"}
-    | {"execute_agent_loop_cycle", "invoke_node", "memory"}
+    | {"execute_agent_loop_cycle", "invoke_node", "memory", "plan", "fetch_response", "search_memory", "create_memory"}
+    | {"update_memory", "upsert_memory", "delete_memory", "create_memory_store", "delete_memory_store"}
 )
-"""Parts of agents that have spans with roles below them, and operations that are no agent's work."""
+"""Parts of agents that have spans with roles below them, and operations that are no agent's work. Some write down the
+model whose call is a span below theirs (``plan``), or was one before (``fetch_response``)."""
 _CALL_IDS = ("gen_ai.tool.call.id", "gen_ai.tool.call_id", "gen_ai.tool_call.id")
 _TOOLS_OWN = frozenset({semconv.GEN_AI_TOOL_NAME, *_CALL_IDS})
 

@@ -206,6 +206,22 @@ def test_proposed_events_of_pauses_are_read(events: list[str], waits: str | None
 
 
 @pytest.mark.parametrize(
+    ("reason", "waits"),
+    [
+        ("human_input", "a person"),
+        ("external_system", "another system"),
+        ("rate_limit", "a rate limit"),
+        ("scheduled_delay", "a time that was set"),
+        ("SECRET", "a person"),
+        (7, "a person"),
+    ],
+)
+def test_a_pause_says_what_it_waits_for_in_the_words_of_the_proposal(reason: Any, waits: str) -> None:
+    paused = Event("gen_ai.agent.paused", {"gen_ai.agent.pause.reason": reason}, END)
+    assert facts(AGENT, events=[paused]).waits_for == waits
+
+
+@pytest.mark.parametrize(
     ("status", "waits", "cancelled", "failed"),
     [
         ("input-required", "a person", False, False),

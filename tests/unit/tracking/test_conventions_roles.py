@@ -97,7 +97,12 @@ def test_an_operation_that_nobody_knows_falls_through_to_other_evidence(
 
 
 @pytest.mark.parametrize(
-    "operation", ["agent_step", "schedule_tool_calls", "execute_agent_loop_cycle", "embeddings", "create_agent"]
+    "operation",
+    [
+        *("agent_step", "schedule_tool_calls", "execute_agent_loop_cycle", "embeddings", "create_agent", "plan"),
+        *("fetch_response", "search_memory", "create_memory", "update_memory", "upsert_memory", "delete_memory"),
+        *("create_memory_store", "delete_memory_store"),
+    ],
 )
 def test_parts_of_an_agent_stay_transparent_whatever_else_they_carry(operation: str) -> None:
     attributes = {"gen_ai.operation.name": operation, "gen_ai.request.model": "m", "gen_ai.usage.output_tokens": 5}
