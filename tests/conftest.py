@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 _ROOT = str(Path(__file__).parent.parent)
@@ -16,6 +17,10 @@ if _ROOT not in sys.path:  # `tests.support` is importable wherever pytest was s
 
 from otel_letta.testing import InMemoryLetta  # noqa: E402
 from tests.support.letta_harness import real_letta, real_letta_server, scripted_llm  # noqa: E402, F401 - fixtures
+
+# How long an example takes says nothing on a machine with other things to do.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 _OURS = ("LETTA_", "OTEL_")
 _PROXIES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}

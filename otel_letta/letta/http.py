@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
-import weakref
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
@@ -16,11 +14,14 @@ import httpx
 from otel_letta.errors import LettaError, LettaServerError
 from otel_letta.letta.answers import no_answer
 from otel_letta.letta.bodies import ENCODINGS, TooLargeError, beginning, whole
+from otel_letta.letta.clients import Clients
 from otel_letta.letta.redaction import on_the_wire, redacting, redactor
 from otel_letta.letta.transport import Posting
-from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline, bounded
 from otel_letta.settings import Secret, Settings, http_url
+
+if TYPE_CHECKING:
+    import ssl
 
 _WRITE_PATIENCE = 30.0
 """Seconds for a piece of the request's body."""
@@ -45,36 +46,38 @@ class Bearer(httpx.Auth):
         yield request
 
 
-class _Connections:
-    """An httpx client that is closed when its owner and the last request are done with it, not under a request."""
+class _Maker:
+    """Makes httpx clients by some settings, with one TLS context for all: that takes its time."""
 
-    def __init__(self, client: httpx.Client) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self._users = 1
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context: ssl.SSLContext | None = None
 
-    def borrow(self) -> _Connections:
-        """Count one more user, who has to go through ``with``."""
-        with self._lock:
-            self._users += 1
-        return self
+    def __call__(self) -> httpx.Client:
+        # Late: with ssl and httpcore, which httpx loads now as well.
+        from otel_letta.letta.network import keep_to_deadlines
+        from otel_letta.letta.tls import context_of
 
-    def __enter__(self) -> httpx.Client:
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        self.done()
-
-    def done(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = not self._users
-        if last:
-            self._client.close()
+        settings = self._settings
+        token = settings.token
+        if self._context is None:
+            self._context = context_of(settings)
+        client = httpx.Client(
+            base_url=http_url(settings.base_url),
+            auth=Bearer(token) if token is not None else None,
+            timeout=timeout_of(settings),
+            verify=self._context,
+            # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets a closing
+            # connection fails as if it might have landed. So ours are given up earlier.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=1, keepalive_expiry=2.0),
+            headers={"Accept": "application/json", "Accept-Encoding": ENCODINGS, "User-Agent": "otel-letta"},
+        )
+        keep_to_deadlines(client)
+        return client
 
 
 class HttpClient:
-    """An `httpx.Client` for one Letta server that survives forks, new settings and `close`, and shows no secret.
+    """Requests to one Letta server, from any thread, that survive forks, new settings and `close`, and shows no secret.
 
     Args:
         settings: where to, with which token, how long to wait.
@@ -84,56 +87,16 @@ class HttpClient:
     def __init__(self, settings: Settings, logger: logging.Logger) -> None:
         self._settings = settings
         self._logger = logger
-        self._lock = threading.Lock()
-        self._connections: _Connections | None = None
-        _instances.add(self)
+        self._clients = Clients(_Maker(settings))
 
     def use(self, settings: Settings) -> None:
         """Speak with these settings from now on; requests under way end with the old ones."""
-        with self._lock:
-            self._settings = settings
-            stale, self._connections = self._connections, None
-        if stale is not None:
-            stale.done()  # another lane may be in the middle of a turn on it
+        self._settings = settings
+        self._clients.use(_Maker(settings))
 
     def close(self) -> None:
         """Release the connections. A later request opens new ones."""
         self.use(self._settings)
-
-    def forget_connections(self) -> None:
-        """Drop, in a forked child, the parent's connections without closing them, which would speak on them."""
-        self._lock = threading.Lock()
-        self._connections = None
-
-    def borrowed(self) -> _Connections:
-        """Return the client, made if there is none, for use with ``with``."""
-        fork.check()
-        # Borrowed with the lock held, so that nobody is done with it in between.
-        with self._lock:
-            if self._connections is None:
-                # Late: with ssl and httpcore, which httpx loads now as well.
-                from otel_letta.letta.network import keep_to_deadlines
-                from otel_letta.letta.tls import context_of
-
-                settings = self._settings
-                token = settings.token
-                client = httpx.Client(
-                    base_url=http_url(settings.base_url),
-                    auth=Bearer(token) if token is not None else None,
-                    timeout=timeout_of(settings),
-                    verify=context_of(settings),
-                    # uvicorn closes idle connections after 5 s, and httpx keeps them as long: a request that meets
-                    # a closing connection fails as if it might have landed. So ours are given up earlier.
-                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2.0),
-                    headers={
-                        "Accept": "application/json",
-                        "Accept-Encoding": ENCODINGS,
-                        "User-Agent": "otel-letta",
-                    },
-                )
-                keep_to_deadlines(client)
-                self._connections = _Connections(client)
-            return self._connections.borrow()
 
     def request(
         self,
@@ -206,7 +169,7 @@ class HttpClient:
         redact = redactor(settings)
         failure: LettaError
         try:
-            with redacting(redact), self.borrowed() as client:
+            with redacting(redact), self._clients.one() as client:
                 from otel_letta.letta.network import ends_at
 
                 with ends_at(began + bounded(settings.connect_timeout + settings.read_timeout, until)):
@@ -285,12 +248,6 @@ class _OnTheWire:
         """Note that the server answered."""
         if not self._traced:
             self._posting.complete()
-
-
-_instances: weakref.WeakSet[HttpClient] = weakref.WeakSet()
-# A thread in the middle of making a client is in the middle of OpenSSL, whose locks a child could never take.
-fork.hold_for(_instances, lambda client: client._lock)
-fork.in_child_each(_instances, HttpClient.forget_connections)
 
 
 def timeout_of(settings: Settings, until: Deadline | None = None) -> httpx.Timeout:

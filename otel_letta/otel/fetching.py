@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -43,10 +44,10 @@ class FetchedInstructions:
     Args:
         url: to which the heartbeats go.
         headers: of the requests.
-        client: returns the `httpx.Client` for them.
+        client: lends an `httpx.Client` for one of them.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], client: Callable[[], Any]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], client: Callable[[], AbstractContextManager[Any]]) -> None:
         self._base = url.partition("/v1/logs")[0]
         self._headers = {**headers, "accept": "application/json"}
         self._client = client
@@ -122,7 +123,8 @@ class FetchedInstructions:
     def _get(self, task_id: str, wait: float) -> list[Instruction] | None:
         """Ask once; None if it has to be asked again later."""
         url = f"{self._base}/api/tasks/{quote(task_id, safe='')}/instructions"
-        answer = self._client().get(url, params={"wait": f"{wait:.1f}"}, headers=self._headers, timeout=wait + _MARGIN)
+        with self._client() as client:
+            answer = client.get(url, params={"wait": f"{wait:.1f}"}, headers=self._headers, timeout=wait + _MARGIN)
         if answer.status_code in (404, 408, 429) or answer.status_code >= 500:
             return None
         if answer.status_code != 200:

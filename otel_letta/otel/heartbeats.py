@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -16,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_letta import semconv
 from otel_letta.delivery.stats import Throttle
+from otel_letta.letta.clients import Clients
 from otel_letta.otlp.writing import logs_request, span_record
 from otel_letta.runtime import fork, wake
 from otel_letta.runtime.suppress import is_suppressed, suppress_tracing
@@ -78,7 +81,8 @@ class LettaHeartbeatProcessor(SpanProcessor):
             OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT, or port 4318 of this machine.
         headers: of the requests; default is OTEL_EXPORTER_OTLP_LOGS_HEADERS or OTEL_EXPORTER_OTLP_HEADERS.
         interval: seconds between two heartbeats of a span.
-        client: an `httpx.Client`, for a proxy or certificates of your own.
+        client: an `httpx.Client`, for a proxy or certificates of your own. Without it, each request has one to itself,
+            which is safer where several tasks wait for instructions.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class LettaHeartbeatProcessor(SpanProcessor):
         self._headers = dict(headers) if headers is not None else _headers_of_environment()
         self._interval = interval
         self._client = client
-        self._own_client: Any = None
+        self._clients = Clients(_own_client)
         self._log = Throttle(_logger)
         self._begin()
         self._source: FetchedInstructions | None = None
@@ -101,6 +105,7 @@ class LettaHeartbeatProcessor(SpanProcessor):
         wake.on_change(self._changed)
 
     def _begin(self) -> None:
+        """Begin, or begin anew in a forked child: the open spans are the parent's."""
         self._open: dict[SpanKey, weakref.ref[Span]] = {}
         self._sent: dict[SpanKey, tuple[float, dict[str, Any]]] = {}
         """When a span's last heartbeat went out, and the attributes that were in it, or a few less."""
@@ -169,8 +174,7 @@ class LettaHeartbeatProcessor(SpanProcessor):
             self._send_due(5.0)
             self._closed = True
             self._bell.set()
-            if self._own_client is not None:
-                self._own_client.close()
+            self._clients.use(_own_client)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -265,9 +269,8 @@ class LettaHeartbeatProcessor(SpanProcessor):
 
         headers = {**self._headers, "content-type": "application/json"}
         try:
-            answer = self._http().post(
-                self._url, content=body, headers=headers, timeout=max(min(timeout, _TIMEOUT), 0.1)
-            )
+            with self._http() as client:
+                answer = client.post(self._url, content=body, headers=headers, timeout=max(min(timeout, _TIMEOUT), 0.1))
         except httpx.HTTPError as error:
             self._log.log(
                 logging.WARNING, "away", "heartbeats to %s: %s (tried again)", self._url, type(error).__name__
@@ -284,26 +287,20 @@ class LettaHeartbeatProcessor(SpanProcessor):
             )
         return True
 
-    def _http(self) -> Any:
-        """Return the `httpx.Client` of its requests."""
-        with self._starting:
-            if self._client is None:
-                import httpx
+    def _http(self) -> AbstractContextManager[Any]:
+        """Lend an `httpx.Client` for a request."""
+        return self._clients.one() if self._client is None else contextlib.nullcontext(self._client)
 
-                certificate = os.environ.get("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE")
-                certificate = certificate or os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
-                self._client = self._own_client = httpx.Client(verify=certificate or True)
-            return self._client
 
-    def _renew(self) -> None:
-        """Begin anew in a forked child: the open spans and the connections are the parent's."""
-        self._begin()
-        if self._own_client is not None:
-            self._client = self._own_client = None
+def _own_client() -> Any:
+    import httpx
+
+    certificate = os.environ.get("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE")
+    return httpx.Client(verify=certificate or os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE") or True)
 
 
 _instances: weakref.WeakSet[LettaHeartbeatProcessor] = weakref.WeakSet()
-fork.in_child_each(_instances, LettaHeartbeatProcessor._renew)
+fork.in_child_each(_instances, LettaHeartbeatProcessor._begin)
 
 
 def seeing(span: Span) -> LettaHeartbeatProcessor | None:

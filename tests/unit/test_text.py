@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from otel_letta.text import as_text, clean_block, clean_error, clean_line, escape, percent
 from tests.support.tracked import hostile_text
 
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=150)
 
 # Written from the Unicode standard, not from the code: controls but line feed, surrogates, bidirectional controls,
 # zero-width characters that shape nothing, tag characters, noncharacters of the basic plane.

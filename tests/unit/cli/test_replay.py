@@ -512,7 +512,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(JSON, st.sampled_from(["resourceSpans", "scopeSpans", "spans", "attributes", "events", "status", "flags"]))
 def test_no_input_raises(value: Any, where: str) -> None:
     documents: list[Any] = [value, {where: value}, {"resourceSpans": [{where: value, "scopeSpans": [{where: value}]}]}]

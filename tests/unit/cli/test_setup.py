@@ -363,7 +363,7 @@ documents = st.dictionaries(
 
 
 @pytest.mark.parametrize("name", WITH_FILE)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(before=documents)
 def test_a_merge_adds_our_settings_and_loses_nothing(name: str, before: dict[str, Any]) -> None:
     program = PROGRAMS[name]

@@ -193,7 +193,7 @@ REPORTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(reports=REPORTS, limit=st.integers(10, 6_000))
 def test_the_limit_is_kept_and_no_text_breaks_out_of_its_line(reports: list[ProgressReport], limit: int) -> None:
     made = board(*reports)
@@ -211,7 +211,7 @@ def test_the_limit_is_kept_and_no_text_breaks_out_of_its_line(reports: list[Prog
     assert text.count("\n") <= 3 + made.open_tasks + min(len(reports), 10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(reports=REPORTS)
 def test_there_is_one_line_a_task_whatever_it_says(reports: list[ProgressReport]) -> None:
     made = board(*reports)

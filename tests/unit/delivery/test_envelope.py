@@ -191,7 +191,7 @@ def test_no_field_leaves_the_block(field: str, attack: str) -> None:
     assert (element.get("status"), element.get("progress")) == ("in_progress", "50%")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=ANYTHING,
     name=ANYTHING,

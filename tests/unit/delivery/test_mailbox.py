@@ -549,5 +549,5 @@ class Mailroom(RuleBasedStateMachine):
         assert sorted(arrived) == sorted(self.ends)  # every end, each once
 
 
-Mailroom.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=30, deadline=None)
+Mailroom.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=30)
 test_any_order_of_events = Mailroom.TestCase

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -25,7 +25,7 @@ RECORDED = [
     DATA / "agents" / "adk_go.cancel_mid.otlp.jsonl.gz",
     *sorted((DATA / "traces").glob("*.otlp.jsonl.gz"))[::6],
 ]
-SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEWER = settings(max_examples=150)
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
@@ -217,13 +217,13 @@ def read_all(body: bytes) -> None:
             facts(span)
 
 
-@SLOW
+@FEWER
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     read_all(body)
 
 
-@SLOW
+@FEWER
 @given(st.data())
 def test_a_recording_that_was_damaged_anywhere_is_read_or_refused(data: st.DataObject) -> None:
     body = bytearray(data.draw(st.sampled_from(SEEDS)))
@@ -251,7 +251,7 @@ JSON = st.recursive(
 )
 
 
-@SLOW
+@FEWER
 @given(JSON)
 def test_any_json_is_read_or_refused(document: Any) -> None:
     read_all(json.dumps(document).encode())

@@ -72,7 +72,7 @@ def test_no_coding_is_a_coding() -> None:
         unpack(bytes(MOST + 1), "", MOST)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(PACK)), st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_damage_is_refused_or_read(coding: str, content: bytes, at: int, byte: int) -> None:
     body = bytearray(PACK[coding](content))

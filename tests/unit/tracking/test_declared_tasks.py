@@ -307,7 +307,7 @@ def test_numbers_from_0_to_1_are_progress(value: float, progress: float, caplog:
     assert warnings(caplog) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(allow_nan=True) | st.floats(0, 1) | st.integers(-2, 2) | st.booleans(), min_size=1, max_size=12)
 )
@@ -1058,7 +1058,7 @@ def family(driver: Alone) -> None:
             pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(order=st.permutations(NAMES), ticks=st.booleans())
 def test_in_whatever_order_spans_come_each_task_is_told_once_and_no_step_is(order: list[str], ticks: bool) -> None:
     alone = Alone()
@@ -1074,7 +1074,7 @@ def test_in_whatever_order_spans_come_each_task_is_told_once_and_no_step_is(orde
     assert {end.name: end.chat_id for end in alone.ends}["root"] == "c"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(order=st.permutations(NAMES))
 def test_spans_that_come_twice_are_told_once(order: list[str]) -> None:
     alone = Alone()
@@ -1298,7 +1298,7 @@ def check(reports: list[ProgressReport]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(first=ATTRIBUTES, later=ATTRIBUTES, event=ATTRIBUTES, description=VALUES, resource=ATTRIBUTES)
 def test_no_value_of_any_kind_gets_an_exception_out_of_tracking(
     first: dict[str, Any], later: dict[str, Any], event: dict[str, Any], description: Any, resource: dict[str, Any]
@@ -1324,7 +1324,7 @@ def test_no_value_of_any_kind_gets_an_exception_out_of_tracking(
     check(alone.reports)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.dictionaries(KEYS, VALUES.filter(lambda value: not isinstance(value, dict)), max_size=6))
 def test_nor_through_the_sdk_itself(values: dict[str, Any]) -> None:
     live = Live()

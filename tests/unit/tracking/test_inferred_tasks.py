@@ -544,7 +544,7 @@ FAMILY = [
 ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.permutations(FAMILY), st.lists(st.integers(0, 8), max_size=6))
 def test_spans_in_any_order_and_some_of_them_again_make_one_task(order: list[ReadableSpan], again: list[int]) -> None:
     played = arrived(*order, *(order[index] for index in again))
@@ -828,7 +828,6 @@ def test_a_type_in_front_of_an_errors_text_is_not_said_twice_whatever_its_name(k
 
 
 @given(st.text(max_size=300))
-@settings(deadline=None)
 def test_any_error_text_gives_one_line(raw: str) -> None:
     for text in (raw, f"Error code: 500 - {{{raw}", f"{{'message': {raw!r}}}", f"E('{raw}')"):
         line = str(clean_reason(text))
@@ -1641,7 +1640,7 @@ SPANS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(SPANS, max_size=14), st.booleans())
 def test_any_spans_in_any_order_end_each_task_once_and_leave_nothing_open(spans: list[Any], full: bool) -> None:
     played = Played(content=tuple(CONTENT_FIELDS) if full else ())

@@ -611,7 +611,7 @@ RECORD = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(RECORD, max_size=12))
 def test_no_record_raises_and_no_task_is_told_twice(
     records: list[tuple[str, dict[str, Any], int, int]],
