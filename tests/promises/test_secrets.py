@@ -444,7 +444,7 @@ def test_both_secrets_are_redacted_whichever_is_sent() -> None:
 def test_no_secret_is_in_the_client_s_own_headers() -> None:
     """Masking in reprs is httpx's business; ours is that there is nothing to mask before a request is sent."""
     letta = RestTransport(Settings.resolve(base_url="https://letta.test", agent_id="x", password="open-sesame"))
-    with letta._http.borrowed() as client:
+    with letta._http._clients.one() as client:
         assert "authorization" not in client.headers
         out = io.StringIO()
         print(vars(client), file=out)
