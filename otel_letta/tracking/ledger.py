@@ -193,10 +193,12 @@ class Ledger:
 
     def expire(self) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
-        for task in self._parked.older_than(self._now() - self._wait):
-            why = wording.never_tried_again if task.retries else wording.nobody_came
-            self._give_up_waiting(task, why(self._wait / 1e9))
-        oldest = self._parked.oldest
+        oldest, limit = self._parked.oldest, self._now() - self._wait
+        if oldest is not None and oldest <= limit:
+            for task in self._parked.older_than(limit):
+                why = wording.never_tried_again if task.retries else wording.nobody_came
+                self._give_up_waiting(task, why(self._wait / 1e9))
+            oldest = self._parked.oldest
         return None if oldest is None else oldest + self._wait
 
     def _give_up_waiting(self, task: Task, reason: str) -> None:
