@@ -272,12 +272,14 @@ _SDKS_OWN = ReadableSpan.attributes
 """Makes a view for each look, which has to be asked through two more calls in Python: 1 µs until all are copied."""
 
 
-def attributes_of(span: ReadableSpan) -> dict[str, Any]:
-    """Copy all attributes.
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
+    """Return all attributes: a copy, unless the span has ended, and nobody can set any more.
 
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
+    if type(span) is ReadableSpan:  # what the SDK hands on at the end; an open one is a Span
+        return unlocked(getattr(span, "_attributes", None) or span.attributes or {})
     is_sdks = getattr(type(span), "attributes", None) is _SDKS_OWN
     held = getattr(span, "_attributes", None) if is_sdks else None
     attributes = unlocked(held or span.attributes or {})
