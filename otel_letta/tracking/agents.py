@@ -12,7 +12,7 @@ from otel_letta.tracking.conventions import AGENT, STEP, TOOL, Role
 from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.names import early_name
-from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import Ledger, standing
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
@@ -226,10 +226,10 @@ class AgentTracker:
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
         self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
 
-    def part_failed(self, tool: SpanKey, reason: Reason) -> None:
+    def part_failed(self, tool: SpanKey, part: Reading) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
         if tool[0] in self._tree.traces:
-            self._failures.put(tool, reason)
+            self._failures.put(tool, reason_of(part))
 
     def lost(self, key: SpanKey) -> None:
         """Give up an open span with a role that nobody can end any more."""

@@ -188,9 +188,11 @@ class AgentRules:
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
         task.due, task.held_until = True, None
-        nodes = [] if task.root is None else family(task.root)
-        nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
-        for node in sorted(nodes, key=lambda node: (node is not task.root, node.end or 0)):
+        root, *steps = [None] if task.root is None else family(task.root)
+        steps += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        if root is not None:
+            self.apply(trace, root)
+        for node in sorted(steps, key=lambda node: node.end or 0):
             self.apply(trace, node)
 
     def _task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:

@@ -30,7 +30,6 @@ from otel_letta.tracking.above import Ancestor, await_ends, nearest, next_above,
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.conventions.logfire import pending_of
-from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
@@ -300,7 +299,7 @@ class Tracker:
             for child in waiting:
                 self._declared.place(child, reading.parent)
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
-                self._agents.part_failed(parent, reason_of(reading))
+                self._agents.part_failed(parent, reading)
             self._agents.passed(key, parent, reading.remote is not None, reading=reading)
             return
         self.tree.links.put(key, (parent, reading.remote is not None))
