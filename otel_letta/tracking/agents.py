@@ -100,7 +100,8 @@ class AgentTracker:
             guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
-        node = tree.node(key)
+        trace = tree.traces.get(key[0])
+        node = trace.nodes.get(key) if trace is not None else None
         if tree.knows_end(key, node):
             return
         if facts.outside:
@@ -108,7 +109,9 @@ class AgentTracker:
             if reading.end is not None:
                 tree.end(key, Fate.OUTSIDE)
             return
-        trace, arrived, is_new = tree.trace(key[0]), None, node is None
+        arrived, is_new = None, node is None
+        if trace is None:
+            trace = tree.trace(key[0])
         if node is None:
             if facts.is_run or tree.is_left_over(trace, key, parent):
                 parent, remote = None, False

@@ -322,7 +322,8 @@ class Ledger:
         report.started = time_of(task.started) if task.started else None
         report.duration = duration
         report.trace_id = None if task.key is None else trace_id_of(task.key[0])
-        report.span_id = span_id_of(task.span_id) if task.span_id else None
+        span_id = task.span_id
+        report.span_id = span_id_of(span_id) if span_id else None
         report.service, report.host = task.service, self._host
         report.wakes = self._is_worth_it(task, status, duration, content if waiting else None)
         report.waiting, report.inferred = waiting, isinstance(task, InferredTask)

@@ -103,7 +103,10 @@ class Reading:
         self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]]) if links else ()
         if events:
             self._read_events(events)
-        self._read_status(status)
+        code = status.status_code
+        self.failed, self.ok = code is _ERROR, code is _OK
+        if self.failed:
+            self._read_description(status)
         self.role = role_of(self)
         if self.shape.declares or opted is not None:
             self.declaration = declaration_of(self.name, self.own_attributes, opted)
@@ -130,16 +133,14 @@ class Reading:
         self.events, self.signals, self.raised_at = progress, signals, raised_at
         self.exception = kind[:ID_CAP], message[:_ERROR_CAP]
 
-    def _read_status(self, status: Status) -> None:
-        code = status.status_code
-        self.failed, self.ok = code is _ERROR, code is _OK
-        if self.failed:  # the SDK keeps a description of errors only
-            described = as_text(status.description) or ""
-            self.described = described[:_ERROR_CAP]
-            if self.is_group and "ExceptionGroup" in described[:ID_CAP]:
-                self.described = ": ".join(self.exception)[:_ERROR_CAP]
-            if len(described) > _ERROR_CAP:
-                self.error = clean_error(described)  # its last line may be the one that says why
+    def _read_description(self, status: Status) -> None:
+        """Read what the status of a failed span says: the SDK keeps a description of errors only."""
+        described = as_text(status.description) or ""
+        self.described = described[:_ERROR_CAP]
+        if self.is_group and "ExceptionGroup" in described[:ID_CAP]:
+            self.described = ": ".join(self.exception)[:_ERROR_CAP]
+        if len(described) > _ERROR_CAP:
+            self.error = clean_error(described)  # its last line may be the one that says why
 
     @cached_property
     def error(self) -> str:
@@ -278,11 +279,11 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
-    if type(span) is ReadableSpan:  # what the SDK hands on at the end; an open one is a Span
-        return unlocked(getattr(span, "_attributes", None) or span.attributes or {})
     is_sdks = getattr(type(span), "attributes", None) is _SDKS_OWN
     held = getattr(span, "_attributes", None) if is_sdks else None
     attributes = unlocked(held or span.attributes or {})
+    if type(span) is ReadableSpan:  # what the SDK hands on at the end; an open one is a Span
+        return attributes
     copied = getattr(attributes, "copy", None)
     return copied() if copied is not None else dict(attributes)
 
