@@ -191,9 +191,9 @@ class Ledger:
         """Return True if a task of the same service waits, so that this may turn out to be the same."""
         return self._parked.has_of(task.service)
 
-    def expire(self) -> int | None:
+    def expire(self, now: int) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
-        oldest, limit = self._parked.oldest, self._now() - self._wait
+        oldest, limit = self._parked.oldest, now - self._wait
         if oldest is not None and oldest <= limit:
             for task in self._parked.older_than(limit):
                 why = wording.never_tried_again if task.retries else wording.nobody_came

@@ -83,7 +83,7 @@ class Reading:
             more: attributes of a log event that speaks for the span; they replace its own of the same name.
         """
         self = cls()
-        context, parent, name, resource, start, end, kind, scope, links, events, status = _fields_of(span)
+        context, parent, name, resource, start, end, kind, scope, links, events, status, code = _fields_of(span)
         self.key = context[:2]
         above = None if parent is None else parent[:2]
         if parent is not None and parent[_IS_REMOTE]:
@@ -103,7 +103,6 @@ class Reading:
         self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]]) if links else ()
         if events:
             self._read_events(events)
-        code = status.status_code
         self.failed, self.ok = code is _ERROR, code is _OK
         if self.failed:
             self._read_description(status)
@@ -252,7 +251,7 @@ def name_of_scope(scope: InstrumentationScope | None) -> str:
 
 _FIELDS = (
     *("context", "parent", "name", "resource.attributes", "start_time", "end_time", "kind", "instrumentation_scope"),
-    *("links", "events", "status"),
+    *("links", "events", "status", "status.status_code"),
 )
 _shown = attrgetter(*_FIELDS)
 _held = attrgetter(*["_" + name.replace(".", "._") for name in _FIELDS])

@@ -352,13 +352,14 @@ class Tracker:
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again (Unix ns), None for never."""
-        next_turn = self._turns.tick()
-        for waiting in self.tree.due(self._now()):
+        now = self._now()
+        next_turn = self._turns.tick(now)
+        for waiting in self.tree.due(now):
             if isinstance(waiting, Trace):
                 self._agents.due(waiting)
             else:
                 self._declared.release(waiting)
-        alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
+        alarms = (self.tree.next_alarm, self._ledger.expire(now), next_turn)
         return min([alarm for alarm in alarms if alarm is not None], default=None)
 
     def restore(self, report: ProgressReport) -> None:
