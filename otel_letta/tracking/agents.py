@@ -276,7 +276,8 @@ class AgentTracker:
             for node in family(top):
                 trace.nodes[node.key] = node
                 tree.size += 1
-            above = tree.highest(top.missing or top.parent)
+            # What a live one waits for is missing; another parent that is not here never comes.
+            above = None if top.live and top.missing is None else tree.highest(top.missing or top.parent)
             top.parent, top.remote, top.missing = root if above is None else (root[0], above[1]), False, None
             tree.place(trace, top)
         for node in sorted(nodes, key=lambda node: node.end or 0):
