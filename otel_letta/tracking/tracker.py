@@ -18,7 +18,7 @@ for ended spans, children before their parents. Both end in the same reports. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind
 
@@ -39,16 +39,17 @@ from otel_letta.tracking.tasks import NO_IDS, Inbound
 from otel_letta.tracking.tree import Tree
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from typing_extensions import Unpack
 
+    class AgentOptions(TypedDict, total=False):
+        """Settings of `AgentTracker` that a `Tracker` hands on."""
 
-class AgentOptions(TypedDict, total=False):
-    """Settings of `AgentTracker` that a `Tracker` hands on."""
-
-    grace: float
-    idle_timeout: float
-    chat_attributes: Sequence[str]
-    content: Collection[str]
+        grace: float
+        idle_timeout: float
+        chat_attributes: Sequence[str]
+        content: Collection[str]
 
 
 _LETTAS_OWN = frozenset({semconv.LETTA_SERVER_SCOPE, semconv.ANSWER_SCOPE})
