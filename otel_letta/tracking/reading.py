@@ -273,16 +273,16 @@ _SDKS_OWN = ReadableSpan.attributes
 
 
 def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
-    """Return all attributes: a copy, unless the span has ended, and nobody can set any more.
+    """Return all attributes, as they are now.
 
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
     is_sdks = getattr(type(span), "attributes", None) is _SDKS_OWN
     held = getattr(span, "_attributes", None) if is_sdks else None
+    if type(held) is dict:  # of a span that was read from OTLP; others may still write to the SDK's own mapping
+        return held
     attributes = unlocked(held or span.attributes or {})
-    if type(span) is ReadableSpan:  # what the SDK hands on at the end; an open one is a Span
-        return attributes
     copied = getattr(attributes, "copy", None)
     return copied() if copied is not None else dict(attributes)
 
