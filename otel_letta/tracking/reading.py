@@ -53,17 +53,17 @@ class Reading:
     failed: bool
     kind: SpanKind
     scope: str
-    events: Sequence[tuple[int, Mapping[str, Any]]]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
     """Time and attributes of each span event that reports progress."""
-    links: Sequence[SpanKey]
+    links: Sequence[SpanKey] = ()
     """The spans that it links to."""
     described = ""
     """The status's own words, as they came."""
     ok: bool
     """Its status says that it went well. Most instrumentations never say so."""
-    signals: Sequence[tuple[str, Mapping[str, Any]]]
+    signals: Sequence[tuple[str, Mapping[str, Any]]] = ()
     """Name and allowed attributes of each span event that a convention knows."""
-    exception: tuple[str, str]
+    exception: tuple[str, str] = _NO_EXCEPTION
     """Type and message of the last exception that the span recorded, as they came."""
     is_group = False
     """That exception was the first of a group."""
@@ -71,7 +71,7 @@ class Reading:
     """The time of that exception; 0 for none, or one after which another event came."""
     role: Role | None
     """The span's part in an agent's work; None for a span that is looked through."""
-    declaration: Declaration | None
+    declaration: Declaration | None = None
     """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
@@ -99,8 +99,8 @@ class Reading:
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = kind
         self.scope = name_of_scope(scope)
-        self.events, self.signals, self.exception, self.declaration = (), (), _NO_EXCEPTION, None
-        self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]]) if links else ()
+        if links:
+            self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]])
         if events:
             self._read_events(events)
         self.failed, self.ok = code is _ERROR, code is _OK
