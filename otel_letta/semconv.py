@@ -88,6 +88,13 @@ another one, for ever."""
 LETTA_SERVER_SCOPE: Final = "letta.otel.tracing"
 LETTA_SERVER_SERVICE: Final = "letta-server"
 
+PARTIAL_EVENT: Final = "partial.event"
+"""Attribute of log records whose body is a span that is open, or has just ended: ``heartbeat`` or ``stop``.
+
+Partial span processors write it (opentelemetry-python-contrib #3564, and the same in .NET and Java; read in
+G-Research's otel-partial-python, -dotnet and -java of 2025).
+"""
+
 PROGRESS_EVENT: Final = "progress"
 """Name of span events that tell progress: attributes ``progress`` and ``content``, bare or as ``letta.task.*``."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus, unquote
 
 from otel_letta.settings import Secret, Settings
+from otel_letta.text import pattern
 
 Redact = Callable[[str], str]
 
@@ -52,7 +52,7 @@ def redactor(settings: Settings) -> Redact:
     return redact
 
 
-_WORD = re.compile(r"\S+")
+_WORD = pattern(r"\S+")
 
 
 def _shapes(secret: Secret) -> set[str]:

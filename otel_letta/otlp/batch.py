@@ -11,14 +11,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-PARTIAL_EVENT = "partial.event"
-"""Attribute of log records whose body is a span that is open, or has just ended: ``heartbeat`` or ``stop``.
-
-Partial span processors write it (opentelemetry-python-contrib #3564, and the same in .NET and Java; read in
-G-Research's otel-partial-python, -dotnet and -java of 2025).
-"""
-
-
 PARENT_IS_AWAY = 0x300
 """Bits of a span's ``flags``: it is known whether the parent is in another process, and it is (opentelemetry-proto,
 SpanFlags)."""
@@ -48,7 +40,7 @@ class LogRecord:
     resource: Resource
     scope: InstrumentationScope
     span: str | bytes | None = None
-    """The body of a record that has `PARTIAL_EVENT`, and of no other."""
+    """The body of a record that has `semconv.PARTIAL_EVENT`, and of no other."""
 
 
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_letta import semconv
 from otel_letta.otlp.batch import (
     PARENT_IS_AWAY,
-    PARTIAL_EVENT,
     Batch,
     BrokenError,
     LogRecord,
@@ -248,7 +248,7 @@ def _record(record: dict[str, Any], resource: Resource, scope: InstrumentationSc
         _lenient_hex(record, "spanId", 16),
         resource,
         scope,
-        _content(record) if PARTIAL_EVENT in attributes else None,
+        _content(record) if semconv.PARTIAL_EVENT in attributes else None,
     )
 
 

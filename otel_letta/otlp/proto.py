@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
+from otel_letta import semconv
 from otel_letta.otlp.batch import (
     LATEST,
     PARENT_IS_AWAY,
-    PARTIAL_EVENT,
     Batch,
     BrokenError,
     LogRecord,
@@ -216,7 +216,7 @@ def _record(message: Any, resource: Resource, scope: InstrumentationScope) -> Lo
         int.from_bytes(span_id, "big") if len(span_id) == 8 else 0,
         resource,
         scope,
-        _content(message.body) if PARTIAL_EVENT in attributes else None,
+        _content(message.body) if semconv.PARTIAL_EVENT in attributes else None,
     )
 
 

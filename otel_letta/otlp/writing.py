@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
-from otel_letta.otlp.batch import PARTIAL_EVENT
+from otel_letta import semconv
 
 Pick = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Chooses the attributes that may be written."""
@@ -38,7 +38,7 @@ def span_record(
         every: seconds between two heartbeats.
     """
     context = span.context
-    said = {PARTIAL_EVENT: event, "partial.body.type": "json/v1"}
+    said = {semconv.PARTIAL_EVENT: event, "partial.body.type": "json/v1"}
     if event != "stop":
         said["partial.frequency"] = f"{every * 1e3:.0f}ms"
     return {

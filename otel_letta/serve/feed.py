@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_letta import semconv
-from otel_letta.otlp.batch import PARTIAL_EVENT, Batch, LogRecord
+from otel_letta.otlp.batch import Batch, LogRecord
 from otel_letta.otlp.received import ReceivedSpan
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
@@ -154,7 +154,7 @@ class Feed:
             self._pipeline.pass_by(links)
 
     def _take_record(self, record: LogRecord, body: _Body) -> None:
-        if PARTIAL_EVENT in record.attributes or semconv.TASK_PROGRESS in (
+        if semconv.PARTIAL_EVENT in record.attributes or semconv.TASK_PROGRESS in (
             record.event_name,
             record.attributes.get("event.name"),
         ):

@@ -22,7 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from otel_letta import semconv
-from otel_letta.otlp.batch import PARTIAL_EVENT, LogRecord
+from otel_letta.otlp.batch import LogRecord
 from otel_letta.otlp.json import read_request
 from otel_letta.text import as_text
 from otel_letta.tracking.reading import NOTED, Reading, SpanKey, key_of
@@ -167,7 +167,7 @@ class LiveSpans:
 
     def take(self, record: LogRecord) -> SpanKey | None:
         """Take in a log record about an open span. Return the span's key; None if there is nothing to remember."""
-        if PARTIAL_EVENT in record.attributes:
+        if semconv.PARTIAL_EVENT in record.attributes:
             return self._take_partial(record)
         return self._take_progress(record)
 
@@ -218,7 +218,7 @@ class LiveSpans:
         key = key_of(span)
         if self._is_over(key):
             return None
-        if as_text(record.attributes[PARTIAL_EVENT]) == STOP:
+        if as_text(record.attributes[semconv.PARTIAL_EVENT]) == STOP:
             held = self._held.get(key)
             if held is None:
                 return None

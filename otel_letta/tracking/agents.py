@@ -12,7 +12,7 @@ from otel_letta.tracking.conventions import AGENT, STEP, TOOL, Role
 from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.names import early_name
-from otel_letta.tracking.conventions.reasons import Reason
+from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import Ledger, standing
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
@@ -100,7 +100,8 @@ class AgentTracker:
             guessed: it is open here, and no span above it has a role.
         """
         key, tree = reading.key, self._tree
-        node = tree.node(key)
+        trace = tree.traces.get(key[0])
+        node = trace.nodes.get(key) if trace is not None else None
         if tree.knows_end(key, node):
             return
         if facts.outside:
@@ -108,7 +109,9 @@ class AgentTracker:
             if reading.end is not None:
                 tree.end(key, Fate.OUTSIDE)
             return
-        trace, arrived, is_new = tree.trace(key[0]), None, node is None
+        arrived, is_new = None, node is None
+        if trace is None:
+            trace = tree.trace(key[0])
         if node is None:
             if facts.is_run or tree.is_left_over(trace, key, parent):
                 parent, remote = None, False
@@ -226,10 +229,10 @@ class AgentTracker:
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
         self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
 
-    def part_failed(self, tool: SpanKey, reason: Reason) -> None:
+    def part_failed(self, tool: SpanKey, part: Reading) -> None:
         """Remember that a part of what may be a tool call failed, though the tool's own span may not say so."""
         if tool[0] in self._tree.traces:
-            self._failures.put(tool, reason)
+            self._failures.put(tool, reason_of(part))
 
     def lost(self, key: SpanKey) -> None:
         """Give up an open span with a role that nobody can end any more."""
@@ -273,7 +276,8 @@ class AgentTracker:
             for node in family(top):
                 trace.nodes[node.key] = node
                 tree.size += 1
-            above = tree.highest(top.missing or top.parent)
+            # What a live one waits for is missing; another parent that is not here never comes.
+            above = None if top.live and top.missing is None else tree.highest(top.missing or top.parent)
             top.parent, top.remote, top.missing = root if above is None else (root[0], above[1]), False, None
             tree.place(trace, top)
         for node in sorted(nodes, key=lambda node: node.end or 0):

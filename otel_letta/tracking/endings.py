@@ -311,7 +311,8 @@ class Endings:
             self._tree.end(task.awaits, Fate.GIVEN_UP)  # its root may come, and be too late
         self.over_since.put(trace.id, max(at, self.over_since.get(trace.id) or 0))
         for node in nodes:
-            trace.unwait(node)
+            if node.missing is not None:
+                trace.unwait(node)
             self._tree.remove(trace, node, Fate.OVER)
 
 

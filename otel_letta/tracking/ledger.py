@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from otel_letta import semconv
-from otel_letta.report import ProgressReport, TaskStatus
+from otel_letta.report import Draft, ProgressReport, TaskStatus
 from otel_letta.text import clean_block, clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions.names import name_for_logs, program_of, service_of
@@ -191,12 +191,14 @@ class Ledger:
         """Return True if a task of the same service waits, so that this may turn out to be the same."""
         return self._parked.has_of(task.service)
 
-    def expire(self) -> int | None:
+    def expire(self, now: int) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
-        for task in self._parked.older_than(self._now() - self._wait):
-            why = wording.never_tried_again if task.retries else wording.nobody_came
-            self._give_up_waiting(task, why(self._wait / 1e9))
-        oldest = self._parked.oldest
+        oldest, limit = self._parked.oldest, now - self._wait
+        if oldest is not None and oldest <= limit:
+            for task in self._parked.older_than(limit):
+                why = wording.never_tried_again if task.retries else wording.nobody_came
+                self._give_up_waiting(task, why(self._wait / 1e9))
+            oldest = self._parked.oldest
         return None if oldest is None else oldest + self._wait
 
     def _give_up_waiting(self, task: Task, reason: str) -> None:
@@ -308,32 +310,24 @@ class Ledger:
         # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
         task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
-        self._emit(
-            ProgressReport(
-                chat_id=task.chat_id,
-                message_id=task.message_id,
-                content=clean_block(content, self._content_cap),
-                progress=task.progress,
-                status=status,
-                task_id=task.id,
-                name=task.name if name is None else name,
-                agent_id=task.agent_id,
-                result=None if task.result is None else clean_block(task.result, self._content_cap),
-                error=error,
-                sequence=task.sequence,
-                run=task.run,
-                timestamp=time_of(task.reported_at),
-                started=time_of(task.started) if task.started else None,
-                duration=duration,
-                wakes=self._is_worth_it(task, status, duration, content if waiting else None),
-                waiting=waiting,
-                inferred=isinstance(task, InferredTask),
-                trace_id=None if task.key is None else trace_id_of(task.key[0]),
-                span_id=span_id_of(task.span_id) if task.span_id else None,
-                service=task.service,
-                host=self._host,
-            )
-        )
+        report = Draft()
+        report.chat_id, report.message_id = task.chat_id, task.message_id
+        report.content, report.progress, report.status = clean_block(content, self._content_cap), task.progress, status
+        report.task_id, report.name = task.id, task.name if name is None else name
+        report.agent_id = task.agent_id
+        report.result = None if task.result is None else clean_block(task.result, self._content_cap)
+        report.error = error
+        report.sequence, report.run = task.sequence, task.run
+        report.timestamp = time_of(task.reported_at)
+        report.started = time_of(task.started) if task.started else None
+        report.duration = duration
+        report.trace_id = None if task.key is None else trace_id_of(task.key[0])
+        span_id = task.span_id
+        report.span_id = span_id_of(span_id) if span_id else None
+        report.service, report.host = task.service, self._host
+        report.wakes = self._is_worth_it(task, status, duration, content if waiting else None)
+        report.waiting, report.inferred = waiting, isinstance(task, InferredTask)
+        self._emit(report.sealed())
 
     def _is_worth_it(self, task: Task, status: TaskStatus, duration: float | None, asks: str | None) -> bool:
         """Return True for a report that is worth waking an agent. ``asks``: what the task waits for, if it does."""

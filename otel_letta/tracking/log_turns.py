@@ -348,13 +348,13 @@ class LogTurns:
         turn.deadline = at
         heapq.heappush(self._alarms, (at, next(self._count), turn))
 
-    def tick(self) -> int | None:
+    def tick(self, now: int) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
-        next_run = self._rootless.tick(self._now())
+        next_run = self._rootless.tick(now)
         while self._alarms:
             at, _, turn = self._alarms[0]
             if turn.deadline == at:
-                if at > self._now():
+                if at > now:
                     return min(at, next_run or at)
                 turn.deadline = None
                 due = self._rootless.due(turn) if turn.is_rootless and self._is_open(turn) else at

@@ -53,17 +53,17 @@ class Reading:
     failed: bool
     kind: SpanKind
     scope: str
-    events: Sequence[tuple[int, Mapping[str, Any]]]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
     """Time and attributes of each span event that reports progress."""
-    links: Sequence[SpanKey]
+    links: Sequence[SpanKey] = ()
     """The spans that it links to."""
     described = ""
     """The status's own words, as they came."""
     ok: bool
     """Its status says that it went well. Most instrumentations never say so."""
-    signals: Sequence[tuple[str, Mapping[str, Any]]]
+    signals: Sequence[tuple[str, Mapping[str, Any]]] = ()
     """Name and allowed attributes of each span event that a convention knows."""
-    exception: tuple[str, str]
+    exception: tuple[str, str] = _NO_EXCEPTION
     """Type and message of the last exception that the span recorded, as they came."""
     is_group = False
     """That exception was the first of a group."""
@@ -71,7 +71,7 @@ class Reading:
     """The time of that exception; 0 for none, or one after which another event came."""
     role: Role | None
     """The span's part in an agent's work; None for a span that is looked through."""
-    declaration: Declaration | None
+    declaration: Declaration | None = None
     """The span's own statement about a task, in attributes of ours; None if it makes none."""
 
     @classmethod
@@ -83,7 +83,7 @@ class Reading:
             more: attributes of a log event that speaks for the span; they replace its own of the same name.
         """
         self = cls()
-        context, parent, name, resource, start, end, kind, scope, links, events, status = _fields_of(span)
+        context, parent, name, resource, start, end, kind, scope, links, events, status, code = _fields_of(span)
         self.key = context[:2]
         above = None if parent is None else parent[:2]
         if parent is not None and parent[_IS_REMOTE]:
@@ -99,11 +99,13 @@ class Reading:
         self.end = None if end is None else nanoseconds_of(end) or None
         self.kind = kind
         self.scope = name_of_scope(scope)
-        self.events, self.signals, self.exception, self.declaration = (), (), _NO_EXCEPTION, None
-        self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]]) if links else ()
+        if links:
+            self.links = tuple([link.context[:2] for link in tuple(links)[:_MOST_LINKS]])
         if events:
             self._read_events(events)
-        self._read_status(status)
+        self.failed, self.ok = code is _ERROR, code is _OK
+        if self.failed:
+            self._read_description(status)
         self.role = role_of(self)
         if self.shape.declares or opted is not None:
             self.declaration = declaration_of(self.name, self.own_attributes, opted)
@@ -130,16 +132,14 @@ class Reading:
         self.events, self.signals, self.raised_at = progress, signals, raised_at
         self.exception = kind[:ID_CAP], message[:_ERROR_CAP]
 
-    def _read_status(self, status: Status) -> None:
-        code = status.status_code
-        self.failed, self.ok = code is _ERROR, code is _OK
-        if self.failed:  # the SDK keeps a description of errors only
-            described = as_text(status.description) or ""
-            self.described = described[:_ERROR_CAP]
-            if self.is_group and "ExceptionGroup" in described[:ID_CAP]:
-                self.described = ": ".join(self.exception)[:_ERROR_CAP]
-            if len(described) > _ERROR_CAP:
-                self.error = clean_error(described)  # its last line may be the one that says why
+    def _read_description(self, status: Status) -> None:
+        """Read what the status of a failed span says: the SDK keeps a description of errors only."""
+        described = as_text(status.description) or ""
+        self.described = described[:_ERROR_CAP]
+        if self.is_group and "ExceptionGroup" in described[:ID_CAP]:
+            self.described = ": ".join(self.exception)[:_ERROR_CAP]
+        if len(described) > _ERROR_CAP:
+            self.error = clean_error(described)  # its last line may be the one that says why
 
     @cached_property
     def error(self) -> str:
@@ -251,7 +251,7 @@ def name_of_scope(scope: InstrumentationScope | None) -> str:
 
 _FIELDS = (
     *("context", "parent", "name", "resource.attributes", "start_time", "end_time", "kind", "instrumentation_scope"),
-    *("links", "events", "status"),
+    *("links", "events", "status", "status.status_code"),
 )
 _shown = attrgetter(*_FIELDS)
 _held = attrgetter(*["_" + name.replace(".", "._") for name in _FIELDS])
@@ -272,14 +272,16 @@ _SDKS_OWN = ReadableSpan.attributes
 """Makes a view for each look, which has to be asked through two more calls in Python: 1 µs until all are copied."""
 
 
-def attributes_of(span: ReadableSpan) -> dict[str, Any]:
-    """Copy all attributes.
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
+    """Return all attributes, as they are now.
 
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
     is_sdks = getattr(type(span), "attributes", None) is _SDKS_OWN
     held = getattr(span, "_attributes", None) if is_sdks else None
+    if type(held) is dict:  # of a span that was read from OTLP; others may still write to the SDK's own mapping
+        return held
     attributes = unlocked(held or span.attributes or {})
     copied = getattr(attributes, "copy", None)
     return copied() if copied is not None else dict(attributes)

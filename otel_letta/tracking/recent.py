@@ -30,8 +30,9 @@ class Recent(dict[_K, _V], Generic[_K, _V]):
             self.pop(key)
             _add(self, key, value)
         elif size >= self._most:
+            pop = self.pop
             for old in list(islice(self, self._most // 8 or 1)):
-                self.pop(old)
+                pop(old)
 
     # The bound holds whoever adds an entry.
     __setitem__ = put

@@ -60,7 +60,9 @@ class AgentRules:
         """Report what is new about a span that changed, or has found its place."""
         if node.key not in trace.nodes:
             return
-        task, fresh = self._task_of(trace, node)
+        task, fresh = trace.task_of(node), False
+        if task is None:
+            task, fresh = self._new_task_of(trace, node)
         if task is None or task.ended:
             return
         if node is task.root:
@@ -188,17 +190,18 @@ class AgentRules:
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
         task.due, task.held_until = True, None
-        nodes = [] if task.root is None else family(task.root)
-        nodes += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
-        for node in sorted(nodes, key=lambda node: (node is not task.root, node.end or 0)):
+        steps = [] if task.root is None else family(task.root)[1:]
+        steps += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        if task.root is not None:
+            self.apply(trace, task.root)
+        for node in sorted(steps, key=lambda node: node.end or 0):
             self.apply(trace, node)
 
-    def _task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
-        """Return the task that a span is part of, and whether that is new; None for a span that is part of none."""
-        task = trace.task_of(node)
-        if task is not None:
-            return task, False
+    def _new_task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
+        """Return the task that a span becomes part of, and whether that is new; None for a span that is part of
+        none."""
         top = node.top
+        task: InferredTask | None
         if top.missing is not None:
             if self._comes_too_late(top):
                 trace.unwait(top)

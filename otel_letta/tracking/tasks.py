@@ -234,6 +234,7 @@ class InferredTask(Task):
         return self.chat is None or (rank, depth) < self.chat[:2]
 
 
+@functools.lru_cache(maxsize=512)
 def automatic_id(key: SpanKey) -> str:
     """Return the id of a task whose author gave none: its root's, or its trace's where nobody knows the root."""
     return f"{trace_id_of(key[0])}-{span_id_of(key[1])}" if key[1] else trace_id_of(key[0])

@@ -18,7 +18,7 @@ for ended spans, children before their parents. Both end in the same reports. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind
 
@@ -30,7 +30,6 @@ from otel_letta.tracking.above import Ancestor, await_ends, nearest, next_above,
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.conventions.logfire import pending_of
-from otel_letta.tracking.conventions.reasons import reason_of
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_turns import LogTurns
 from otel_letta.tracking.nodes import Trace
@@ -40,16 +39,17 @@ from otel_letta.tracking.tasks import NO_IDS, Inbound
 from otel_letta.tracking.tree import Tree
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from typing_extensions import Unpack
 
+    class AgentOptions(TypedDict, total=False):
+        """Settings of `AgentTracker` that a `Tracker` hands on."""
 
-class AgentOptions(TypedDict, total=False):
-    """Settings of `AgentTracker` that a `Tracker` hands on."""
-
-    grace: float
-    idle_timeout: float
-    chat_attributes: Sequence[str]
-    content: Collection[str]
+        grace: float
+        idle_timeout: float
+        chat_attributes: Sequence[str]
+        content: Collection[str]
 
 
 _LETTAS_OWN = frozenset({semconv.LETTA_SERVER_SCOPE, semconv.ANSWER_SCOPE})
@@ -300,7 +300,7 @@ class Tracker:
             for child in waiting:
                 self._declared.place(child, reading.parent)
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
-                self._agents.part_failed(parent, reason_of(reading))
+                self._agents.part_failed(parent, reading)
             self._agents.passed(key, parent, reading.remote is not None, reading=reading)
             return
         self.tree.links.put(key, (parent, reading.remote is not None))
@@ -353,13 +353,14 @@ class Tracker:
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again (Unix ns), None for never."""
-        next_turn = self._turns.tick()
-        for waiting in self.tree.due(self._now()):
+        now = self._now()
+        next_turn = self._turns.tick(now)
+        for waiting in self.tree.due(now):
             if isinstance(waiting, Trace):
                 self._agents.due(waiting)
             else:
                 self._declared.release(waiting)
-        alarms = (self.tree.next_alarm, self._ledger.expire(), next_turn)
+        alarms = (self.tree.next_alarm, self._ledger.expire(now), next_turn)
         return min([alarm for alarm in alarms if alarm is not None], default=None)
 
     def restore(self, report: ProgressReport) -> None:

@@ -28,6 +28,7 @@ _HOPS = range(10_000)
 """Made-up parents can go in circles."""
 
 _WORK = (TOOL, LLM)
+_start = attrgetter("start")
 _OPAQUE = frozenset({Fate.DOUBT, Fate.TASK, Fate.OVER, Fate.OUTSIDE})
 """Spans that are not looked through to what is above them."""
 _OF_DECLARED = frozenset({Fate.DECLARED, Fate.DOUBT, Fate.TASK, Fate.STEP})
@@ -152,7 +153,7 @@ class Tree:
         group = trace.waiting.pop(key, None)
         if group is None:
             return []
-        nodes = sorted(group, key=attrgetter("start"))
+        nodes = sorted(group, key=_start) if len(group) > 1 else list(group)
         trace.away.difference_update(nodes)
         for node in nodes:
             self.place(trace, node)

@@ -81,7 +81,7 @@ class TurnIndex:
         spans = self._spans_of.get(key) or deque(maxlen=_MOST_SPANS)
         spans.append((reading.key, reading.start))
         self._spans_of.put(key, spans)
-        return self.at(key, reading.start)
+        return self.at(key, reading.start) if self.turns else None
 
     def at(self, conversation: Conversation, start: int) -> Turn | None:
         """Return the turn of a conversation in which a span started."""

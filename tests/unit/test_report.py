@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from otel_letta import ProgressReport, TaskStatus
+from otel_letta.report import Draft
 
 MOMENT = datetime(2026, 11, 22, 12, 30, 15, 123_456, tzinfo=timezone.utc)
 
@@ -74,6 +76,22 @@ def test_fields_are_given_by_keyword_only() -> None:
 def test_a_report_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         full().progress = 1.0  # type: ignore[misc]
+
+
+def test_a_report_that_was_made_field_by_field_is_like_any_other() -> None:
+    draft = Draft()
+    for field in dataclasses.fields(ProgressReport):
+        setattr(draft, field.name, getattr(full(), field.name))
+    made = draft.sealed()
+    assert (type(made), repr(made), hash(made)) == (ProgressReport, repr(full()), hash(full()))
+    assert made == full() == copy.deepcopy(made) == pickle.loads(pickle.dumps(made))
+    assert dataclasses.replace(made, run=2) == dataclasses.replace(full(), run=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.progress = 1.0  # type: ignore[misc]
+
+
+def test_a_draft_has_a_reports_fields() -> None:
+    assert get_type_hints(Draft) == get_type_hints(ProgressReport)
 
 
 def test_equal_reports_are_equal_and_hash_alike() -> None:

@@ -94,8 +94,6 @@ class AgentFacts:
 
 
 _OF_RESOURCE = NAMES.rank_of_resource
-_ERROR_TYPES = tuple(name for convention in CONVENTIONS for name in convention.error_types)
-_ERROR_TEXTS = tuple(name for convention in CONVENTIONS for name in convention.error_texts)
 _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _REFINING_BY_EVENTS = tuple((frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None and c.events)
 
@@ -191,7 +189,8 @@ def _read_answer(facts: AgentFacts, reading: Reading, shape: Shape) -> None:
 
 
 def _reason(reading: Reading, role: Role, content: Collection[str]) -> Reason:
-    return reason_of(reading, role, types=_ERROR_TYPES, texts=_ERROR_TEXTS, whole="errors" in content)
+    shape = reading.shape
+    return reason_of(reading, role, types=shape.error_types, texts=shape.error_texts, whole="errors" in content)
 
 
 def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, content: Collection[str]) -> None:

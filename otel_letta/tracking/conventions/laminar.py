@@ -35,7 +35,8 @@ _SESSION: Final = "lmnr.association.properties.session_id"
 """OpenHands' id of the conversation."""
 _METADATA = "lmnr.association.properties.metadata."
 _CHAT_IDS: Final = (f"{_METADATA}letta.chat_id", f"{_METADATA}{semconv.CHAT_ID}")
-_MESSAGE_IDS: Final = (f"{_METADATA}letta.message_id", f"{_METADATA}{semconv.MESSAGE_ID}")
+_MESSAGE_ID: Final = f"{_METADATA}letta.message_id"
+_LETTA_MESSAGE_ID: Final = f"{_METADATA}{semconv.MESSAGE_ID}"
 """How the keys of ``OPENHANDS_OBSERVABILITY_METADATA`` arrive, on every span of a conversation."""
 
 _DELEGATE_OF: Final = f"{_METADATA}delegate.parent_span_id"
@@ -66,7 +67,7 @@ def _role(reading: Reading) -> Role | Unclaimed | None:
 def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None:
     attributes = reading.attributes
     seen.session = id_of(attributes.get(_SESSION))
-    seen.message_id = next((found for name in _MESSAGE_IDS if (found := id_of(attributes.get(name)))), None)
+    seen.message_id = id_of(attributes.get(_MESSAGE_ID)) or id_of(attributes.get(_LETTA_MESSAGE_ID))
     seen.is_run = seen.role is AGENT and reading.name in _RUNS
     # Laminar never ends the span of a call that was cut off, and may leave everything out of one that was not.
     seen.answered = seen.answered or (seen.role is LLM and not seen.failed)

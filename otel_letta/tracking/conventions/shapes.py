@@ -32,9 +32,9 @@ class Shape:
     """The names of a span's attributes, by what they hold. All in the order in which they are asked."""
 
     __slots__ = (
-        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "deciding", "declares", "denied", "failed"),
-        *("finishes", "given", "has_error_type", "has_hint", "is_marked", "names", "plans", "records_answers"),
-        "refining",
+        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "deciding", "declares", "denied", "error_texts"),
+        *("error_types", "failed", "finishes", "given", "has_error_type", "has_hint", "is_marked", "names", "plans"),
+        *("records_answers", "refining"),
     )
 
     def __init__(self, known: Names, names: Sequence[str]) -> None:
@@ -48,6 +48,9 @@ class Shape:
         self.declares = not here.isdisjoint(semconv.INTERESTING)
         """Something that a declaration is made of is there."""
         self.has_error_type = semconv.ERROR_TYPE in here
+        self.error_types = tuple(name for name in known.error_types if name in here)
+        """What may hold an error's type, and its text, beside the names that any span may have."""
+        self.error_texts = tuple(name for name in known.error_texts if name in here)
         self.has_hint = semconv.GEN_AI_AGENT_NAME in here
         """It names the agent that it belongs to."""
         self.names = {role: tuple(name for name in all_ if name in here) for role, all_ in known.names.items()}
@@ -95,6 +98,8 @@ class Names:
         self.finishes = tuple(name for c in conventions for name in c.finishes)
         self.calls = tuple(name for c in conventions for name in c.call_ids)
         self.plans = tuple(name for c in conventions for name in c.plans)
+        self.error_types = tuple(name for c in conventions for name in c.error_types)
+        self.error_texts = tuple(name for c in conventions for name in c.error_texts)
         self.denied = {name: values for c in conventions for name, values in c.denied.items()}
         self.failed = {name: value for c in conventions for name, value in c.failed.items()}
         self.cancelled = {name: value for c in conventions for name, value in c.cancelled.items()}

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from otel_letta.report import TaskStatus
 from otel_letta.tracking.opt_in import services_in
@@ -221,3 +222,16 @@ def test_agents_of_one_conversation_that_ask_for_tools_are_turns_of_the_run_arou
 def test_agents_that_answered_are_tasks_of_their_own_whatever_is_around_them() -> None:
     spans = [*turn(10, 0, 1, "stop"), *turn(20, 1, 2, "stop"), made("batch", 1, None, 0, 5, resource=SERVICE)]
     assert [end.status for end in arrived(*spans).ends] == [COMPLETED, COMPLETED]
+
+
+def test_a_live_call_below_a_span_that_nobody_here_saw_is_a_run_of_its_conversation() -> None:
+    live = Live(SERVICE, opted=services_in([("service", "cli")]))
+    unseen = SpanContext(7, 7, False, TraceFlags(1))  # it started before the processor was there
+    above = set_span_in_context(NonRecordingSpan(unseen))
+    said = {"gen_ai.operation.name": "chat", "gen_ai.response.finish_reasons": ("stop",), **SAME}
+    live.tracer.start_span("chat m", above, attributes=said).end()
+    for seconds in (3, 100):
+        live.clock.pass_seconds(seconds)
+        live.tracker.tick()
+    assert [(end.status, end.chat_id) for end in live.ends] == [(COMPLETED, "c-1")]
+    assert live.tracker.tree.size == 0
