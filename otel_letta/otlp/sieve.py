@@ -10,17 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple, TypeVar
 
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_letta.otlp.batch import Batch, BrokenError
+from otel_letta.otlp.received import Of
 
 AWAY = b"\1"
 """Behind a parent's id: it is in another process."""
 NO_TRACE, NO_SPAN = bytes(16), bytes(8)
 _Raw = TypeVar("_Raw")
-Of = tuple[Resource, InstrumentationScope]
 
 
 class Gate(NamedTuple):
@@ -40,7 +38,7 @@ in another process, empty for none; whether it matters by itself; and the span a
 def sift(
     glances: Iterable[Glance[_Raw]],
     gate: Gate,
-    read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan],
+    read: Callable[[_Raw, Of], ReadableSpan],
     batch: Batch,
 ) -> None:
     """Put the spans that are to be read into a batch, and the places of the others.
@@ -56,24 +54,22 @@ def sift(
         traces[trace_id].append(glance)
         if glance[3]:
             matter.add(trace_id)
-    for *_, raw, of in traces.pop(b"", ()):
-        span = read_into(batch, read, raw, of)
+    for glance in traces.pop(b"", ()):
+        span = read_into(batch, read, glance[4], glance[5])
         if span is not None:
             matter.add(span.context.trace_id.to_bytes(16, "big"))
     for trace_id, found in traces.items():
         if trace_id in matter or trace_id in gate.wanted:
-            for *_, raw, of in found:
-                read_into(batch, read, raw, of)
+            for glance in found:
+                read_into(batch, read, glance[4], glance[5])
         else:
             batch.plain[trace_id] = {glance[1]: glance[2] for glance in found}
 
 
-def read_into(
-    batch: Batch, read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan], raw: _Raw, of: Of
-) -> ReadableSpan | None:
+def read_into(batch: Batch, read: Callable[[_Raw, Of], ReadableSpan], raw: _Raw, of: Of) -> ReadableSpan | None:
     """Read a span into a batch; None for one that cannot be read, which the batch names."""
     try:
-        span = read(raw, *of)
+        span = read(raw, of)
     except BrokenError as error:
         batch.broken.append(f"a span: {error}")
         return None
