@@ -16,7 +16,7 @@ from otel_letta.otlp.batch import LATEST, PARENT_IS_AWAY, Batch, BrokenError
 from otel_letta.otlp.json import read_request, resource_of, scope_of, span_of
 from otel_letta.otlp.json_span import JsonSpan, ParentText, SpanText, TraceText, WholeSpan, parse
 from otel_letta.otlp.received import Of
-from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, sift
+from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, sift
 
 _NOTHING = msgspec.Raw(b"null")
 
@@ -50,9 +50,6 @@ class _Span(msgspec.Struct, gc=False):
     attributes: Optional[list[_Pair]] = None  # noqa: UP045
 
 
-_Place = tuple[bytes, bytes, bytes]
-_Raw = Union[msgspec.Raw, JsonSpan]  # noqa: UP007 - a name for annotations, also in Python 3.10
-"""A span as it came, or read already."""
 _request_in = msgspec.json.Decoder(_Request).decode
 _span_in = msgspec.json.Decoder(_Span).decode
 _LATEST = str(LATEST)
@@ -86,24 +83,24 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[_Raw]]:
+def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspec.Raw]]:
     says_nothing, matters = names.isdisjoint, False
     for raws, of in _groups(request):
         for raw in raws:
-            whole: WholeSpan | None = None
             try:
-                if matters:
-                    # What follows on a span that matters mostly matters too: it is parsed whole at once, instead of
-                    # once more later.
-                    whole = _whole(raw)
+                # What follows on a span that matters mostly matters too: it is parsed whole at once, instead of once
+                # more later.
+                whole = _whole(raw) if matters else None
                 span = whole or _span_in(raw)
-                trace_id, span_id, above = place = _place_of(span)
+                trace_id, span_id, above = _ids_of(span)
+                start, end = span.startTimeUnixNano, span.endTimeUnixNano
+                if not _is_time(start) or not _is_time(end):
+                    raise ValueError("no time")
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                yield b"", b"", b"", True, raw, of  # to be read, which says what is wrong with it
+                yield b"", b"", b"", 0, 0, True, False, raw, of  # to be read, which says what is wrong with it
                 continue
             matters = not says_nothing([pair.key for pair in span.attributes or ()])
-            found = raw if whole is None or not matters else _span_of(raw, whole, place, of)
-            yield trace_id, span_id, above, matters, found, of
+            yield trace_id, span_id, above, start, end, matters, whole is not None, raw, of
 
 
 def _whole(raw: msgspec.Raw) -> WholeSpan | None:
@@ -114,27 +111,20 @@ def _whole(raw: msgspec.Raw) -> WholeSpan | None:
         return None
 
 
-def _place_of(span: _Span | WholeSpan) -> _Place:
+def _ids_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
     """Return what a `Glance` begins with. ValueError for a span that can be none."""
     # The parser has looked at the length of the text. There may be blanks in it, which this skips.
-    trace_id, span_id, above = _from_hex(span.traceId), _from_hex(span.spanId), _from_hex(span.parentSpanId or "")
-    if (
-        len(trace_id) != 16
-        or len(span_id) != 8
-        or trace_id == NO_TRACE
-        or span_id == NO_SPAN
-        or not _is_time(span.startTimeUnixNano)
-        or not _is_time(span.endTimeUnixNano)
-    ):
+    trace_id, span_id = _from_hex(span.traceId), _from_hex(span.spanId)
+    if len(trace_id) != 16 or len(span_id) != 8 or trace_id == NO_TRACE or span_id == NO_SPAN:
         raise ValueError("no span")
-    if not above:
-        return trace_id, span_id, above
-    if len(above) != 8:
-        raise ValueError("no parent")
-    if above == NO_SPAN:
-        return trace_id, span_id, b""
-    if span.flags is not None and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
-        above += AWAY
+    above = _from_hex(span.parentSpanId or "")
+    if above:
+        if len(above) != 8:
+            raise ValueError("no parent")
+        if above == NO_SPAN:
+            above = b""
+        elif span.flags is not None and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
+            above += AWAY
     return trace_id, span_id, above
 
 
@@ -152,22 +142,11 @@ def _is_time(value: str | int) -> bool:
     return 0 <= value < LATEST
 
 
-def _read(raw: _Raw, of: Of) -> ReadableSpan:
-    if isinstance(raw, JsonSpan):
-        return raw
-    try:
-        span = parse(raw)
-        return _span_of(raw, span, _place_of(span), of)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+def _read(glance: Glance[msgspec.Raw]) -> ReadableSpan:
+    trace_id, *_, checked, raw, of = glance
+    if not trace_id or not (checked or _whole(raw) is not None):
         return _read_slowly(raw, of)
-
-
-def _span_of(raw: msgspec.Raw, span: WholeSpan, place: _Place, of: Of) -> JsonSpan:
-    trace_id, span_id, above = place
-    key = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-    start, end = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
-    # A copy, since the raw bytes are a part of the whole body and would keep all of it.
-    return JsonSpan(bytes(raw), key, int.from_bytes(above[:8], "big"), above[8:] == AWAY, start, end, of)
+    return JsonSpan(*arguments_of(glance))
 
 
 def _read_slowly(raw: msgspec.Raw, of: Of) -> ReadableSpan:

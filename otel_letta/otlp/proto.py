@@ -29,7 +29,7 @@ from otel_letta.otlp.batch import (
 )
 from otel_letta.otlp.glances import RequestGlance, SpanGlance
 from otel_letta.otlp.received import SAMPLED, Of, ReceivedSpan, kind_of, status_of
-from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, read_into, sift
+from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, read_into, sift
 
 _MOST_DEPTH = 20
 _UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
@@ -46,11 +46,10 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
     """
     batch = Batch()
     if gate is not None:
-        sift(_glances(body, gate.names), gate, WireSpan, batch)
-        return batch
-    for parts, of in _groups(body):
-        for raw in parts:
-            read_into(batch, WireSpan, raw, of)
+        sift(_glances(body, gate.names), gate, _read, batch)
+    else:
+        for glance in _glances(body, frozenset()):
+            read_into(batch, _read, glance)
     return batch
 
 
@@ -91,42 +90,37 @@ def _glances(body: bytes, names: frozenset[str]) -> Iterator[Glance[bytes]]:
             try:
                 span = parse(raw)
             except (DecodeError, RecursionError):
-                yield b"", b"", b"", True, raw, of
+                yield b"", b"", b"", 0, 0, True, False, raw, of
                 continue
             trace_id, span_id, above = span.trace_id, span.span_id, span.parent_span_id
+            start, end = span.start_time_unix_nano, span.end_time_unix_nano
             if (
                 len(trace_id) != 16
                 or len(span_id) != 8
                 or trace_id == NO_TRACE
                 or span_id == NO_SPAN
-                or span.start_time_unix_nano >= LATEST
-                or span.end_time_unix_nano >= LATEST
+                or start >= LATEST
+                or end >= LATEST
             ):
-                trace_id = b""  # to be read, which says what is wrong with it
+                trace_id = b""  # to be read, which says that it can be none
             if above and (len(above) != 8 or above == NO_SPAN):
                 above = b""
             elif above and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
                 above += AWAY
-            yield trace_id, span_id, above, not says_nothing(span.attributes), raw, of
+            yield trace_id, span_id, above, start, end, not says_nothing(span.attributes), False, raw, of
+
+
+def _read(glance: Glance[bytes]) -> WireSpan:
+    _parsed(SpanMessage, glance[7])  # to know that it can be
+    if not glance[0]:
+        raise BrokenError("it has no id, or its start or end is no time")
+    return WireSpan(*arguments_of(glance))
 
 
 class WireSpan(ReceivedSpan):
-    """A span in protobuf. Raises BrokenError for bytes that are none."""
+    """A span in protobuf."""
 
     __slots__ = ()
-
-    def __init__(self, raw: bytes, of: Of) -> None:
-        message = _parsed(SpanMessage, raw)
-        trace_id, span_id, parent_id = message.trace_id, message.span_id, message.parent_span_id
-        key = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-        if len(trace_id) != 16 or len(span_id) != 8 or not all(key):
-            raise BrokenError("it has no id")
-        start, end = message.start_time_unix_nano, message.end_time_unix_nano
-        if start >= LATEST or end >= LATEST:
-            raise BrokenError("its start or end is no time")
-        above = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
-        away = message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
-        super().__init__(raw, key, above, away, start, end, of)
 
     _parse = staticmethod(SpanMessage.FromString)
 
