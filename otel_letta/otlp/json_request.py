@@ -7,17 +7,16 @@ Parsed in full, a request takes twice as long as one of which only the ids, time
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import msgspec
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_letta.otlp.batch import LATEST, PARENT_IS_AWAY, Batch, BrokenError
 from otel_letta.otlp.json import read_request, resource_of, scope_of, span_of
-from otel_letta.otlp.json_span import JsonSpan, WholeSpan, parse
-from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, sift
+from otel_letta.otlp.json_span import JsonSpan, ParentText, SpanText, TraceText, WholeSpan, parse
+from otel_letta.otlp.received import Of
+from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, sift
 
 _NOTHING = msgspec.Raw(b"null")
 
@@ -41,9 +40,9 @@ class _Pair(msgspec.Struct, gc=False):
 
 
 class _Span(msgspec.Struct, gc=False):
-    traceId: str  # noqa: N815
-    spanId: str  # noqa: N815
-    parentSpanId: Optional[str] = None  # noqa: N815, UP045
+    traceId: TraceText  # noqa: N815
+    spanId: SpanText  # noqa: N815
+    parentSpanId: Optional[ParentText] = None  # noqa: N815, UP045
     flags: Optional[int] = None  # noqa: UP045
     name: Optional[str] = None  # noqa: UP045
     startTimeUnixNano: Union[str, int] = 0  # noqa: N815, UP007
@@ -51,11 +50,10 @@ class _Span(msgspec.Struct, gc=False):
     attributes: Optional[list[_Pair]] = None  # noqa: UP045
 
 
-_Raw = Union[msgspec.Raw, WholeSpan]  # noqa: UP007 - a name for annotations, also in Python 3.10
-"""A span as it came, or parsed whole already."""
 _request_in = msgspec.json.Decoder(_Request).decode
 _span_in = msgspec.json.Decoder(_Span).decode
 _LATEST = str(LATEST)
+_from_hex = bytes.fromhex
 
 
 def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
@@ -85,90 +83,77 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[_Raw]]:
+def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspec.Raw]]:
     says_nothing, matters = names.isdisjoint, False
-    for raw, of in _parts(request):
-        try:
-            span = _looked_at(raw, whole=matters)
-            trace_id, span_id, above = _place_of(span)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            yield b"", b"", b"", True, raw, of  # to be read, which says what is wrong with it
-            continue
-        matters = not says_nothing([pair.key for pair in span.attributes or ()])
-        yield trace_id, span_id, above, matters, span if isinstance(span, WholeSpan) else raw, of
+    for raws, of in _groups(request):
+        for raw in raws:
+            try:
+                # What follows on a span that matters mostly matters too: it is parsed whole at once, instead of once
+                # more later.
+                whole = _whole(raw) if matters else None
+                span = whole or _span_in(raw)
+                trace_id, span_id, above = _ids_of(span)
+                start, end = span.startTimeUnixNano, span.endTimeUnixNano
+                if not _is_time(start) or not _is_time(end):
+                    raise ValueError("no time")
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                yield b"", b"", b"", 0, 0, True, False, raw, of  # to be read, which says what is wrong with it
+                continue
+            matters = not says_nothing([pair.key for pair in span.attributes or ()])
+            yield trace_id, span_id, above, start, end, matters, whole is not None, raw, of
 
 
-def _looked_at(raw: msgspec.Raw, *, whole: bool) -> _Span | WholeSpan:
-    """Parse a span as far as a glance needs it. What follows on a span that matters mostly matters too: it is parsed
-    whole at once, instead of once more later."""
-    if whole:
-        try:
-            return parse(raw)
-        except (msgspec.MsgspecError, RecursionError):  # it is written otherwise than most are
-            pass
-    return _span_in(raw)
+def _whole(raw: msgspec.Raw) -> WholeSpan | None:
+    """Parse a span whole; None for one that is written otherwise than most are."""
+    try:
+        return parse(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
-def _place_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
+def _ids_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
     """Return what a `Glance` begins with. ValueError for a span that can be none."""
-    trace_id, span_id = bytes.fromhex(span.traceId), bytes.fromhex(span.spanId)
-    above = bytes.fromhex(span.parentSpanId) if span.parentSpanId else b""
-    if (
-        len(span.traceId) != 32
-        or len(trace_id) != 16
-        or len(span.spanId) != 16
-        or len(span_id) != 8
-        or trace_id == NO_TRACE
-        or span_id == NO_SPAN
-        or (above and (len(above) != 8 or len(span.parentSpanId or "") != 16))
-        or not _is_time(span.startTimeUnixNano)
-        or not _is_time(span.endTimeUnixNano)
-    ):
+    # The parser has looked at the length of the text. There may be blanks in it, which this skips.
+    trace_id, span_id = _from_hex(span.traceId), _from_hex(span.spanId)
+    if len(trace_id) != 16 or len(span_id) != 8 or trace_id == NO_TRACE or span_id == NO_SPAN:
         raise ValueError("no span")
-    if above == NO_SPAN:
-        return trace_id, span_id, b""
-    if above and (span.flags or 0) & PARENT_IS_AWAY == PARENT_IS_AWAY:
-        above += AWAY
+    above = _from_hex(span.parentSpanId or "")
+    if above:
+        if len(above) != 8:
+            raise ValueError("no parent")
+        if above == NO_SPAN:
+            above = b""
+        elif span.flags is not None and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
+            above += AWAY
     return trace_id, span_id, above
 
 
-def _parts(request: _Request) -> Iterator[tuple[msgspec.Raw, Of]]:
+def _groups(request: _Request) -> Iterator[tuple[list[msgspec.Raw], Of]]:
     for group in request.resourceSpans or ():
         resource = resource_of({"resource": msgspec.json.decode(group.resource)})
         for inner in group.scopeSpans or ():
-            of = resource, scope_of({"scope": msgspec.json.decode(inner.scope)})
-            for raw in inner.spans or ():
-                yield raw, of
+            yield inner.spans or [], (resource, scope_of({"scope": msgspec.json.decode(inner.scope)}))
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: str | int) -> bool:
     """Return whether it is a time as nearly everybody writes it."""
-    if type(value) is int:
-        return 0 <= value < LATEST
-    return (len(value) < 19 or (len(value) == 19 and value < _LATEST)) and value.isascii() and value.isdigit()
+    if isinstance(value, str):
+        return value.isdigit() and value.isascii() and (len(value) < 19 or (len(value) == 19 and value < _LATEST))
+    return 0 <= value < LATEST
 
 
-def _read(raw: _Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    if isinstance(raw, WholeSpan):
-        return _span_of(raw, resource, scope)
-    try:
-        return _span_of(parse(raw), resource, scope)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _read_slowly(raw, resource, scope)
+def _read(glance: Glance[msgspec.Raw]) -> ReadableSpan:
+    trace_id, *_, checked, raw, of = glance
+    if not trace_id or not (checked or _whole(raw) is not None):
+        return _read_slowly(raw, of)
+    return JsonSpan(*arguments_of(glance))
 
 
-def _span_of(span: WholeSpan, resource: Resource, scope: InstrumentationScope) -> JsonSpan:
-    trace_id, span_id, above = _place_of(span)
-    ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-    times = int(span.startTimeUnixNano), int(span.endTimeUnixNano)
-    return JsonSpan(span, ids, int.from_bytes(above[:8], "big"), above[8:] == AWAY, times, resource, scope)
-
-
-def _read_slowly(raw: msgspec.Raw, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+def _read_slowly(raw: msgspec.Raw, of: Of) -> ReadableSpan:
     try:
         span = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         raise BrokenError("not JSON that can be read") from None
     if not isinstance(span, dict):
         raise BrokenError("not an object")
-    return span_of(span, resource, scope)
+    return span_of(span, *of)

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Optional, Union
 
 import msgspec
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
 from otel_letta.otlp.batch import LATEST
@@ -22,6 +20,10 @@ from otel_letta.otlp.received import SAMPLED, UNSET, ReceivedSpan, kind_of, stat
 
 _Integer = Union[int, Annotated[str, msgspec.Meta(pattern="^-?[0-9]{1,18}$")]]
 _Time = Union[Annotated[int, msgspec.Meta(ge=0)], Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")]]
+TraceText = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+SpanText = Annotated[str, msgspec.Meta(min_length=16, max_length=16)]
+ParentText = Annotated[str, msgspec.Meta(max_length=16)]
+"""Ids of spans, by their length; a pattern would take ten times as long to look at."""
 _TraceId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{32}$")]
 _SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{16}$")]
 
@@ -55,9 +57,9 @@ class _Status(msgspec.Struct, gc=False):
 
 
 class WholeSpan(msgspec.Struct, gc=False):
-    traceId: str
-    spanId: str
-    parentSpanId: Optional[str] = None
+    traceId: TraceText
+    spanId: SpanText
+    parentSpanId: Optional[ParentText] = None
     flags: Optional[int] = None
     startTimeUnixNano: Union[str, int] = 0
     endTimeUnixNano: Union[str, int] = 0
@@ -74,51 +76,43 @@ parse = msgspec.json.Decoder(WholeSpan).decode
 
 
 class JsonSpan(ReceivedSpan):
-    """A span in JSON. Arguments as `ReceivedSpan`, and what `parse` returned."""
+    """A span in JSON. Arguments as `ReceivedSpan`; ``raw`` is something that `parse` takes."""
 
-    def __init__(
-        self,
-        message: WholeSpan,
-        ids: tuple[int, int],
-        above: int,
-        away: bool,
-        times: tuple[int, int],
-        resource: Resource,
-        scope: InstrumentationScope,
-    ) -> None:
-        super().__init__(ids, above, away, times, resource, scope)
-        self._message = message
-        self._values: dict[str, Any] | None = None
+    __slots__ = ()
+
+    _parse = staticmethod(parse)
 
     @property
     def name(self) -> str:
-        return self._message.name
+        name: str = self._parsed.name
+        return name
 
     @property
     def kind(self) -> SpanKind:
-        return kind_of(self._message.kind)
+        return kind_of(self._parsed.kind)
 
     @property
     def status(self) -> Status:
-        status = self._message.status
+        status = self._parsed.status
         return UNSET if status is None else status_of(status.code, status.message)
 
     @property
     def attributes(self) -> dict[str, Any]:
         if self._values is None:
-            self._values = _attributes(self._message.attributes)
-        return self._values
+            self._values = _attributes(self._parsed.attributes)
+        values: dict[str, Any] = self._values
+        return values
 
     @property
     def events(self) -> Sequence[Event]:
         return tuple(
             Event(event.name, _attributes(event.attributes), min(int(event.timeUnixNano), LATEST - 1))
-            for event in self._message.events or ()
+            for event in self._parsed.events or ()
         )
 
     @property
     def links(self) -> Sequence[Link]:
-        found = ((int(link.traceId, 16), int(link.spanId, 16)) for link in self._message.links or ())
+        found = ((int(link.traceId, 16), int(link.spanId, 16)) for link in self._parsed.links or ())
         return tuple(Link(SpanContext(*ids, True, SAMPLED)) for ids in found if all(ids))
 
     @property

@@ -28,8 +28,8 @@ from otel_letta.otlp.batch import (
     as_attribute,
 )
 from otel_letta.otlp.glances import RequestGlance, SpanGlance
-from otel_letta.otlp.received import SAMPLED, ReceivedSpan, kind_of, status_of
-from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, Of, read_into, sift
+from otel_letta.otlp.received import SAMPLED, Of, ReceivedSpan, kind_of, status_of
+from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, read_into, sift
 
 _MOST_DEPTH = 20
 _UNREADABLE = "not readable: text that is not UTF-8, or nested too deep"
@@ -46,11 +46,10 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
     """
     batch = Batch()
     if gate is not None:
-        sift(_glances(body, gate.names), gate, _span, batch)
-        return batch
-    for parts, of in _groups(body):
-        for raw in parts:
-            read_into(batch, _span, raw, of)
+        sift(_glances(body, gate.names), gate, _read, batch)
+    else:
+        for glance in _glances(body, frozenset()):
+            read_into(batch, _read, glance)
     return batch
 
 
@@ -91,78 +90,73 @@ def _glances(body: bytes, names: frozenset[str]) -> Iterator[Glance[bytes]]:
             try:
                 span = parse(raw)
             except (DecodeError, RecursionError):
-                yield b"", b"", b"", True, raw, of
+                yield b"", b"", b"", 0, 0, True, False, raw, of
                 continue
             trace_id, span_id, above = span.trace_id, span.span_id, span.parent_span_id
+            start, end = span.start_time_unix_nano, span.end_time_unix_nano
             if (
                 len(trace_id) != 16
                 or len(span_id) != 8
                 or trace_id == NO_TRACE
                 or span_id == NO_SPAN
-                or span.start_time_unix_nano >= LATEST
-                or span.end_time_unix_nano >= LATEST
+                or start >= LATEST
+                or end >= LATEST
             ):
-                trace_id = b""  # to be read, which says what is wrong with it
+                trace_id = b""  # to be read, which says that it can be none
             if above and (len(above) != 8 or above == NO_SPAN):
                 above = b""
             elif above and span.flags & PARENT_IS_AWAY == PARENT_IS_AWAY:
                 above += AWAY
-            yield trace_id, span_id, above, not says_nothing(span.attributes), raw, of
+            yield trace_id, span_id, above, start, end, not says_nothing(span.attributes), False, raw, of
 
 
-def _span(raw: bytes, resource: Resource, scope: InstrumentationScope) -> WireSpan:
-    return WireSpan(_parsed(SpanMessage, raw), resource, scope)
+def _read(glance: Glance[bytes]) -> WireSpan:
+    _parsed(SpanMessage, glance[7])  # to know that it can be
+    if not glance[0]:
+        raise BrokenError("it has no id, or its start or end is no time")
+    return WireSpan(*arguments_of(glance))
 
 
 class WireSpan(ReceivedSpan):
     """A span in protobuf."""
 
-    def __init__(self, message: Any, resource: Resource, scope: InstrumentationScope) -> None:
-        trace_id, span_id, parent_id = message.trace_id, message.span_id, message.parent_span_id
-        ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-        if len(trace_id) != 16 or len(span_id) != 8 or not all(ids):
-            raise BrokenError("it has no id")
-        times = message.start_time_unix_nano, message.end_time_unix_nano
-        if max(times) >= LATEST:
-            raise BrokenError("its start or end is no time")
-        above = int.from_bytes(parent_id, "big") if len(parent_id) == 8 else 0
-        away = message.flags & PARENT_IS_AWAY == PARENT_IS_AWAY
-        super().__init__(ids, above, away, times, resource, scope)
-        self._message = message
-        self._values: _Values | None = None
+    __slots__ = ()
+
+    _parse = staticmethod(SpanMessage.FromString)
 
     @property
     def name(self) -> str:
-        name: str = self._message.name
+        name: str = self._parsed.name
         return name
 
     @property
     def kind(self) -> SpanKind:
-        return kind_of(self._message.kind)
+        return kind_of(self._parsed.kind)
 
     @property
     def status(self) -> Status:
-        status = self._message.status
+        status = self._parsed.status
         return status_of(status.code, status.message)
 
     @property
     def attributes(self) -> _Values:
         if self._values is None:
-            self._values = _Values(self._message.attributes)
-        return self._values
+            self._values = _Values(self._parsed.attributes)
+        values: _Values = self._values
+        return values
 
     @property
     def events(self) -> Sequence[Event]:
         return tuple(
             Event(event.name, attributes_of(event.attributes), min(event.time_unix_nano, LATEST - 1))
-            for event in self._message.events
+            for event in self._parsed.events
         )
 
     @property
     def links(self) -> Sequence[Link]:
         return tuple(
             Link(SpanContext(trace, span, True, SAMPLED))
-            for link in self._message.links
+            for link in self._parsed.links
             if len(link.trace_id) == 16
             and len(link.span_id) == 8
             and (trace := int.from_bytes(link.trace_id, "big"))
@@ -171,7 +165,7 @@ class WireSpan(ReceivedSpan):
 
     @property
     def dropped_attributes(self) -> int:
-        return int(self._message.dropped_attributes_count)
+        return int(self._parsed.dropped_attributes_count)
 
 
 class _Values(Mapping[str, Any]):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -9,6 +12,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 UNSET, OK = Status(StatusCode.UNSET), Status(StatusCode.OK)
+Of = tuple[Resource, InstrumentationScope]
+"""Whose a span is."""
 _KINDS = (SpanKind.INTERNAL, *SpanKind)
 """By number; the first is "unspecified"."""
 
@@ -26,38 +31,48 @@ def status_of(code: int, message: str | None) -> Status:
 
 
 class ReceivedSpan(ReadableSpan):
-    """What all of them have. The rest is in a message, which subclasses read.
+    """What all of them have. The rest stays in the bytes that came, and is parsed when somebody asks: thousands of
+    spans may wait for the tracker, and each pass of the garbage collector would go through all that they are parsed
+    into.
 
     Args:
-        ids: of the trace and the span.
+        raw: the bytes, which can be parsed.
+        key: ids of the trace and the span.
         above: id of the parent; 0 for none.
         away: the parent is in another process.
-        times: start and end, Unix nanoseconds.
-        resource, scope: whose it is.
+        start, end: Unix nanoseconds.
+        of: whose it is.
     """
 
-    def __init__(
-        self,
-        ids: tuple[int, int],
-        above: int,
-        away: bool,
-        times: tuple[int, int],
-        resource: Resource,
-        scope: InstrumentationScope,
-    ) -> None:
-        self._ids = ids
+    __slots__ = (
+        "_above", "_away", "_end", "_message", "_of", "_own_context", "_parent_id", "_raw", "_start", "_values", "key"
+    )  # fmt: skip
+
+    def __init__(self, raw: bytes, key: tuple[int, int], above: int, away: bool, start: int, end: int, of: Of) -> None:
+        self._raw = raw
+        self.key = key
+        """Ids of the trace and the span; `context` takes 25 times as long, since it looks whether they are any."""
         self._parent_id = above
         self._away = away
-        self._times = times
-        self._of = resource, scope
+        self._start = start
+        self._end = end
+        self._of = of
         # Made when somebody asks: each takes longer than all of the above.
         self._own_context: SpanContext | None = None
         self._above: SpanContext | None = None
+        self._message: Any = None
+        self._values: Any = None
+        """The attributes, for subclasses."""
+
+    _parse: Callable[[bytes], Any]
+    """A static method."""
 
     @property
-    def key(self) -> tuple[int, int]:
-        """Ids of the trace and the span; `context` takes 25 times as long, since it looks whether they are any."""
-        return self._ids
+    def _parsed(self) -> Any:
+        """The span's message."""
+        if self._message is None:
+            self._message = self._parse(self._raw)
+        return self._message
 
     def get_span_context(self) -> SpanContext:
         return self.context
@@ -65,22 +80,22 @@ class ReceivedSpan(ReadableSpan):
     @property
     def context(self) -> SpanContext:
         if self._own_context is None:
-            self._own_context = SpanContext(*self._ids, False, SAMPLED)
+            self._own_context = SpanContext(*self.key, False, SAMPLED)
         return self._own_context
 
     @property
     def parent(self) -> SpanContext | None:
         if self._above is None and self._parent_id:
-            self._above = SpanContext(self._ids[0], self._parent_id, self._away, SAMPLED)
+            self._above = SpanContext(self.key[0], self._parent_id, self._away, SAMPLED)
         return self._above
 
     @property
     def start_time(self) -> int:
-        return self._times[0]
+        return self._start
 
     @property
     def end_time(self) -> int:
-        return self._times[1]
+        return self._end
 
     @property
     def resource(self) -> Resource:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_letta.otlp.batch import Batch, BrokenError
+from otel_letta.otlp.received import Of
 
 AWAY = b"\1"
 """Behind a parent's id: it is in another process."""
 NO_TRACE, NO_SPAN = bytes(16), bytes(8)
 _Raw = TypeVar("_Raw")
-Of = tuple[Resource, InstrumentationScope]
 
 
 class Gate(NamedTuple):
@@ -32,16 +30,14 @@ class Gate(NamedTuple):
     """Traces that matter whatever their spans say."""
 
 
-Glance = tuple[bytes, bytes, bytes, bool, _Raw, Of]
+Glance = tuple[bytes, bytes, bytes, "str | int", "str | int", bool, bool, _Raw, Of]
 """What of a span is looked at in any case: its trace's id, its own, and its parent's, with `AWAY` behind it if that is
-in another process, empty for none; whether it matters by itself; and the span as it came."""
+in another process, empty for none; start and end, as they came; whether it matters by itself; whether all of it was
+looked at; the span as it came; and whose it is."""
 
 
 def sift(
-    glances: Iterable[Glance[_Raw]],
-    gate: Gate,
-    read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan],
-    batch: Batch,
+    glances: Iterable[Glance[_Raw]], gate: Gate, read: Callable[[Glance[_Raw]], ReadableSpan], batch: Batch
 ) -> None:
     """Put the spans that are to be read into a batch, and the places of the others.
 
@@ -54,28 +50,33 @@ def sift(
     for glance in glances:
         trace_id = glance[0]
         traces[trace_id].append(glance)
-        if glance[3]:
+        if glance[5]:
             matter.add(trace_id)
-    for *_, raw, of in traces.pop(b"", ()):
-        span = read_into(batch, read, raw, of)
+    for glance in traces.pop(b"", ()):
+        span = read_into(batch, read, glance)
         if span is not None:
             matter.add(span.context.trace_id.to_bytes(16, "big"))
     for trace_id, found in traces.items():
         if trace_id in matter or trace_id in gate.wanted:
-            for *_, raw, of in found:
-                read_into(batch, read, raw, of)
+            for glance in found:
+                read_into(batch, read, glance)
         else:
             batch.plain[trace_id] = {glance[1]: glance[2] for glance in found}
 
 
-def read_into(
-    batch: Batch, read: Callable[[_Raw, Resource, InstrumentationScope], ReadableSpan], raw: _Raw, of: Of
-) -> ReadableSpan | None:
+def read_into(batch: Batch, read: Callable[[Glance[_Raw]], ReadableSpan], glance: Glance[_Raw]) -> ReadableSpan | None:
     """Read a span into a batch; None for one that cannot be read, which the batch names."""
     try:
-        span = read(raw, *of)
+        span = read(glance)
     except BrokenError as error:
         batch.broken.append(f"a span: {error}")
         return None
     batch.spans.append(span)
     return span
+
+
+def arguments_of(glance: Glance[Any]) -> tuple[bytes, tuple[int, int], int, bool, int, int, Of]:
+    """Return what a `ReceivedSpan` is made of."""
+    trace_id, span_id, above, start, end, _, _, raw, of = glance
+    key = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+    return bytes(raw), key, int.from_bytes(above[:8], "big"), above[8:] == AWAY, int(start), int(end), of

@@ -27,8 +27,9 @@ _SOON = 50_000_000
 """Nanoseconds until the next try, where a batch is going in."""
 _MOST_BYTES = 32 * 2**20
 _MOST_CALLS = 8_000
-"""Of bodies, and calls of the pipeline, that are on their way to the tracker. Their spans take three to five times the
-bytes in memory. A fifth of the calls that the pipeline would lose; one body makes at most a thousand."""
+"""Of bodies, and calls of the pipeline, that are on their way to the tracker. Their spans wait as the bytes that came;
+those that are parsed by now, a body or two, take three to five times as many. A fifth of the calls that the pipeline
+would lose; one body makes at most a thousand."""
 _PATIENCE = 60.0
 """Seconds for the pipeline's calls."""
 _SWEEP = 10**9

@@ -79,7 +79,7 @@ class Intake:
         self._metrics = metrics
         self._errors = Throttle(_logger)
         self._seen: OrderedDict[int, None] = OrderedDict()
-        """Hashes of bodies; Python keeps a body's own with it, keyed with a secret of the process."""
+        """Hashes of bodies as they are kept, keyed with a secret of the process, as Python's are."""
         self._seen_lock = threading.Lock()
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
         self._ends: deque[tuple[int, float]] = deque()
@@ -140,18 +140,20 @@ class Intake:
             raise Refusal(400, f"The body cannot be decoded: {error}") from None
         if not batch.size:
             return batch
-        if self._was_seen(hash(body)):
+        kind, kept = self._packed(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        digest = hash(kept)
+        if self._was_seen(digest):
             self._metrics.repeated(signal)
             return batch
         if self.feed.is_full:
             raise Refusal(503, "this receiver has too much to do at the moment")
-        number = self._keep_body(f"{signal}/{'json' if is_json else 'protobuf'}", body)
+        number = self._keep(kind, kept)
         try:
             self._feed(batch, read, number, len(body))
         except Exception:
             self._settler.submit(self._settle_now, [number])  # it comes again
             raise
-        self._note(hash(body))
+        self._note(digest)
         self._metrics.taken(signal, batch.size, len(batch.broken))
         return batch
 
@@ -194,7 +196,7 @@ class Intake:
             except (UndecodableError, KeyError, zstandard.ZstdError):
                 self._leave_out(item)
                 continue
-            self._note(hash(body))
+            self._note(hash(item.body))
             self._feed(batch, read, item.id, len(body))
             self.feed.work_off()
         return len(bodies)
@@ -247,10 +249,9 @@ class Intake:
 
         self.told.pass_on(report, put_and_show)
 
-    def _keep_body(self, kind: str, body: bytes) -> int:
-        if not self.durable:
-            return self._keep(kind, body)
-        return self._keep(kind + _PACKED, self._packer.pack(body))
+    def _packed(self, kind: str, body: bytes) -> tuple[str, bytes]:
+        """Return a body and its kind as they are kept."""
+        return (kind + _PACKED, self._packer.pack(body)) if self.durable else (kind, body)
 
     def _keep(self, kind: str, body: bytes) -> int:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from otel_letta.otlp import json_request, proto
 from otel_letta.otlp.batch import Batch
+from otel_letta.otlp.json import read_request
 from otel_letta.otlp.sieve import AWAY, Gate
-from tests.unit.otlp.test_proto import in_protobuf
+from otel_letta.tracking.reading import NOTED
+from tests.unit.otlp.test_proto import RECORDED, facts, in_protobuf, recorded
 
 Read = Callable[[bytes, "Gate | None"], Batch]
 GATE = Gate(frozenset({"letta.chat.id"}), ())
@@ -59,6 +64,31 @@ def test_what_follows_on_a_span_that_matters_is_looked_at_as_any_other(read: Cal
     assert ids(batch) == [1, 3, 5]
     assert set(batch.plain) == {(2).to_bytes(16, "big"), (3).to_bytes(16, "big")}
     assert [dict(found.attributes)["list"] for found in batch.spans if found.context.span_id == 5] == [("a",)]
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name.partition(".otlp")[0])
+def test_what_a_span_says_when_it_is_asked_is_what_it_said_when_it_came(path: Path) -> None:
+    """Of spans that are read behind a gate, all but the place is parsed later."""
+    for whole in recorded(path):
+        expected = read_request(json.dumps(whole).encode(), "resourceSpans")
+        everything = Gate(frozenset(), {span.context.trace_id.to_bytes(16, "big") for span in expected.spans})
+        for names in (frozenset[str](), NOTED):
+            gate = everything._replace(names=names)
+            for found in (
+                json_request.read_traces(json.dumps(whole).encode(), gate),
+                proto.read_traces(in_protobuf(whole), gate),
+            ):
+                assert found.broken == expected.broken == []
+                assert sorted(map(facts, found.spans), key=itemgetter(0)) == sorted(
+                    map(facts, expected.spans), key=itemgetter(0)
+                )
+
+
+def test_a_span_that_waits_holds_its_own_bytes_and_nothing_that_was_parsed(read: Callable[..., Batch]) -> None:
+    found, *_ = read(span(1, 1, SAYS), span(1, 2, SAYS), span(1, 3, SAYS)).spans[1:]
+    held = gc.get_referents(found)
+    assert {type(each) for each in held} <= {bytes, tuple, int, bool, type(None), type}
+    assert max(len(each) for each in held if isinstance(each, bytes)) < 400
 
 
 def test_of_a_wanted_trace_all_spans_are_read(read: Callable[..., Batch]) -> None:

@@ -222,6 +222,18 @@ def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_p
         assert [item.kind for item in service.intake.spool.unsettled() if item.kind != "end"] == ["traces/json/zstd"]
 
 
+def test_a_body_that_comes_again_is_kept_once_also_after_a_start(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    waits = request_of(span_of("part", 2, parentSpanId=f"{9:016x}"))
+    for _ in range(2):
+        with serving(letta.base_url, agent, spool=tmp_path / "bodies", settings={"grace": 60.0}) as service:
+            for _ in range(2):
+                assert post(service.options.port, "/v1/traces", waits).status == 200
+            kinds = [item.kind for item in service.intake.spool.unsettled()]
+            assert [kind for kind in kinds if kind != "end"] == ["traces/json/zstd"]
+
+
 def test_a_body_is_packed_on_the_disk_and_one_of_an_earlier_release_is_read_as_it_is(
     letta: InMemoryLetta, agent: str, tmp_path: Path
 ) -> None:
