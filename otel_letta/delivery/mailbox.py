@@ -168,6 +168,7 @@ class Mailbox:
         waiting, box = oldest
         task = waiting.parcel.report.key
         box._forget_progress(task)
+        box._next_entry()  # its own is the next one, most often, and holds a text
         self._dropped(task, "in_progress over the limit of waiting reports")
         return True
 
@@ -219,9 +220,10 @@ class Mailbox:
             if alone:
                 return parcels
         while len(parcels) < most:
-            task = self._next_due(now)
-            if task is None:
+            entry = self._next_entry()
+            if entry is None or entry[0] > now:
                 break
+            task = entry[2]
             parcel = self._progress[task].parcel
             weight = weigh(parcel.report)
             if parcels and weight > room:
@@ -245,7 +247,7 @@ class Mailbox:
     def _schedule(self, task: str, due: float) -> None:
         heapq.heappush(self._agenda, (due, next(self._tick), task))
         # A task that has ended leaves its entry behind until that is due: an interval can be hours.
-        if len(self._agenda) > len(self._progress) * 5 // 4 + _MOST_STALE:
+        if len(self._agenda) > 2 * len(self._progress) + _MOST_STALE:
             self._agenda = [entry for entry in self._agenda if self._is_valid(entry)]
             heapq.heapify(self._agenda)
 
@@ -254,17 +256,11 @@ class Mailbox:
         waiting = self._progress.get(entry[2])
         return waiting is not None and waiting.due == entry[0]
 
-    def _next_due(self, now: float) -> str | None:
-        agenda = self._agenda
-        while agenda:
-            due, _, task = agenda[0]
-            if not self._is_valid(agenda[0]):
-                heapq.heappop(agenda)
-            elif due <= now:
-                return task
-            else:
-                return None
-        return None
+    def _next_entry(self) -> tuple[float, int, str] | None:
+        """Clear the agenda of what is over, as far as the next entry that is not; return that."""
+        while self._agenda and not self._is_valid(self._agenda[0]):
+            heapq.heappop(self._agenda)
+        return self._agenda[0] if self._agenda else None
 
     def mark_delivered(self, parcels: Iterable[Parcel], now: float) -> None:
         """Note that these reports reached the agent, or never will."""
@@ -290,8 +286,8 @@ class Mailbox:
         """Return when something is due: now or later in monotonic seconds; None when nothing will be by itself."""
         if self._ends or any(self._lost):
             return now
-        self._next_due(now)
-        return self._agenda[0][0] if self._agenda else None
+        entry = self._next_entry()
+        return None if entry is None else entry[0]
 
     def take_all(self) -> list[Parcel]:
         """Take out everything, due or not: the lane's reports have to go elsewhere."""

@@ -138,8 +138,11 @@ class Ledger:
         # The memory of ended spans keeps the object; its texts can be long.
         task.ended = True
         task.content = None
-        task.__dict__.pop("root_content", None)
-        task.__dict__.pop("result", None)
+        # Only if they are there: to set one, or to look into `__dict__`, can make a dictionary.
+        if task.root_content is not None:
+            task.root_content = None
+        if task.result is not None:
+            task.result = None
 
     def was(self, task: Task) -> bool:
         """Return True if a task with its id has ended."""
