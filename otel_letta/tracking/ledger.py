@@ -309,7 +309,7 @@ class Ledger:
         """
         task.sequence += 1
         # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
-        task.reported_at = max(at / 1e9, task.reported_at)
+        task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
         self._emit(
             ProgressReport(
@@ -326,7 +326,7 @@ class Ledger:
                 sequence=task.sequence,
                 run=task.run,
                 timestamp=time_of(task.reported_at),
-                started=time_of(task.started / 1e9) if task.started else None,
+                started=time_of(task.started) if task.started else None,
                 duration=duration,
                 wakes=self._is_worth_it(task, status, duration, content if waiting else None),
                 waiting=waiting,

@@ -99,8 +99,7 @@ def restored(report: ProgressReport) -> Task | None:
         task.chat = 0, 0, report.chat_id
     task.progress, task.has_progress = report.progress, report.progress > 0.0
     task.sequence, task.run = report.sequence, report.run
-    task.reported_at = 0.0 if report.timestamp is None else report.timestamp.timestamp()
-    task.parked_at = int(task.reported_at * 1e9)
+    task.parked_at = task.reported_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
     task.ended = True
     return task
 

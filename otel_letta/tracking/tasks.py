@@ -109,8 +109,8 @@ class Task:
         self.owners = 0
         """Open spans that are the task's own, not steps."""
         self.sequence = 0
-        self.reported_at = 0.0
-        """The latest time that a report of it bears, Unix seconds: a float takes less room than so large an int."""
+        self.reported_at = 0
+        """The latest time that a report of it bears, Unix nanoseconds."""
         self.waits = False
         """Its own span says that it pauses."""
         self.ended = False

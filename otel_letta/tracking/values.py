@@ -72,6 +72,6 @@ def nanoseconds_of(value: Any) -> int:
 
 
 @functools.lru_cache(maxsize=128)  # all reports of a task bear its start, and many of a moment the same time
-def time_of(seconds: float) -> datetime:
-    """Return a time in Unix seconds as UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc)
+def time_of(nanoseconds: int) -> datetime:
+    """Return a time in Unix nanoseconds as UTC."""
+    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)
