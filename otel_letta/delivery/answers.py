@@ -21,7 +21,7 @@ from otel_letta.runtime.deadline import Deadline
 from otel_letta.text import clean_error
 
 if TYPE_CHECKING:
-    from otel_letta.delivery.mailbox import Parcel
+    from otel_letta.delivery.parcel import Parcel
     from otel_letta.delivery.visit import Attempt, Request
     from otel_letta.letta.transport import Lane, Transport
 

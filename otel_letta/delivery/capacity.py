@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from otel_letta.delivery.mailbox import Mailbox
-    from otel_letta.letta.transport import Lane
+    from otel_letta.delivery.mailbox import Mailbox, Waiting
 
 
 class Capacity:
@@ -25,7 +24,7 @@ class Capacity:
         self.ends = 0
         self.boxes: dict[Mailbox, None] = {}
         """Mailboxes with ends, from the one on that has had some for the longest time."""
-        self.progress: OrderedDict[tuple[Lane, str], Mailbox] = OrderedDict()
+        self.progress: OrderedDict[Waiting, Mailbox] = OrderedDict()
 
     @property
     def full(self) -> bool:

@@ -12,7 +12,8 @@ from otel_letta.delivery.capacity import Capacity
 from otel_letta.delivery.journal import Journal, NoJournal
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.leaving import Fate, give_up, log_undelivered
-from otel_letta.delivery.mailbox import Mailbox, Parcel
+from otel_letta.delivery.mailbox import Mailbox
+from otel_letta.delivery.parcel import Parcel
 from otel_letta.delivery.stats import Stats, Throttle
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Crew, Worker
@@ -82,7 +83,7 @@ class Courier:
             if lane.conversation_id and not report.status.is_terminal:
                 self._last_lane[report.key] = lane
             if self.journal.put(report, lane, maybe_landed):
-                self._worker(lane).accept(Parcel(report, "", maybe_landed))
+                self._worker(lane).accept(Parcel(report, maybe_landed=maybe_landed))
 
     def withdraw(self, report: ProgressReport, why: str) -> None:
         """Forget what waits of a task: this report of it is worth no message, and what it said before holds no more.
@@ -125,7 +126,7 @@ class Courier:
         """Accept what the journal kept, from this process or one before it. Lock held."""
         if lane in self._gone:
             lane = Lane(lane.server, lane.agent_id)
-        self._worker(lane).accept(Parcel(report, "", maybe_landed=maybe_landed))
+        self._worker(lane).accept(Parcel(report, maybe_landed=maybe_landed))
 
     def _collapsed(self, box: Mailbox) -> None:
         lane = box.lane

@@ -11,7 +11,7 @@ from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 
 if TYPE_CHECKING:
-    from otel_letta.delivery.mailbox import Parcel
+    from otel_letta.delivery.parcel import Parcel
 
 
 class LaneLock(Protocol):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from otel_letta.delivery.envelope import render, render_losses
 from otel_letta.delivery.gate import exchange, settle
-from otel_letta.delivery.mailbox import MOST_REPORTS, Mailbox, Parcel
+from otel_letta.delivery.mailbox import MOST_REPORTS, Mailbox
+from otel_letta.delivery.parcel import Parcel
 from otel_letta.delivery.retry import Circuit, Retry
 from otel_letta.delivery.visit import Attempt
 from otel_letta.delivery.worker import Job, Worker

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from otel_letta.delivery.capacity import Capacity
+from otel_letta.delivery.parcel import Parcel, otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport, TaskStatus
@@ -28,60 +29,6 @@ MOST_BYTES = 16_000
 _MOST_STALE = 1_000
 """Entries of an agenda beyond those that wait, before it is cleared of what is over."""
 _MILESTONES = (0.25, 0.5, 0.75)
-_NAMESPACE = uuid.UUID("470e995e-8266-5e75-9cf8-84a45aed967c")
-"""uuid5 of this project's page on PyPI. Written out, since computing it imports OpenSSL."""
-
-
-class Parcel:
-    """A report that is on its way."""
-
-    __slots__ = ("losses", "maybe_landed", "otid", "refusals", "report", "sent_at", "successes_then", "withdrawn")
-
-    def __init__(
-        self,
-        report: ProgressReport,
-        otid: str,
-        maybe_landed: bool = False,
-        losses: tuple[int, int] | None = None,
-    ) -> None:
-        self.report = report
-        self.otid = otid
-        self.maybe_landed = maybe_landed
-        """An attempt to send it got no answer: find out whether it landed before sending it again."""
-        self.sent_at: float | None = None
-        """When it was sent for the first time, in monotonic seconds."""
-        self.refusals = 0
-        """Number of times it was refused while it was the only one in its request."""
-        self.successes_then = 0
-        """The lane's deliveries when this was refused for the first time."""
-        self.withdrawn = False
-        """What it says does not hold any more: it is not sent again."""
-        self.losses = losses
-        """Completed and failed ends that this parcel stands for, if it is the summary of ends that were collapsed."""
-
-    @property
-    def is_end(self) -> bool:
-        return self.report.status.is_terminal
-
-    @property
-    def must_arrive(self) -> bool:
-        """True for an end, and for a task that waits for somebody: nothing newer comes in its place."""
-        return self.report.status.is_terminal or self.report.waiting
-
-
-def otid_of(report: ProgressReport, lane: Lane) -> str:
-    """Make the client's id of a message. An end has the same one from every process and attempt that might send it."""
-    if not report.status.is_terminal:
-        return str(uuid.uuid4())
-    parts = [lane.server, lane.agent_id, report.identity, "terminal"]
-    if report.key != report.task_id:
-        # An explicit id may come again in another process or after a restart, where runs are counted from 1 again:
-        # that end must not be taken for the first run's.
-        parts.append(report.key)
-    if report.run > 1 and report.identity == report.task_id:
-        # A task that ran again under its explicit id ends again: that is another message.
-        parts.append(str(report.run))
-    return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
 
 
 class _Pace:
@@ -95,12 +42,13 @@ class _Pace:
         self.content: str | None = None
 
 
-class _Waiting:
+class Waiting:
+    """The in_progress report of a task that waits, the newest."""
+
     __slots__ = ("due", "parcel")
 
     def __init__(self, parcel: Parcel, due: float) -> None:
         self.parcel = parcel
-        """Without an otid, unless it was sent before."""
         self.due = due
 
 
@@ -118,7 +66,7 @@ class Mailbox:
         self._capacity = capacity
         self._stats = stats
         self._ends: deque[Parcel] = deque()
-        self._progress: dict[str, _Waiting] = {}
+        self._progress: dict[str, Waiting] = {}
         self._paces: dict[str, _Pace] = {}
         self._agenda: list[tuple[float, int, str]] = []
         self._tick = itertools.count()
@@ -134,7 +82,7 @@ class Mailbox:
             self._paces.pop(report.key, None)
             if self._capacity.full:
                 self._make_room()
-            self._ends.append(Parcel(report, otid_of(report, self.lane), maybe_landed))
+            self._ends.append(Parcel(report, maybe_landed=maybe_landed))
             self._count_ends(1)
             return now
         waiting = self._progress.get(report.key)
@@ -142,7 +90,7 @@ class Mailbox:
             self._conflated(report.task_id, f"#{report.sequence} came")  # somebody has to act: it waits for no interval
         elif waiting is not None:
             self._conflated(report.task_id, f"#{report.sequence} came")
-            waiting.parcel = Parcel(report, "")
+            waiting.parcel = Parcel(report)
             if waiting.due is not math.inf:
                 return waiting.due
             self._forget_progress(report.key)
@@ -150,10 +98,7 @@ class Mailbox:
         if self._capacity.full and not self._drop_oldest_progress():
             self._dropped(report.task_id, "in_progress over the limit of waiting reports")
             return math.inf
-        self._progress[report.key] = _Waiting(Parcel(report, ""), due)
-        self._capacity.progress[(self.lane, report.key)] = self
-        if due is not math.inf:
-            self._schedule(report.key, due)
+        self._enter_progress(report.key, Parcel(report), due)
         return due
 
     def requeue(self, parcels: Iterable[Parcel], *, progress: bool, now: float) -> None:
@@ -177,9 +122,13 @@ class Mailbox:
             elif self._capacity.full:
                 self._dropped(task, "in_progress over the limit of waiting reports")
             else:
-                self._progress[task] = _Waiting(parcel, now)
-                self._capacity.progress[(self.lane, task)] = self
-                self._schedule(task, now)
+                self._enter_progress(task, parcel, now)
+
+    def _enter_progress(self, task: str, parcel: Parcel, due: float) -> None:
+        waiting = self._progress[task] = Waiting(parcel, due)
+        self._capacity.progress[waiting] = self
+        if due is not math.inf:
+            self._schedule(task, due)
 
     def _due(self, report: ProgressReport, now: float) -> float:
         """Return when an in_progress report is worth an LLM turn: at the start, at each quarter, and never more often
@@ -216,8 +165,10 @@ class Mailbox:
         oldest = next(iter(self._capacity.progress.items()), None)
         if oldest is None:
             return False
-        (_, task), box = oldest
+        waiting, box = oldest
+        task = waiting.parcel.report.key
         box._forget_progress(task)
+        box._next_entry()  # its own is the next one, most often, and holds a text
         self._dropped(task, "in_progress over the limit of waiting reports")
         return True
 
@@ -239,8 +190,11 @@ class Mailbox:
         _logger.debug("report of %s dropped: %s", task, why)
 
     def _forget_progress(self, task: str) -> bool:
-        self._capacity.progress.pop((self.lane, task), None)
-        return self._progress.pop(task, None) is not None
+        waiting = self._progress.pop(task, None)
+        if waiting is None:
+            return False
+        del self._capacity.progress[waiting]
+        return True
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
@@ -261,14 +215,15 @@ class Mailbox:
             if parcels and (weight > room or alone):
                 return parcels
             room -= weight
-            parcels.append(self._ends.popleft())
+            parcels.append(self._addressed(self._ends.popleft()))
             self._count_ends(-1)
             if alone:
                 return parcels
         while len(parcels) < most:
-            task = self._next_due(now)
-            if task is None:
+            entry = self._next_entry()
+            if entry is None or entry[0] > now:
                 break
+            task = entry[2]
             parcel = self._progress[task].parcel
             weight = weigh(parcel.report)
             if parcels and weight > room:
@@ -277,9 +232,12 @@ class Mailbox:
             heapq.heappop(self._agenda)
             self._forget_progress(task)
             self._paces.setdefault(task, _Pace())
-            parcel.otid = parcel.otid or otid_of(parcel.report, self.lane)
-            parcels.append(parcel)
+            parcels.append(self._addressed(parcel))
         return parcels
+
+    def _addressed(self, parcel: Parcel) -> Parcel:
+        parcel.otid = parcel.otid or otid_of(parcel.report, self.lane)
+        return parcel
 
     def _summary(self) -> Parcel:
         losses, self._lost = self._lost, (0, 0)
@@ -298,17 +256,11 @@ class Mailbox:
         waiting = self._progress.get(entry[2])
         return waiting is not None and waiting.due == entry[0]
 
-    def _next_due(self, now: float) -> str | None:
-        agenda = self._agenda
-        while agenda:
-            due, _, task = agenda[0]
-            if not self._is_valid(agenda[0]):
-                heapq.heappop(agenda)
-            elif due <= now:
-                return task
-            else:
-                return None
-        return None
+    def _next_entry(self) -> tuple[float, int, str] | None:
+        """Clear the agenda of what is over, as far as the next entry that is not; return that."""
+        while self._agenda and not self._is_valid(self._agenda[0]):
+            heapq.heappop(self._agenda)
+        return self._agenda[0] if self._agenda else None
 
     def mark_delivered(self, parcels: Iterable[Parcel], now: float) -> None:
         """Note that these reports reached the agent, or never will."""
@@ -334,14 +286,14 @@ class Mailbox:
         """Return when something is due: now or later in monotonic seconds; None when nothing will be by itself."""
         if self._ends or any(self._lost):
             return now
-        self._next_due(now)
-        return self._agenda[0][0] if self._agenda else None
+        entry = self._next_entry()
+        return None if entry is None else entry[0]
 
     def take_all(self) -> list[Parcel]:
         """Take out everything, due or not: the lane's reports have to go elsewhere."""
         parcels = [self._summary()] if any(self._lost) else []
         parcels += self._ends
-        parcels += [Parcel(waiting.parcel.report, "") for waiting in self._progress.values()]
+        parcels += [Parcel(waiting.parcel.report) for waiting in self._progress.values()]
         number = len(self._ends)
         self._ends.clear()
         self._count_ends(-number)

@@ -22,7 +22,7 @@ from typing import Any
 from otel_letta.delivery.estate import Estate
 from otel_letta.delivery.journal import Accept, LaneLock
 from otel_letta.delivery.keeping import Keeping, Kept
-from otel_letta.delivery.mailbox import Parcel
+from otel_letta.delivery.parcel import Parcel
 from otel_letta.delivery.records import addressed, key_of, read_report, write_lane
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Job, Worker

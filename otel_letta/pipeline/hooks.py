@@ -72,19 +72,23 @@ def make_hooks(
                     return
                 parent, key, attributes = _public(span)
                 span_id = key[1]
-            if parent is None:
-                record: Record = [span, None]
-            else:
+            above = None
+            if parent is not None:
                 above = get(parent[1]) if not twins else watcher.open.get(parent[:2])
-                record = [span, above]
                 if above is not None and (up := above[1]) is not None and up[0] is None:
                     shorten(above)
+            declares = attributes and not undeclared(attributes)
+            if not declares:
+                record: Record = [span, above]
+            else:
+                # With room for the third, which comes soon: a list that has to grow takes room for eight.
+                record = [span, above, None]
+                record.pop()
             exception = handled()
             if asks_all or (exception is not None and not isinstance(exception, Exception)):
                 watcher.prepare(record, span, parent_context, exception)
             if enter(span_id, record) is not record and not watcher.open.add_twin(key[:2], record):
                 return
-            declares = attributes and not undeclared(attributes)
             if declares or (asks_all and len(record) > 2 and record[2].opted is not None):
                 if not here[0] or (get_ident() != pooled.main and is_on_pool()) or SUPPRESS in current():
                     watcher.note_start(record)

@@ -311,7 +311,7 @@ class AgentTracker:
         task = trace.rootless
         if task is not None and not trace.waiting:
             trace.tasks.remove(task)
-            task.ended = True
+            task.end()
             self._endings.background.forget(task)
         if task is not None and not (task.ended and task.begun):
             task = None

@@ -304,7 +304,7 @@ class Endings:
         else:
             self._ledger.report_inferred(task, status, content, at, error=error)
             self._ledger.remember(task)
-        task.ended = True
+        task.end()
         if task in trace.tasks:
             trace.tasks.remove(task)
         if task.root is None and task.awaits is not None:

@@ -136,10 +136,13 @@ class Ledger:
         """Forget a task without a report."""
         self.tasks.pop(task.known_as, None)
         # The memory of ended spans keeps the object; its texts can be long.
-        task.ended = True
+        task.end()
         task.content = None
-        task.__dict__.pop("root_content", None)
-        task.__dict__.pop("result", None)
+        # Only if they are there: to set one, or to look into `__dict__`, can make a dictionary.
+        if task.root_content is not None:
+            task.root_content = None
+        if task.result is not None:
+            task.result = None
 
     def was(self, task: Task) -> bool:
         """Return True if a task with its id has ended."""
@@ -165,7 +168,7 @@ class Ledger:
         else:
             self.report(task, TaskStatus.IN_PROGRESS, content, at or self._now(), waiting=waiting)
             self.tasks.pop(task.known_as, None)
-        task.ended = True
+        task.end()
         self._keep_parked(task)
 
     def _keep_parked(self, task: Task) -> None:

@@ -40,17 +40,26 @@ class Fate(enum.Enum):
 class Followed:
     """An open span that has a role, or is part of a declared task."""
 
-    __slots__ = ("content", "event_time", "has_role", "owner", "task")
+    __slots__ = ("content", "event_time", "owner", "task")
+
+    has_role = False
 
     def __init__(self) -> None:
         self.task: Task | None = None
         self.owner = False
         """True if the task is the span's own, False if the span is a step of it."""
-        self.has_role = False
         self.content: str | None = None
         """The content that the span gave last."""
         self.event_time = 0
         """The time of the last progress event that was read."""
+
+
+class WithRole(Followed):
+    """One that has a role."""
+
+    __slots__ = ()
+
+    has_role = True
 
 
 class Node:

@@ -100,7 +100,7 @@ def restored(report: ProgressReport) -> Task | None:
     task.progress, task.has_progress = report.progress, report.progress > 0.0
     task.sequence, task.run = report.sequence, report.run
     task.parked_at = task.reported_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
-    task.ended = True
+    task.end()
     return task
 
 

@@ -137,7 +137,8 @@ class DeclaredRules:
         task.message_id = declaration.message_id or task.message_id
         if declaration.status is not None:
             task.status = declaration.status
-        task.waits = declaration.waiting
+        if task.waits != declaration.waiting:
+            task.waits = declaration.waiting
         if (
             declaration.task_id is not None
             and task.given_id in (None, task.automatic_id)

@@ -113,7 +113,8 @@ class SubAgents:
         """Forget a task of which nothing was reported; what it was made of stays."""
         self.forget(task)
         self.over(task)
-        task.ended, task.deadline = True, None
+        task.end()
+        task.deadline = None
         if task.root is not None:
             task.root.task = None
         if task in trace.tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,7 +52,6 @@ class Task:
         "agent_id",
         "chat_id",
         "content",
-        "ended",
         "ended_at",
         "given_id",
         "has_progress",
@@ -65,7 +65,6 @@ class Task:
         "service",
         "started",
         "status",
-        "waits",
     )
 
     root_content: str | None = None
@@ -79,6 +78,8 @@ class Task:
     """Open spans of it, steps included, that say that it waits, and for what; the latest last."""
     asked: frozenset[str] = frozenset()
     """What it was reported to wait for, and still does: that is worth waking an agent once."""
+    waits = False
+    """Its own span says that it pauses."""
     parked_at = 0
     """The time since which it waits."""
     retries = False
@@ -111,10 +112,17 @@ class Task:
         self.sequence = 0
         self.reported_at = 0
         """The latest time that a report of it bears, Unix nanoseconds."""
-        self.waits = False
-        """Its own span says that it pauses."""
-        self.ended = False
-        self.ended_at: int | None = None
+        self.ended_at: float | None = None
+        """None while it is under way; infinity if nobody knows when it ended."""
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at is not None
+
+    def end(self) -> None:
+        """Note that it has ended, or goes on in another one if it does."""
+        if self.ended_at is None:
+            self.ended_at = math.inf
 
     @property
     def id(self) -> str:

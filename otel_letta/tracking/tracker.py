@@ -32,7 +32,7 @@ from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.conventions.logfire import pending_of
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_turns import LogTurns
-from otel_letta.tracking.nodes import Trace
+from otel_letta.tracking.nodes import Trace, WithRole
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_declared import DeclaredRules
 from otel_letta.tracking.tasks import NO_IDS, Inbound
@@ -243,7 +243,8 @@ class Tracker:
             if declaration.task_id is not None and not has_role:
                 return False
             self._ledger.warn(reading, declaration)
-        self.tree.follow(key).has_role = True
+        if not has_role:
+            self.tree.open[key] = WithRole()
         facts = self._agents.read(reading, role)
         task, _ = nearest(self.tree, above, reading.start)
         if task is not None and key not in self.tree.awaited:

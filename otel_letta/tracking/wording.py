@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from otel_letta.text import duration, percent
 
 NEVER_ENDED = "its span was never ended (lost)"
@@ -30,6 +32,7 @@ def completed(seconds: float, failed_steps: int) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=16)  # the open tasks that a shutdown fails share one text
 def failed(reason: str, last_word: str | None = None) -> str:
     text = f"Task failed: {reason}" if reason else "Task failed"
     return f"{text} (last: {last_word})" if last_word else text

@@ -16,7 +16,7 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.courier import Courier
 from otel_letta.delivery.leaving import give_up
-from otel_letta.delivery.mailbox import otid_of
+from otel_letta.delivery.parcel import otid_of
 from otel_letta.delivery.runs import contention
 from otel_letta.delivery.stats import Stats
 from otel_letta.delivery.worker import Crew, Pool

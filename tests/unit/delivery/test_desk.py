@@ -15,7 +15,7 @@ import pytest
 from otel_letta import errors
 from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.lane import LaneWorker
-from otel_letta.delivery.mailbox import Parcel
+from otel_letta.delivery.parcel import Parcel
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane, Message
 from otel_letta.report import ProgressReport

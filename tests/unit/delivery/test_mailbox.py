@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from otel_letta.delivery.capacity import Capacity
-from otel_letta.delivery.mailbox import MOST_BYTES, MOST_REPORTS, Mailbox, Parcel, otid_of
+from otel_letta.delivery.mailbox import MOST_BYTES, MOST_REPORTS, Mailbox
+from otel_letta.delivery.parcel import Parcel, otid_of
 from otel_letta.delivery.stats import Stats
 from otel_letta.letta.transport import Lane
 from otel_letta.report import ProgressReport
@@ -535,7 +536,7 @@ class Mailroom(RuleBasedStateMachine):
     @invariant()
     def capacity_is_counted_right(self) -> None:
         assert self.box.capacity.ends == len(self.box._ends)
-        assert {task for _, task in self.box.capacity.progress} == set(self.box._progress)
+        assert set(self.box.capacity.progress) == set(self.box._progress.values())
 
     def teardown(self) -> None:
         if self.on_its_way:
