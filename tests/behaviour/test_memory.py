@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sized
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import Status, StatusCode, Tracer
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from otel_letta import LettaSpanProcessor
 from otel_letta.delivery import courier, mailbox
@@ -143,3 +145,32 @@ def test_what_is_over_takes_no_room_for_good(processor: LettaSpanProcessor, lett
 
     # What threads are about just now goes by itself.
     assert until(lambda: not grown(), 30.0), (first, grown())
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts CPython's bytes")
+@pytest.mark.parametrize("processor", ["server away"], indirect=True)
+def test_an_open_task_takes_less_than_900_bytes(processor: LettaSpanProcessor, letta: WithBlocks) -> None:
+    """Beside its span: so 100,000 take less than the 100 MB of `docs/limits.md`, which `benchmarks` measures."""
+
+    def open_tasks(number: int, provider: TracerProvider) -> tuple[float, list[Span]]:
+        """Bytes for each, and the spans."""
+        tracer = provider.get_tracer("memory")
+        before = tracemalloc.get_traced_memory()[0]
+        spans = [tracer.start_span("work", attributes={"letta.task.name": "t"}) for _ in range(number)]
+        if provider is ours:
+            settle(processor, letta)
+        gc.collect()
+        return (tracemalloc.get_traced_memory()[0] - before) / number, spans
+
+    bare, ours = TracerProvider(shutdown_on_exit=False), TracerProvider(shutdown_on_exit=False)
+    ours.add_span_processor(processor)
+    open_tasks(500, ours)  # what all of them share
+    tracemalloc.start()
+    try:
+        without, kept = open_tasks(4_000, bare)
+        with_it, more = open_tasks(4_000, ours)
+    finally:
+        tracemalloc.stop()
+    assert 200 < with_it - without < 900
+    for span in kept + more:
+        span.end()
