@@ -358,12 +358,13 @@ class _Server:
     def seconds_when_idle(self) -> float:
         """Wait until it does nothing any more: agents' ends are judged two seconds after they came."""
         used, since = self.seconds(), time.monotonic()
-        until = since + 300
+        before, until = used, since + 300
         while time.monotonic() - since < _IDLE and time.monotonic() < until:
             time.sleep(0.2)
             now = self.seconds()
-            if now - used > 0.02:
+            if now - before > 0.02:  # a tenth of a processor: workers that wait look around now and then
                 used, since = now, time.monotonic()
+            before = now
         return used
 
 
