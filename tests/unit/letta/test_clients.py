@@ -51,7 +51,13 @@ def test_new_ones_are_made_after_a_change_and_the_old_ones_close_when_nobody_use
 
 
 def test_few_clients_stay_open_after_many_requests_at_once() -> None:
-    clients, made = Clients(lambda: made.append(httpx.Client()) or made[-1]), []  # type: ignore[func-returns-value]
+    made: list[httpx.Client] = []
+
+    def make() -> httpx.Client:
+        made.append(httpx.Client())
+        return made[-1]
+
+    clients = Clients(make)
 
     def many(depth: int) -> None:
         with clients.one():
