@@ -25,6 +25,8 @@ _ROOT = Path(__file__).parents[2]
 _SEED = 13
 RATE = 200
 """Ends a second."""
+_CONTEXT = 1_000
+"""Messages in the agent's context before it compacts them, as every agent with a model does."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Soak:
 
     made: int
     arrived: Counter[str]
-    """How often each task's end is in the agent's context."""
+    """How often the agent was told each task's end."""
     flushed: bool
     memory: list[float]
     """Megabytes of the program, a sample a second."""
@@ -53,12 +55,14 @@ class Soak:
         """Megabytes between the first third and the end."""
         return self.memory[-1] - max(self.memory[: len(self.memory) // 3 + 1])
 
+    def _tenths(self) -> list[float]:
+        return [self.memory[(len(self.memory) - 1) * tenth // 10] for tenth in range(11)]
+
     def __str__(self) -> str:
         return (
             f"{self.made} ends behind {sum(self.faults.values())} faults of {len(self.faults)} kinds: "
             f"{self.missing} missing, {self.twice} twice; flushed: {self.flushed}; {self.stats}; "
-            f"memory {self.memory[0]} MB at the start, "
-            f"{max(self.memory)} at most, {self.memory[-1]} at the end"
+            f"memory after each tenth of the time {self._tenths()} MB, {self.memory[-1]} at the end"
         )
 
 
@@ -67,7 +71,7 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
     chance, met = random.Random(seed), Counter[str]()
     with InMemoryLetta() as letta, FaultProxy(letta.base_url) as proxy:
         agent = letta.create_agent()
-        over = threading.Event()
+        over, finished = threading.Event(), threading.Event()
 
         def switch() -> None:
             while not over.is_set():
@@ -78,8 +82,15 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
                 over.wait(chance.uniform(1.0, 4.0))
             proxy.set(None)
 
+        def keep_short() -> None:
+            while not finished.wait(0.2):
+                if len(letta.context(agent)) > _CONTEXT:
+                    letta.compact(agent, in_next_turn=True)
+
         switching = threading.Thread(target=switch, daemon=True)
         switching.start()
+        compacting = threading.Thread(target=keep_short, daemon=True)
+        compacting.start()
         process = _start(
             ["tests.support.soak_program", str(seconds), str(rate)],
             proxy,
@@ -97,10 +108,12 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
             out, _ = process.communicate("go on\n", timeout=600)
         finally:
             over.set()
+            finished.set()
             process.kill()
             process.wait()
         figures = json.loads(out)
-        arrived = Counter(ends_in("\n".join(letta.context(agent))))
+        compacting.join(60)
+        arrived = Counter(ends_in("\n".join(message.content for message in letta.messages(agent))))
     stats = {name: figures[name] for name in ("sent", "requests", "retries", "dropped")}
     return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], stats, met)
 
