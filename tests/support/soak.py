@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Soak:
     flushed: bool
     memory: list[float]
     """Megabytes of the program, a sample a second."""
+    waiting: list[int]
+    """Ends that had not been sent, at the same times."""
     stats: dict[str, object]
     faults: Counter[str] = field(default_factory=Counter)
 
@@ -55,15 +58,17 @@ class Soak:
         """Megabytes between the first third and the end."""
         return self.memory[-1] - max(self.memory[: len(self.memory) // 3 + 1])
 
-    def _tenths(self) -> list[float]:
-        return [self.memory[(len(self.memory) - 1) * tenth // 10] for tenth in range(11)]
-
     def __str__(self) -> str:
         return (
             f"{self.made} ends behind {sum(self.faults.values())} faults of {len(self.faults)} kinds: "
             f"{self.missing} missing, {self.twice} twice; flushed: {self.flushed}; {self.stats}; "
-            f"memory after each tenth of the time {self._tenths()} MB, {self.memory[-1]} at the end"
+            f"after each tenth of the time {_tenths(self.memory[:-1])} MB and {_tenths(self.waiting)} ends waiting; "
+            f"{self.memory[-1]} MB at the end"
         )
+
+
+def _tenths(figures: Sequence[float]) -> list[float]:
+    return [figures[(len(figures) - 1) * tenth // 10] for tenth in range(11)]
 
 
 def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
@@ -115,7 +120,7 @@ def soak(seconds: float, rate: int = RATE, seed: int = _SEED) -> Soak:
         compacting.join(60)
         arrived = Counter(ends_in("\n".join(message.content for message in letta.messages(agent))))
     stats = {name: figures[name] for name in ("sent", "requests", "retries", "dropped")}
-    return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], stats, met)
+    return Soak(figures["made"], arrived, figures["flushed"], figures["memory"], figures["waiting"], stats, met)
 
 
 def _start(program: list[str], proxy: FaultProxy, agent: str, **more: str) -> subprocess.Popen[str]:

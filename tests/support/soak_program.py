@@ -25,20 +25,21 @@ def main(seconds: float, rate: int) -> None:
     processor = LettaSpanProcessor()
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("soak")
-    memory, made, began = [], 0, time.monotonic()
+    memory, waiting, made, began = [], [], 0, time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
         while made < passed * rate:
             with tracer.start_as_current_span("work", attributes={"letta.task.name": f"t{made}"}):
                 made += 1
         if passed >= len(memory):
             memory.append(round(resident(), 1))
+            waiting.append(sum(lane["waiting"] for lane in processor.stats()["lanes"].values()))
         time.sleep(0.005)
     print(json.dumps({"made": made}), flush=True)
     sys.stdin.readline()  # the faults are over
     flushed = provider.force_flush(300_000)
     stats = processor.stats()
     provider.shutdown()
-    figures = {"made": made, "flushed": flushed, "memory": [*memory, round(resident(), 1)]}
+    figures = {"made": made, "flushed": flushed, "memory": [*memory, round(resident(), 1)], "waiting": waiting}
     print(json.dumps({**figures, **{name: stats[name] for name in ("sent", "requests", "retries", "dropped")}}))
 
 
