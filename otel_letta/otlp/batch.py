@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -55,11 +56,18 @@ class Batch:
     records: list[LogRecord] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """One line for each span, log record or group of them; they quote nothing of the input."""
+    without_plain: Callable[[], bytes] | None = None
+    """Writes the request anew without the spans of ``plain``; None where there are none, or no others."""
 
     @property
     def size(self) -> int:
         """The number of spans and log records that could be read."""
         return len(self.spans) + len(self.records) + sum(map(len, self.plain.values()))
+
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing in it matters."""
+        return not self.spans and not self.records
 
     @property
     def newest(self) -> int:

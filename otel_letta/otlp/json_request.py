@@ -6,8 +6,10 @@ Parsed in full, a request takes twice as long as one of which only the ids, time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Optional, Union
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Optional, Union
 
 import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
@@ -69,7 +71,10 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
     try:
         if gate is None or not _is_text(body):
             raise BrokenError
-        sift(_glances(_request_in(body), gate.names), gate, _read, batch)
+        groups = _groups(_request_in(body))
+        sift(_glances(groups, gate.names), gate, _read, batch)
+        if batch.plain and batch.spans and all(isinstance(span, JsonSpan) for span in batch.spans):
+            batch.without_plain = functools.partial(_write, groups, batch.spans)
     except (msgspec.MsgspecError, BrokenError, RecursionError):
         return read_request(body, "resourceSpans")
     return batch
@@ -83,10 +88,10 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _glances(request: _Request, names: frozenset[str]) -> Iterator[Glance[msgspec.Raw]]:
+def _glances(groups: Iterable[_Group], names: frozenset[str]) -> Iterator[Glance[msgspec.Raw]]:
     says_nothing, matters = names.isdisjoint, False
-    for raws, of in _groups(request):
-        for raw in raws:
+    for of_scope, of, _ in groups:
+        for raw in of_scope.spans or ():
             try:
                 # What follows on a span that matters mostly matters too: it is parsed whole at once, instead of once
                 # more later.
@@ -128,11 +133,35 @@ def _ids_of(span: _Span | WholeSpan) -> tuple[bytes, bytes, bytes]:
     return trace_id, span_id, above
 
 
-def _groups(request: _Request) -> Iterator[tuple[list[msgspec.Raw], Of]]:
+class _Group(NamedTuple):
+    """Spans of one scope."""
+
+    spans: _OfScope
+    of: Of
+    resource: msgspec.Raw
+
+
+def _groups(request: _Request) -> list[_Group]:
+    found = []
     for group in request.resourceSpans or ():
         resource = resource_of({"resource": msgspec.json.decode(group.resource)})
         for inner in group.scopeSpans or ():
-            yield inner.spans or [], (resource, scope_of({"scope": msgspec.json.decode(inner.scope)}))
+            of = resource, scope_of({"scope": msgspec.json.decode(inner.scope)})
+            found.append(_Group(inner, of, group.resource))
+    return found
+
+
+def _write(groups: Sequence[_Group], spans: Sequence[ReadableSpan]) -> bytes:
+    """Write an export request of some of the spans of one."""
+    chosen: dict[int, list[msgspec.Raw]] = defaultdict(list)
+    for span in spans:
+        assert isinstance(span, JsonSpan)
+        chosen[id(span.of)].append(msgspec.Raw(span.raw))
+    found = []
+    for group in groups:
+        if raws := chosen.get(id(group.of)):
+            found.append(_OfResource(group.resource, [_OfScope(group.spans.scope, raws)]))
+    return msgspec.json.encode(_Request(found))
 
 
 def _is_time(value: str | int) -> bool:

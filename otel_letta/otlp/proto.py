@@ -6,14 +6,16 @@ that is of no interest costs little more than its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
@@ -44,11 +46,13 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
     Raises:
         UndecodableError: it is none. A span that cannot be read costs the others nothing: it is named in ``broken``.
     """
-    batch = Batch()
+    batch, groups = Batch(), _groups(body)
     if gate is not None:
-        sift(_glances(body, gate.names), gate, _read, batch)
+        sift(_glances(groups, gate.names), gate, _read, batch)
+        if batch.plain and batch.spans:
+            batch.without_plain = functools.partial(_write, groups, batch.spans)
     else:
-        for glance in _glances(body, frozenset()):
+        for glance in _glances(groups, frozenset()):
             read_into(batch, _read, glance)
     return batch
 
@@ -56,24 +60,51 @@ def read_traces(body: bytes, gate: Gate | None = None) -> Batch:
 def read_logs(body: bytes) -> Batch:
     """Read the body of an export request for log records, as `read_traces` does spans."""
     batch = Batch()
-    for parts, of in _groups(body):
-        for raw in parts:
+    for group in _groups(body):
+        for raw in group.parts:
             try:
-                batch.records.append(_record(_parsed(LogRecordMessage, raw), *of))
+                batch.records.append(_record(_parsed(LogRecordMessage, raw), *group.of))
             except BrokenError as error:
                 batch.broken.append(f"a log record: {error}")
     return batch
 
 
-def _groups(body: bytes) -> Iterator[tuple[Sequence[bytes], Of]]:
+class _Group(NamedTuple):
+    """Spans or log records of one scope."""
+
+    parts: Sequence[bytes]
+    of: Of
+    resource: Any
+    scope: Any
+    """The same two as messages."""
+
+
+def _groups(body: bytes) -> list[_Group]:
     try:
         request = RequestGlance.FromString(body)
     except (DecodeError, RecursionError):
         raise UndecodableError("not an export request in protobuf") from None
+    found = []
     for group in request.groups:
         resource = Resource(attributes_of(group.resource.attributes))
         for inner in group.groups:
-            yield inner.parts, (resource, InstrumentationScope(inner.scope.name, inner.scope.version))
+            of = resource, InstrumentationScope(inner.scope.name, inner.scope.version)
+            found.append(_Group(inner.parts, of, group.resource, inner.scope))
+    return found
+
+
+def _write(groups: Sequence[_Group], spans: Sequence[ReadableSpan]) -> bytes:
+    """Write an export request of some of the spans of one."""
+    chosen: dict[int, list[bytes]] = defaultdict(list)
+    for span in spans:
+        assert isinstance(span, WireSpan)
+        chosen[id(span.of)].append(span.raw)
+    request = RequestGlance()
+    for group in groups:
+        if parts := chosen.get(id(group.of)):
+            request.groups.add(resource=group.resource).groups.add(scope=group.scope, parts=parts)
+    written: bytes = request.SerializeToString()
+    return written
 
 
 def _parsed(kind: type[Any], raw: bytes) -> Any:
@@ -83,9 +114,9 @@ def _parsed(kind: type[Any], raw: bytes) -> Any:
         raise BrokenError(_UNREADABLE) from None
 
 
-def _glances(body: bytes, names: frozenset[str]) -> Iterator[Glance[bytes]]:
+def _glances(groups: Iterable[_Group], names: frozenset[str]) -> Iterator[Glance[bytes]]:
     parse, says_nothing = SpanGlance.FromString, names.isdisjoint
-    for parts, of in _groups(body):
+    for parts, of, *_ in groups:
         for raw in parts:
             try:
                 span = parse(raw)

@@ -45,18 +45,18 @@ class ReceivedSpan(ReadableSpan):
     """
 
     __slots__ = (
-        "_above", "_away", "_end", "_message", "_of", "_own_context", "_parent_id", "_raw", "_start", "_values", "key"
+        "_above", "_away", "_end", "_message", "_own_context", "_parent_id", "_start", "_values", "key", "of", "raw"
     )  # fmt: skip
 
     def __init__(self, raw: bytes, key: tuple[int, int], above: int, away: bool, start: int, end: int, of: Of) -> None:
-        self._raw = raw
+        self.raw = raw
         self.key = key
         """Ids of the trace and the span; `context` takes 25 times as long, since it looks whether they are any."""
         self._parent_id = above
         self._away = away
         self._start = start
         self._end = end
-        self._of = of
+        self.of = of
         # Made when somebody asks: each takes longer than all of the above.
         self._own_context: SpanContext | None = None
         self._above: SpanContext | None = None
@@ -71,7 +71,7 @@ class ReceivedSpan(ReadableSpan):
     def _parsed(self) -> Any:
         """The span's message."""
         if self._message is None:
-            self._message = self._parse(self._raw)
+            self._message = self._parse(self.raw)
         return self._message
 
     def get_span_context(self) -> SpanContext:
@@ -99,8 +99,8 @@ class ReceivedSpan(ReadableSpan):
 
     @property
     def resource(self) -> Resource:
-        return self._of[0]
+        return self.of[0]
 
     @property
     def instrumentation_scope(self) -> InstrumentationScope:
-        return self._of[1]
+        return self.of[1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -15,7 +17,7 @@ from otel_letta.otlp.received import ReceivedSpan
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
 from otel_letta.serve.live import LiveSpans
-from otel_letta.serve.plain import PlainSpans
+from otel_letta.serve.plain import PlainSpans, read_places, write_places
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
@@ -23,6 +25,8 @@ from otel_letta.tracking.reading import NOTED, SpanKey, key_of
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
 
+PLACES = "places"
+"""Of the spool's items that are of plain spans, not bodies."""
 _SOON = 50_000_000
 """Nanoseconds until the next try, where a batch is going in."""
 _MOST_BYTES = 32 * 2**20
@@ -55,15 +59,21 @@ class Feed:
 
     Args:
         pipeline: takes them.
-        settled: is given the ids of bodies that nothing depends on any more. Called on the pipeline's thread.
+        settled: is given the ids of bodies that nothing depends on any more; must not block.
         now: the wall clock, Unix nanoseconds.
+        keep_places: keeps the places of plain spans whose trace has come to matter; None to keep nothing.
     """
 
     def __init__(
-        self, pipeline: Pipeline, settled: Callable[[Sequence[int]], None], now: Callable[[], int] = time.time_ns
+        self,
+        pipeline: Pipeline,
+        settled: Callable[[Sequence[int]], None],
+        now: Callable[[], int] = time.time_ns,
+        keep_places: Callable[[bytes], Future[int]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._settled = settled
+        self._keep_places = keep_places
         self._now = now
         self._lock = threading.RLock()
         """Held while a batch goes in: an end must not overtake what came before it. Reentrant, since a full inbox makes
@@ -111,32 +121,40 @@ class Feed:
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, number: int, size: int = 0) -> bool:
+    def take(self, batch: Batch, number: int = 0, size: int = 0) -> bool:
         """Hand a batch to the pipeline; never waits for anything but another batch.
 
         Args:
-            number: id of its body in the spool.
+            number: id of its body in the spool; 0 if it is not there, since nothing in it matters.
             size: bytes of that.
 
         Returns:
             False if it has to be read again, and nothing has happened: since it was read, a trace has come to matter
             of which it has plain spans.
         """
-        # What nobody reads of a body is gone already.
-        body = _Body(number, size * (len(batch.spans) + len(batch.records)) // (batch.size or 1))
         with self._lock:
             if any(trace_id in self._plain.wanted for trace_id in batch.plain):
                 return False
-            for record in sorted(batch.records, key=lambda record: record.time):
-                self._take_record(record, body)
-            if batch.plain:
-                body.traces.update(int.from_bytes(trace_id, "big") for trace_id in batch.plain)
-                self._plain.keep(batch.plain)
-            if batch.spans:
-                self._take_spans(batch.spans, body)
-            self._taken += body.size
-        self._pipeline.call(self._place, body)
+            self._plain.keep(batch.plain)
+            if not batch.is_plain:
+                # What nobody reads of a body is gone already.
+                self._take(batch, _Body(number, size * (len(batch.spans) + len(batch.records)) // batch.size))
+            elif number:  # it was to be read when it was kept
+                self._settled([number])
         return True
+
+    def _take(self, batch: Batch, body: _Body) -> None:
+        for record in sorted(batch.records, key=lambda record: record.time):
+            self._take_record(record, body)
+        if batch.spans:
+            self._take_spans(batch.spans, body)
+        self._taken += body.size
+        self._pipeline.call(self._place, body)
+
+    def restore_places(self, places: bytes) -> None:
+        """Take over what was kept by ``keep_places``."""
+        with self._lock:
+            self._plain.keep(read_places(places))
 
     @property
     def is_full(self) -> bool:
@@ -151,8 +169,19 @@ class Feed:
     def _want(self, trace_ids: Collection[int]) -> None:
         """Have all spans of some traces read from now on, and hand over what is known of those that came before."""
         links = self._plain.want(trace_ids)
-        if links:
-            self._pipeline.pass_by(links)
+        if not links:
+            return
+        self._pipeline.pass_by(links)
+        if self._keep_places is not None:
+            traces = {trace_id for (trace_id, _), _, _ in links}
+            self._keep_places(write_places(links)).add_done_callback(functools.partial(self._place_kept, traces))
+
+    def _place_kept(self, traces: set[int], kept: Future[int]) -> None:
+        """Settle kept places with their traces."""
+        if kept.exception() is None:  # else they are in memory alone: what has begun goes on without the disk
+            body = _Body(kept.result(), 0)
+            body.traces = traces
+            self._pipeline.call(self._place, body)
 
     def _take_record(self, record: LogRecord, body: _Body) -> None:
         if semconv.PARTIAL_EVENT in record.attributes or semconv.TASK_PROGRESS in (

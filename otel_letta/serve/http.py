@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from otel_letta.delivery.stats import Throttle
+from otel_letta.otlp.batch import Batch
 from otel_letta.serve.answers import JSON, PROTOBUF, RETRY_AFTER, Answer, Refusal, refused, success
 from otel_letta.serve.codings import CodingError, TooLongError, UnknownCodingError, unpack
 from otel_letta.serve.doors import Tokens, Verdict, comes_from_a_page, is_own_host
@@ -33,8 +34,10 @@ _SLASHES = re.compile(r"/{2,}")
 _AT_ONCE = 2 * 2**20
 """Bytes of a body from which on it is decoded beside the loop, so that others need not wait for it. Below that it takes
 milliseconds, and a change of threads as long."""
+_RATIO = 8
+"""How much longer a body is unpacked (recorded agents, zstd)."""
 _THREADS = 8
-"""Each may wait for the disk, which confirms what all of them have written at once."""
+"""Each may wait for another process, or for the disk."""
 
 
 class Bounds(NamedTuple):
@@ -105,23 +108,27 @@ class Receiver:
             body = await request.read(reservation)
             if self._signal == "metrics":
                 return success(self._signal, kind)
-            work = functools.partial(self._take, body, request.headers, kind)
-            if self._intake.may_wait or len(body) > _AT_ONCE:
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-            return work()
+            batch = await self._take(body, request.headers.get(b"content-encoding", b"").decode("latin-1"), kind)
+            return success(self._signal, kind, len(batch.broken), "; ".join(batch.broken[:5]))
 
-    def _take(self, body: bytes, headers: Mapping[bytes, bytes], kind: str) -> Answer:
-        coding = headers.get(b"content-encoding", b"").decode("latin-1")
+    async def _take(self, body: bytes, coding: str, kind: str) -> Batch:
+        beside = functools.partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        if coding and body:
+            work = functools.partial(self._unpacked, body, coding)
+            body = work() if len(body) <= _AT_ONCE // _RATIO else await beside(work)
+        if len(body) > _AT_ONCE:
+            return await beside(self._intake.take, self._signal, kind == JSON, body)
+        return await self._intake.take_soon(self._signal, kind == JSON, body, self._threads)
+
+    def _unpacked(self, body: bytes, coding: str) -> bytes:
         try:
-            unpacked = unpack(body, coding, self._space.bounds.body) if coding and body else body
+            return unpack(body, coding, self._space.bounds.body)
         except CodingError as error:
             raise Refusal(400, str(error)) from None
         except UnknownCodingError as error:
             raise Refusal(415, str(error)) from None
         except TooLongError:
             raise _too_long(self._space.bounds) from None
-        batch = self._intake.take(self._signal, kind == JSON, unpacked)
-        return success(self._signal, kind, len(batch.broken), "; ".join(batch.broken[:5]))
 
 
 class Space:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import logging
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve import instructions
 from otel_letta.serve.answers import Refusal
-from otel_letta.serve.feed import Feed
+from otel_letta.serve.feed import PLACES, Feed
 from otel_letta.serve.instructions import Instructions
 from otel_letta.serve.metrics import Metrics
 from otel_letta.serve.spool import MemorySpool
@@ -52,6 +54,8 @@ _READERS: dict[tuple[str, bool], Callable[[bytes, Gate | None], Batch]] = {
 }
 
 
+Route = Callable[[str, bool, bytes], "Callable[[], Batch | None] | None"]
+"""Given signal, form and body, returns what hands it over, None if it is for this process; see `routes.Router`."""
 _PACKED = "/zstd"
 """Behind the kind of a body that is kept so. The disk gets an eighth of it (recorded agents, in protobuf), and the
 processor has less to do: to pack 270 kB, write and remove them takes 1.1 ms, and 2.0 ms unpacked."""
@@ -95,18 +99,14 @@ class Intake:
         """What agents have asked these tasks to do."""
         handle.pipeline.gate = self._pass_on
         handle.pipeline.desk.elsewhere = True
-        self.feed = handle.add_source(Feed(handle.pipeline, self._settle))
+        keep_places = functools.partial(spool.append, PLACES) if self.durable else None
+        self.feed = handle.add_source(Feed(handle.pipeline, self._settle, keep_places=keep_places))
         self._noting = False
-        self.route: Callable[[str, bool, bytes], Batch | None] | None = None
-        """Hands a body over to another process, if it is for that one; see `routes.Router`."""
+        self.route: Route | None = None
+        """Says which bodies are for another process."""
         self.draining = False
         """Nothing is taken in any more: the program stops."""
         self._troubled_at = -math.inf
-
-    @property
-    def may_wait(self) -> bool:
-        """True if to take something in can take its time, for the disk or another process."""
-        return self.durable or self.route is not None
 
     @property
     def troubled(self) -> bool:
@@ -118,7 +118,7 @@ class Intake:
         self._handle.pipeline.rest_only_if(busy)
 
     def take(self, signal: str, is_json: bool, body: bytes) -> Batch:
-        """Take in a body. May block for the disk.
+        """Take in a body. May block for the disk, or another process.
 
         Returns:
             What was read; ``broken`` names what can never be accepted.
@@ -126,40 +126,80 @@ class Intake:
         Raises:
             Refusal: nothing was taken in.
         """
-        batch = None if self.route is None else self.route(signal, is_json, body)
+        hand_over = None if self.route is None else self.route(signal, is_json, body)
+        batch = None if hand_over is None else hand_over()
         return self.take_here(signal, is_json, body) if batch is None else batch
 
     def take_here(self, signal: str, is_json: bool, body: bytes) -> Batch:
         """Do the same in this process, whoever the body is for."""
+        steps = self._steps(signal, is_json, body)
+        try:
+            while True:
+                next(steps).exception()  # waits for it
+        except StopIteration as over:
+            batch: Batch = over.value
+            return batch
+
+    async def take_soon(self, signal: str, is_json: bool, body: bytes, threads: Executor) -> Batch:
+        """Do the same as `take` on an event loop, which is blocked no longer than it takes to decode the body.
+
+        Args:
+            threads: those that may block.
+        """
+        hand_over = None if self.route is None else self.route(signal, is_json, body)
+        if hand_over is not None:
+            handed = await asyncio.get_running_loop().run_in_executor(threads, hand_over)
+            if handed is not None:
+                return handed
+        steps = self._steps(signal, is_json, body)
+        try:
+            while True:
+                await _done(next(steps))
+        except StopIteration as over:
+            batch: Batch = over.value
+            return batch
+
+    def _steps(self, signal: str, is_json: bool, body: bytes) -> Generator[Future[int], None, Batch]:
+        """Take in a body, and yield what has to be done before the next step: on a thread or a loop alike."""
         if self.draining:
             raise Refusal(503, "this receiver is shutting down")
-        read = functools.partial(_READERS[signal, is_json], body, self.feed.gate)
-        try:
-            batch = read()
-        except UndecodableError as error:
-            raise Refusal(400, f"The body cannot be decoded: {error}") from None
-        if not batch.size:
-            return batch
-        kind, kept = self._packed(f"{signal}/{'json' if is_json else 'protobuf'}", body)
-        digest = hash(kept)
-        if self._was_seen(digest):
-            self._metrics.repeated(signal)
-            return batch
-        if self.feed.is_full:
-            raise Refusal(503, "this receiver has too much to do at the moment")
-        number = self._keep(kind, kept)
-        try:
-            self._feed(batch, read, number, len(body))
-        except Exception:
-            self._settler.submit(self._settle_now, [number])  # it comes again
-            raise
-        self._note(digest)
+        kind = f"{signal}/{'json' if is_json else 'protobuf'}"
+        while True:
+            try:
+                batch = _READERS[signal, is_json](body, self.feed.gate)
+            except UndecodableError as error:
+                raise Refusal(400, f"The body cannot be decoded: {error}") from None
+            if not batch.size:
+                return batch
+            if batch.is_plain:
+                if self._feed(batch):
+                    break
+                continue
+            kind_of_kept, kept = self._packed(kind, body if batch.without_plain is None else batch.without_plain())
+            digest = hash(kept)
+            if self._was_seen(digest):
+                self._metrics.repeated(signal)
+                return batch
+            if self.feed.is_full:
+                raise Refusal(503, "this receiver has too much to do at the moment")
+            future = self.spool.append(kind_of_kept, kept)
+            yield future
+            number = self._number_of(future)
+            if self._feed(batch, number, len(body)):
+                self._note(digest)
+                break
+            self._settle([number])  # what is to be kept of it has become more
         self._metrics.taken(signal, batch.size, len(batch.broken))
         return batch
 
-    def _feed(self, batch: Batch, read: Callable[[], Batch], number: int, size: int) -> None:
-        while not self.feed.take(batch, number, size):
-            batch = read()
+    def _feed(self, batch: Batch, number: int = 0, size: int = 0) -> bool:
+        """Hand a batch to the pipeline. False if it has to be read again."""
+        try:
+            return self.feed.take(batch, number, size)
+        except Exception:
+            if number:
+                self._settle([number])  # it comes again
+            raise
 
     def replay(self, only: Collection[int] | None = None) -> int:
         """Take in again what was not settled when a process ended. Returns how many bodies that are.
@@ -169,7 +209,8 @@ class Intake:
         """
         if self.durable:
             self._expect_ends()
-        bodies = []
+        bodies: list[int] = []
+        places: list[int] = []
         after = 0 if only is None else min(only, default=0) - 1
         while items := self.spool.unsettled(after):
             after = items[-1].id
@@ -177,7 +218,10 @@ class Intake:
                 if only is not None and item.id not in only:
                     continue
                 try:
-                    if not self._restore(item):
+                    if item.kind == PLACES:
+                        self.feed.restore_places(item.body)
+                        places.append(item.id)
+                    elif not self._restore(item):
                         bodies.append(item.id)
                 except (ValueError, TypeError):
                     self._leave_out(item)
@@ -191,14 +235,16 @@ class Intake:
             try:
                 body = _unpacked(item)
                 signal, _, form = item.kind.removesuffix(_PACKED).partition("/")
-                read = functools.partial(_READERS[signal, form == "json"], body, self.feed.gate)
-                batch = read()
+                read = functools.partial(_READERS[signal, form == "json"], body)
+                batch = read(self.feed.gate)
             except (UndecodableError, KeyError, zstandard.ZstdError):
                 self._leave_out(item)
                 continue
             self._note(hash(item.body))
-            self._feed(batch, read, item.id, len(body))
+            while not self.feed.take(batch, item.id, len(body)):
+                batch = read(self.feed.gate)  # a trace has come to matter meanwhile
             self.feed.work_off()
+        self._settle(places)  # they are in the spool again, if anything below them was
         return len(bodies)
 
     def _restore(self, item: SpoolItem) -> bool:
@@ -254,8 +300,12 @@ class Intake:
         return (kind + _PACKED, self._packer.pack(body)) if self.durable else (kind, body)
 
     def _keep(self, kind: str, body: bytes) -> int:
+        return self._number_of(self.spool.append(kind, body))
+
+    def _number_of(self, future: Future[int]) -> int:
+        """Return the number of what was kept. Waits for it. Raises a Refusal if it could not be kept."""
         try:
-            number = self.spool.append(kind, body)
+            number = future.result()
         except StoreFullError as error:
             self._complain("full", error)
             raise Refusal(503, "the spool of this receiver is full") from None
@@ -290,7 +340,7 @@ class Intake:
                     outbox.save()
                 now = time.time()
                 if fresh:
-                    self._ends.append((self.spool.append(KIND, fresh), now))
+                    self._ends.append((self.spool.append(KIND, fresh).result(), now))
                 old = []
                 while self._ends and self._ends[0][1] < now - KEPT_FOR:
                     old.append(self._ends.popleft()[0])
@@ -311,6 +361,21 @@ class Intake:
             self._seen[digest] = None
             if len(self._seen) > _MOST_DIGESTS:
                 self._seen.popitem(last=False)
+
+
+async def _done(future: Future[int]) -> None:
+    """Wait until a future is done. Unlike `asyncio.wrap_future` it cancels nothing, and takes a third of the time."""
+    if future.done():
+        return
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+
+    def wake(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(woken.set)
+
+    future.add_done_callback(wake)
+    await woken.wait()
 
 
 def _unpacked(item: SpoolItem) -> bytes:

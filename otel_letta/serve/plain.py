@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import struct
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 
-from otel_letta.otlp.sieve import AWAY
+from otel_letta.otlp.sieve import AWAY, NO_SPAN
 from otel_letta.tracking.reading import SpanKey
 from otel_letta.tracking.recent import Recent
 
 _MOST_SPANS = 50_000
 _MOST_WANTED = 20_000
 """Twice as many traces as are tracked at once."""
+_PLACE = struct.Struct("!16s8s8s?")
+"""Ids of the trace, of the span, and of the one above it; whether that is in another process."""
 
 Link = tuple[SpanKey, "SpanKey | None", bool]
 """A span, the one above it, and whether that is in another process."""
@@ -60,6 +63,28 @@ class PlainSpans:
                 self._size -= len(places)
                 links += (_link(number, span_id, above) for span_id, above in places.items())
         return links
+
+
+def write_places(links: Iterable[Link]) -> bytes:
+    """Write down what `PlainSpans.want` returned; `read_places` reads it."""
+    return b"".join(
+        _PLACE.pack(trace_id.to_bytes(16, "big"), span_id.to_bytes(8, "big"), _id_of(above).to_bytes(8, "big"), away)
+        for (trace_id, span_id), above, away in links
+    )
+
+
+def read_places(written: bytes) -> dict[bytes, dict[bytes, bytes]]:
+    """Return places by trace, as a `Batch` has them. Raises ValueError for what `write_places` cannot have written."""
+    if len(written) % _PLACE.size:
+        raise ValueError("no places")
+    found: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+    for trace_id, span_id, above, away in _PLACE.iter_unpack(written):
+        found[trace_id][span_id] = b"" if above == NO_SPAN else above + (AWAY if away else b"")
+    return found
+
+
+def _id_of(key: SpanKey | None) -> int:
+    return 0 if key is None else key[1]
 
 
 def _link(trace_id: int, span_id: bytes, above: bytes) -> Link:

@@ -9,6 +9,7 @@ other one's spool. If that one is not there, whoever got the request takes it in
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -79,11 +80,10 @@ class Router:
         self._server = _Server(str(path), take, lambda question: self.answer(question))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="otel_letta routes", daemon=True).start()
 
-    def route(self, signal: str, is_json: bool, body: bytes) -> Batch | None:
-        """Hand a body over to the process that it is for. None if that is this one, or is not there.
+    def route(self, signal: str, is_json: bool, body: bytes) -> Callable[[], Batch | None] | None:
+        """Return what hands a body over to the process that it is for, None if that is this one.
 
-        Raises:
-            Refusal: the other one refused it.
+        It blocks, returns None if the other one is not there, and raises a Refusal that the other one gave.
         """
         try:
             resource = first_resource(body, is_json, signal)
@@ -92,6 +92,9 @@ class Router:
         place = place_of(resource, self._number)
         if place is None or place == self._place:
             return None
+        return functools.partial(self._hand_over, place, signal, is_json, body)
+
+    def _hand_over(self, place: int, signal: str, is_json: bool, body: bytes) -> Batch | None:
         try:
             said = self._exchange(place, {"signal": signal, "json": is_json}, body, _PATIENCE)
         except TimeoutError:

@@ -10,6 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,13 @@ class MemorySpool:
     def close(self) -> None:
         pass
 
-    def append(self, kind: str, body: bytes) -> int:
+    def append(self, kind: str, body: bytes) -> Future[int]:
+        future: Future[int] = Future()
         with self._lock:
             self._next += 1
             self._sizes[self._next] = len(body)
-            return self._next
+            future.set_result(self._next)
+        return future
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         return []
@@ -100,7 +103,7 @@ class OwnSpool:
         found = []
         for orphan in self.orphans():
             while items := orphan.unsettled():
-                found += [self.spool.append(item.kind, item.body) for item in items]
+                found += [self.spool.append(item.kind, item.body).result() for item in items]
                 orphan.settle([item.id for item in items])
             orphan.close()
         return found

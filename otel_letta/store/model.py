@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -232,12 +233,9 @@ class Spool(Protocol):
     def close(self) -> None:
         """Disconnect."""
 
-    def append(self, kind: str, body: bytes) -> int:
-        """Keep a body and return its id, durable on return.
-
-        Raises:
-            StoreFullError: the bound of size is reached, or the disk is full.
-        """
+    def append(self, kind: str, body: bytes) -> Future[int]:
+        """Keep a body. The future has its id as soon as it is durable, or a StoreError: StoreFullError where the bound
+        of size is reached, or the disk is full. Does not block."""
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         """Return what is not settled, from the oldest with a higher id on."""

@@ -9,6 +9,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from otel_letta.store import statements as sql
@@ -64,6 +65,7 @@ class PostgresSpool:
             self._held = None  # somebody may have taken it for dead meanwhile
 
     def close(self) -> None:
+        self._together.close()
         with self._session.lock:
             self._wanted = False
             if self._session.connection is not None:
@@ -88,17 +90,18 @@ class PostgresSpool:
         connection.execute(sql.BURY, (name,))
         return found
 
-    def append(self, kind: str, body: bytes) -> int:
-        return self._together.append(self._session.lock, kind, body)
+    def append(self, kind: str, body: bytes) -> Future[int]:
+        return self._together.append(kind, body)
 
     def _write(self, waiting: Sequence[Waiting]) -> None:
-        number, held = self.size()
-        found, now = fitting(held, self._most_bytes, self.place, waiting), time.time()
-        rows = [(self.owner, each.kind, each.body, now) for each in found]
-        ids = self._do(lambda c: [int(first(c.execute(sql.SPOOL_ADD, row))) for row in rows], durable=True)
-        for each, new in zip(found, ids, strict=True):
-            each.id = new
-        self._held = number + len(found), held + sum(len(each.body) for each in found)
+        with self._session.lock:
+            number, held = self.size()
+            found, now = fitting(held, self._most_bytes, self.place, waiting), time.time()
+            rows = [(self.owner, each.kind, each.body, now) for each in found]
+            ids = self._do(lambda c: [int(first(c.execute(sql.SPOOL_ADD, row))) for row in rows], durable=True)
+            for each, new in zip(found, ids, strict=True):
+                each.id = new
+            self._held = number + len(found), held + sum(len(each.body) for each in found)
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         rows = self._do(lambda c: c.execute(sql.SPOOL_REST, (self.owner, after, limit)).fetchall())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -292,25 +293,27 @@ class SqliteSpool:
         self._database.open()
 
     def close(self) -> None:
+        self._together.close()
         self._database.close()
         self._held = None
 
-    def append(self, kind: str, body: bytes) -> int:
-        return self._together.append(self._database.lock, kind, body)
+    def append(self, kind: str, body: bytes) -> Future[int]:
+        return self._together.append(kind, body)
 
     def _write(self, waiting: Sequence[Waiting]) -> None:
-        number, held = self.size()
-        found = fitting(held, self._most_bytes, self.place, waiting)
-        sql, now = "INSERT INTO spool (kind, body, created) VALUES (?,?,?)", time.time()
+        with self._database.lock:
+            number, held = self.size()
+            found = fitting(held, self._most_bytes, self.place, waiting)
+            sql, now = "INSERT INTO spool (kind, body, created) VALUES (?,?,?)", time.time()
 
-        def insert(connection: sqlite3.Connection) -> list[int | None]:
-            return [connection.execute(sql, (each.kind, each.body, now)).lastrowid for each in found]
+            def insert(connection: sqlite3.Connection) -> list[int | None]:
+                return [connection.execute(sql, (each.kind, each.body, now)).lastrowid for each in found]
 
-        ids = self._database.write(insert, durable=True) if found else []
-        for each, new in zip(found, ids, strict=True):
-            assert new is not None
-            each.id = new
-        self._held = number + len(found), held + sum(len(each.body) for each in found)
+            ids = self._database.write(insert, durable=True) if found else []
+            for each, new in zip(found, ids, strict=True):
+                assert new is not None
+                each.id = new
+            self._held = number + len(found), held + sum(len(each.body) for each in found)
 
     def unsettled(self, after: int = 0, limit: int = 100) -> list[SpoolItem]:
         sql = "SELECT id, kind, body, created FROM spool WHERE id>? ORDER BY id LIMIT ?"

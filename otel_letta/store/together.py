@@ -1,10 +1,11 @@
-"""Bodies of several threads in one transaction: the disk confirms them together, and takes as long as for one."""
+"""Bodies of several senders in one transaction: the disk confirms them together, and takes as long as for one."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from otel_letta.store.model import StoreError, StoreFullError
 
@@ -12,19 +13,22 @@ from otel_letta.store.model import StoreError, StoreFullError
 class Waiting:
     """A body on its way into the spool."""
 
-    __slots__ = ("body", "done", "error", "id", "kind")
+    __slots__ = ("body", "error", "future", "id", "kind")
 
     def __init__(self, kind: str, body: bytes) -> None:
         self.kind = kind
         self.body = body
-        self.done = False
+        self.future: Future[int] = Future()
         self.id = 0
         self.error: StoreError | None = None
         """Why it, and not the others, was not written."""
 
 
 class Together:
-    """Whoever gets the lock writes all bodies that wait for it; the others find theirs written.
+    """A thread that writes; what comes while it does so, it writes at once afterwards.
+
+    One thread for all senders: threads that each write their own body spend as much of the processor on waiting for
+    each other as on the writing (measured: 0.5 ms a body, with eight of them).
 
     Args:
         write: writes bodies in one transaction, and sets the id or the error of each. What it raises, all of them get.
@@ -32,39 +36,46 @@ class Together:
 
     def __init__(self, write: Callable[[Sequence[Waiting]], None]) -> None:
         self._write = write
+        self._lock = threading.Lock()
         self._waiting: deque[Waiting] = deque()
+        self._writer: ThreadPoolExecutor | None = None
+        self._due = False
 
-    def append(self, lock: threading.RLock, kind: str, body: bytes) -> int:  # type: ignore[valid-type, unused-ignore]
-        """Have a body written; return its id. Raises StoreError.
-
-        Args:
-            lock: of the database.
-        """
+    def append(self, kind: str, body: bytes) -> Future[int]:
+        """Have a body written. The future has its id, or a StoreError."""
         mine = Waiting(kind, body)
-        self._waiting.append(mine)
-        with lock:
-            if not mine.done:
-                self._write_all()
-        if mine.error is not None:
-            raise mine.error
-        return mine.id
+        with self._lock:
+            self._waiting.append(mine)
+            if not self._due:
+                if self._writer is None:
+                    self._writer = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-spool")
+                self._writer.submit(self._write_all)
+                self._due = True
+        return mine.future
+
+    def close(self) -> None:
+        """Write what waits, and end the thread; the next body begins another."""
+        with self._lock:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.shutdown()
 
     def _write_all(self) -> None:
-        found = []
-        while self._waiting:
-            found.append(self._waiting.popleft())
+        with self._lock:
+            found, self._due = list(self._waiting), False
+            self._waiting.clear()
         try:
             self._write(found)
-        except StoreError as error:
+        except BaseException as error:
             for each in found:
-                each.error = each.error or error
-        except BaseException:
-            for each in found:
-                each.error = each.error or StoreError("it was not written, for a reason that is logged elsewhere")
+                each.future.set_exception(each.error or error)
             raise
-        finally:
+        else:
             for each in found:
-                each.done = True
+                if each.error is None:
+                    each.future.set_result(each.id)
+                else:
+                    each.future.set_exception(each.error)
 
 
 def fitting(held: int, most: int | None, place: str, waiting: Sequence[Waiting]) -> list[Waiting]:

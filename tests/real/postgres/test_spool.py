@@ -46,8 +46,8 @@ def bodies(spool: PostgresSpool) -> list[bytes]:
 
 def test_each_process_sees_its_own_bodies_only(new_spool: Callable[[], PostgresSpool]) -> None:
     one, other = new_spool(), new_spool()
-    mine = one.append("traces", b"one")
-    other.append("traces", b"other")
+    mine = one.append("traces", b"one").result()
+    other.append("traces", b"other").result()
     assert (bodies(one), bodies(other)) == ([b"one"], [b"other"])
     assert one.size() == (1, 3)
     other.settle([mine])
@@ -57,7 +57,7 @@ def test_each_process_sees_its_own_bodies_only(new_spool: Callable[[], PostgresS
 
 def test_the_bodies_of_one_that_lives_are_left_alone(new_spool: Callable[[], PostgresSpool]) -> None:
     one, other = new_spool(), new_spool()
-    one.append("traces", b"one")
+    one.append("traces", b"one").result()
     assert other.adopt() == []
     assert (bodies(one), bodies(other)) == ([b"one"], [])
 
@@ -69,7 +69,7 @@ def test_the_bodies_of_one_that_was_killed_are_taken_over_by_one_heir(
         "import os\n"
         "from otel_letta.store.choose import open_spool\n"
         f"spool = open_spool({url!r}); spool.open()\n"
-        "spool.append('traces', b'first'); spool.append('logs', b'second')\n"
+        "spool.append('traces', b'first').result(); spool.append('logs', b'second').result()\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
@@ -92,14 +92,14 @@ def test_after_a_session_has_ended_it_goes_on_under_its_own_name(
     new_spool: Callable[[], PostgresSpool], url: str
 ) -> None:
     spool = new_spool()
-    spool.append("traces", b"before")
+    spool.append("traces", b"before").result()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'otel_letta spool%'"
         )
     with pytest.raises(StoreError):  # nobody says 200 to that one
-        spool.append("traces", b"lost")
-    spool.append("traces", b"after")
+        spool.append("traces", b"lost").result()
+    spool.append("traces", b"after").result()
     assert bodies(spool) == [b"before", b"after"]
     assert new_spool().adopt() == []
 
@@ -121,7 +121,7 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(
     assert bodies(spool) == [b"old"]
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT version FROM otel_letta.meta").fetchall() == [(2,)]
-    spool.append("traces", b"new")
+    spool.append("traces", b"new").result()
     assert bodies(spool) == [b"old", b"new"]
 
 

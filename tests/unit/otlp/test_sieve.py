@@ -91,6 +91,38 @@ def test_a_span_that_waits_holds_its_own_bytes_and_nothing_that_was_parsed(read:
     assert max(len(each) for each in held if isinstance(each, bytes)) < 400
 
 
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name.partition(".otlp")[0])
+def test_a_request_without_its_plain_spans_says_the_same_of_the_others(path: Path) -> None:
+    noise = [span(2**100 + number, number) for number in range(1, 20)]
+    for whole in recorded(path):
+        groups = whole["resourceSpans"]
+        beside = {"resource": {"attributes": PLAIN}, "scopeSpans": [{"scope": {"name": "web"}, "spans": noise}]}
+        amid = {**groups[0], "scopeSpans": [*groups[0]["scopeSpans"], {"scope": {"name": "web"}, "spans": noise}]}
+        busy = {"resourceSpans": [beside, amid, *groups[1:], beside]}
+        known = {found.context.trace_id for found in read_request(_text(whole), "resourceSpans").spans}
+        gate = Gate(NOTED, {trace_id.to_bytes(16, "big") for trace_id in known})
+        for read, body in ((json_request.read_traces, _text(busy)), (proto.read_traces, in_protobuf(busy))):
+            batch = read(body, gate)
+            if batch.without_plain is None:  # something in it is written in a way that has to be kept as it came
+                assert read is json_request.read_traces
+                continue
+            kept = batch.without_plain()
+            again = read(kept, gate)
+            assert (again.plain, again.broken, again.without_plain) == ({}, [], None)
+            assert list(map(facts, again.spans)) == list(map(facts, batch.spans))
+            assert b"http.route" not in kept
+
+
+def _text(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
+
+
+def test_what_is_kept_is_all_of_it_or_nothing_where_no_span_is_plain_or_all_are(read: Callable[..., Batch]) -> None:
+    assert read(span(1, 1, SAYS), span(1, 2)).without_plain is None
+    batch = read(span(1, 1), span(2, 2))
+    assert (batch.without_plain, batch.is_plain) == (None, True)
+
+
 def test_of_a_wanted_trace_all_spans_are_read(read: Callable[..., Batch]) -> None:
     batch = read(span(1, 1), span(2, 2), gate=Gate(GATE.names, {(2).to_bytes(16, "big")}))
     assert ids(batch) == [2]

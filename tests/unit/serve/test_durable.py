@@ -97,6 +97,28 @@ def test_what_a_killed_receiver_had_taken_in_is_reported_by_the_next_one(
     assert ends(letta, agent) == ["whole"]  # the part was a step of it: the two processes' spans met
 
 
+def test_of_spans_that_say_nothing_it_keeps_whose_places_matter(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    spool = str(tmp_path / "bodies")
+    between = {**span_of("between", 2, attributes=[], parentSpanId=f"{1:016x}"), "traceId": f"{1:032x}"}
+    noise = [{**span_of("noise", number, attributes=[]), "traceId": f"{2:032x}"} for number in range(10, 100)]
+    part = span_of("part", 3, traceId=f"{1:032x}", parentSpanId=f"{2:016x}")
+    with program(letta, agent, "--spool", spool) as first:
+        assert post(first.port, "/v1/traces", request_of(between, *noise)).status == 200
+        assert _kept_kinds(Path(f"{spool}-1")) == []  # nobody would miss them
+        assert post(first.port, "/v1/traces", request_of(part, *noise)).status == 200
+        assert until(lambda: _kept_kinds(Path(f"{spool}-1")) == ["traces/json/zstd", "places"])
+        first.kill()
+    with program(letta, agent, "--spool", spool) as second:
+        assert _kept_kinds(Path(f"{spool}-1")) == ["traces/json/zstd", "places"]
+        assert post(second.port, "/v1/traces", request_of(span_of("whole"))).status == 200
+        assert until(lambda: ends(letta, agent), 60)
+        assert until(lambda: set(_kept_kinds(Path(f"{spool}-1"))) <= {"end"}, 60)
+        assert second.stop() == 0
+    assert ends(letta, agent) == ["whole"]  # the part is below it, and only the one between says so
+
+
 NIGHTLY = span_of("nightly"), span_of("later part", 2, traceId=f"{2:032x}", parentSpanId=f"{9:016x}")
 """A task that is over, and a span that waits for its parent, so that their body stays in the spool."""
 
@@ -207,8 +229,27 @@ def _spool(path: Path) -> Iterator[Spool]:
 
 
 def _kept_ends(path: Path) -> bool:
+    return "end" in _kept_kinds(path)
+
+
+def _kept_kinds(path: Path) -> list[str]:
     with _spool(path) as spool:
-        return any(item.kind == "end" for item in spool.unsettled())
+        return [item.kind for item in spool.unsettled()]
+
+
+def test_a_body_that_comes_again_when_more_of_it_matters_is_told_once(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    """What is kept of it, and with it its hash, is another then."""
+    plain = {**span_of("plain", 20, attributes=[]), "traceId": f"{2:032x}"}
+    matters = span_of("other", 21, traceId=f"{2:032x}")
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
+        for body in (request_of(span_of("task"), plain), request_of(matters), request_of(span_of("task"), plain)):
+            assert post(service.options.port, "/v1/traces", body).status == 200
+            assert until(lambda: service.intake.feed.waiting() == 0)
+        assert post(service.options.port, "/v1/traces", request_of(span_of("last", 30))).status == 200
+        assert until(lambda: "last" in ends(letta, agent))
+    assert sorted(ends(letta, agent)) == ["last", "other", "task"]
 
 
 def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
@@ -242,11 +283,13 @@ def test_a_body_is_packed_on_the_disk_and_one_of_an_earlier_release_is_read_as_i
         assert post(service.options.port, "/v1/traces", body).status == 200
         (kept,) = service.intake.spool.unsettled()
         assert len(kept.body) < len(body) / 10
-        service.intake.spool.append("traces/json", request_of(span_of("as before", 200, traceId=f"{200:032x}")))
-        service.intake.spool.append("traces/json/zstd", b"no frame")
+        service.intake.spool.append(
+            "traces/json", request_of(span_of("as before", 200, traceId=f"{200:032x}"))
+        ).result()
+        service.intake.spool.append("traces/json/zstd", b"no frame").result()
         no_ends = (b"{}", b"[1]", b"\xff", b'["", "a", "b", []]')
         for no_end in no_ends:
-            service.intake.spool.append("end", no_end)
+            service.intake.spool.append("end", no_end).result()
     with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
         assert until(lambda: "as before" in ends(letta, agent) and "waits" in ends(letta, agent), 30)
         assert not [item for item in service.intake.spool.unsettled() if item.body in (b"no frame", *no_ends)]
@@ -285,7 +328,7 @@ def test_a_full_spool_asks_senders_to_come_back(letta: InMemoryLetta, agent: str
 
 def test_processes_have_spools_of_their_own_and_inherit_those_of_the_dead(tmp_path: Path) -> None:
     first, second = (OwnSpool(tmp_path / "s", open_spool) for _ in range(2))
-    first.spool.append("traces/json", b"{}")
+    first.spool.append("traces/json", b"{}").result()
     assert (second.spool.unsettled(), second.orphans()) == ([], [])
     first.close()
     (orphan,) = second.orphans()

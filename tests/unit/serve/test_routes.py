@@ -101,26 +101,32 @@ def body_for(place: int) -> bytes:
     raise AssertionError
 
 
+def hand_over(router: Router, body: bytes) -> Batch | None:
+    """Hand a body over. None if it is for the router's own process, or the other one is not there."""
+    work = router.route("traces", True, body)
+    return None if work is None else work()
+
+
 def test_a_body_for_another_process_comes_there_and_its_answer_back(two: Two) -> None:
     body = body_for(1)
     for _ in range(3):
-        batch = two.routers[0].route("traces", True, body)
+        batch = hand_over(two.routers[0], body)
         assert batch is not None
         assert batch.broken == ["one is broken"]
     assert two.taken == [[], [("traces", True, body)] * 3]
-    assert two.routers[1].route("traces", True, body) is None  # it is here
+    assert hand_over(two.routers[1], body) is None  # it is here
 
 
 def test_what_the_other_refuses_is_refused(two: Two) -> None:
     two.refusal = Refusal(503, "the spool is full")
     with pytest.raises(Refusal, match="the spool is full") as raised:
-        two.routers[0].route("traces", True, body_for(1))
+        hand_over(two.routers[0], body_for(1))
     assert raised.value.status == 503
 
 
 def test_many_hand_over_at_once(two: Two) -> None:
     bodies = [body_for(1) + b" " * number for number in range(40)]
-    threads = [threading.Thread(target=two.routers[0].route, args=("traces", True, body)) for body in bodies]
+    threads = [threading.Thread(target=hand_over, args=(two.routers[0], body)) for body in bodies]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -130,13 +136,13 @@ def test_many_hand_over_at_once(two: Two) -> None:
 
 def test_while_the_other_is_away_it_is_taken_in_here_and_then_there_again(two: Two) -> None:
     body = body_for(1)
-    assert two.routers[0].route("traces", True, body) is not None
+    assert hand_over(two.routers[0], body) is not None
     two.routers[1].close()
     # The connection of before still has its thread: a process that is gone has none.
     two.routers[0]._forget(1)
-    assert two.routers[0].route("traces", True, body) is None
+    assert hand_over(two.routers[0], body) is None
     two.routers[1] = Router(two.folder, 1, 2, two.take(1))
-    assert two.routers[0].route("traces", True, body) is not None
+    assert hand_over(two.routers[0], body) is not None
 
 
 def test_a_task_and_its_end_meet_whatever_connections_they_come_by(

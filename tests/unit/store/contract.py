@@ -138,8 +138,8 @@ class SpoolContract:
         self, new_spool: Callable[..., Spool]
     ) -> None:
         spool = new_spool()
-        first = spool.append("traces", b"\x00one")
-        spool.append("logs", b"two")
+        first = spool.append("traces", b"\x00one").result()
+        spool.append("logs", b"two").result()
         spool.close()
         spool.open()
         assert [(item.kind, item.body) for item in spool.unsettled()] == [("traces", b"\x00one"), ("logs", b"two")]
@@ -150,9 +150,9 @@ class SpoolContract:
 
     def test_is_bounded_by_size_and_age(self, new_spool: Callable[..., Spool]) -> None:
         spool = new_spool(most_bytes=10)
-        spool.append("traces", b"12345678")
+        spool.append("traces", b"12345678").result()
         with pytest.raises(StoreFullError):
-            spool.append("traces", b"90a")
+            spool.append("traces", b"90a").result()
         assert spool.expire(2**40) == 1
-        spool.append("traces", b"90a")
+        spool.append("traces", b"90a").result()
         spool.close()

@@ -255,7 +255,7 @@ class TestSpool(SpoolContract):
     def test_lives_in_the_file_of_an_outbox(self, store: Store, path: Path) -> None:
         spool = open_spool(str(path))
         spool.open()
-        spool.append("traces", b"x")
+        spool.append("traces", b"x").result()
         store.apply(Changes(entries=[an_end("a")]))
         assert (spool.size(), bodies(store)) == ((1, 1), ["a"])
         spool.close()
