@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -10,12 +11,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from otel_letta.otlp import json_request
+from otel_letta.serve import intake as intake_module
 from otel_letta.serve.server import listen
 from otel_letta.serve.spool import OwnSpool
 from otel_letta.store.choose import open_spool
@@ -250,6 +254,27 @@ def test_a_body_that_comes_again_when_more_of_it_matters_is_told_once(
         assert post(service.options.port, "/v1/traces", request_of(span_of("last", 30))).status == 200
         assert until(lambda: "last" in ends(letta, agent))
     assert sorted(ends(letta, agent)) == ["last", "other", "task"]
+
+
+def test_bodies_that_have_come_are_all_read_before_the_first_is_written(
+    letta: InMemoryLetta, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    bodies = [request_of(span_of(f"task {number}", number)) for number in range(1, 6)]
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service, ThreadPoolExecutor(1) as threads:
+        intake = service.intake
+        read, append = json_request.read_traces, intake.spool.append
+        monkeypatch.setitem(
+            intake_module._READERS, ("traces", True), lambda *args: [steps.append("read"), read(*args)][1]
+        )
+        monkeypatch.setattr(intake.spool, "append", lambda *args: [steps.append("write"), append(*args)][1])
+
+        async def take_all() -> None:
+            await asyncio.gather(*(intake.take_soon("traces", True, body, threads) for body in bodies))
+
+        asyncio.run(take_all())
+        assert steps[:10] == ["read"] * 5 + ["write"] * 5
+        assert until(lambda: len(ends(letta, agent)) == 5)
 
 
 def test_a_settled_body_leaves_the_spool(letta: InMemoryLetta, agent: str, tmp_path: Path) -> None:
