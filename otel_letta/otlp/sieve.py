@@ -47,11 +47,14 @@ def sift(
     """
     traces: dict[bytes, list[Glance[_Raw]]] = defaultdict(list)
     matter: set[bytes] = set()
+    last: bytes | None = None
     for glance in glances:
-        trace_id = glance[0]
-        traces[trace_id].append(glance)
+        if glance[0] != last:  # mostly they come one trace after the other
+            last = glance[0]
+            add = traces[last].append
+        add(glance)
         if glance[5]:
-            matter.add(trace_id)
+            matter.add(glance[0])
     for glance in traces.pop(b"", ()):
         span = read_into(batch, read, glance)
         if span is not None:
