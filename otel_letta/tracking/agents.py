@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import takewhile
 
 from otel_letta import semconv
@@ -52,8 +53,10 @@ class AgentTracker:
         self._now = now
         self._grace = int(grace * 1e9)
         self._idle = int(idle_timeout * 1e9)
-        self._chat_attributes = tuple(chat_attributes)
-        self._content = frozenset(content)
+        self.read: Callable[[Reading, Role], AgentFacts] = partial(
+            read_agent, chat_attributes=tuple(chat_attributes), content=frozenset(content)
+        )
+        """Reads the facts of a span that has a role."""
         self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
@@ -66,10 +69,6 @@ class AgentTracker:
     def open_tasks(self) -> int:
         return sum(not task.claimed for trace_id in self._tree.busy for task in self._tree.traces[trace_id].tasks)
 
-    def read(self, reading: Reading, role: Role) -> AgentFacts:
-        """Read the facts of a span that has a role."""
-        return read_agent(reading, role, chat_attributes=self._chat_attributes, content=self._content)
-
     # -- spans -------------------------------------------------------------------------------------------------------
 
     def observe(
@@ -77,9 +76,9 @@ class AgentTracker:
         reading: Reading,
         facts: AgentFacts,
         declaration: Declaration | None,
-        *,
         parent: SpanKey | None,
         remote: bool = False,
+        *,
         live: bool = False,
         inbound: Inbound = NO_IDS,
         aborted: str | None = None,
@@ -115,40 +114,38 @@ class AgentTracker:
         if node is None:
             if facts.is_run or tree.is_left_over(trace, key, parent):
                 parent, remote = None, False
-            node = self._new(trace, Node(key, parent, remote, reading.start, live), reading, under, ambient)
+            node = Node(key, parent, remote, reading.start, live)
             node.guessed = guessed
+            if ambient is not None or under is not None:
+                self._note_place(trace, node, reading, under, ambient)
         self._update(node, reading, facts, aborted)
         if is_new:
-            arrived = self._insert(trace, node)
-        self._note_news(trace, node, reading)
+            tree.insert(trace, node)
+            if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
+                self._endings.thin_out(trace)
+                self.evicted += 1
+            arrived = tree.arrived(trace, key)
+        trace.active_at, trace.silent = self._now(), False
+        if node.finish is Finish.TOOLS and node.role is AGENT:
+            trace.has_turns = True
+        if trace.sample is None:
+            trace.sample = reading.copy().drop_content()
         self._rules.apply(trace, node, reading, facts, declaration, inbound)
         if arrived:
             self._rules.apply_below(trace, node, arrived)
-        self._runs.find(trace)
+        if trace.held:
+            self._runs.find(trace)
         self._tidy(trace)
 
-    def _new(self, trace: Trace, node: Node, reading: Reading, under: Reading | None, ambient: Plain | None) -> Node:
+    def _note_place(
+        self, trace: Trace, node: Node, reading: Reading, under: Reading | None, ambient: Plain | None
+    ) -> None:
         """Note what is known of a new span beside what it says; see `observe`."""
         if ambient is not None:
             node.ambient, node.is_part, node.seen_at = True, ambient.is_part, self._now()
             node.under = next((below.under for below in trace.waiting.get(node.key, ()) if below.under), None)
         if under is not None and node.parent is not None:
             self._expect_role(node, node.parent, under, reading)
-        return node
-
-    def _insert(self, trace: Trace, node: Node) -> list[Node]:
-        """Add a span to the tree; returns those that waited for it."""
-        self._tree.insert(trace, node)
-        if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
-            self._endings.thin_out(trace)
-            self.evicted += 1
-        return self._tree.arrived(trace, node.key)
-
-    def _note_news(self, trace: Trace, node: Node, reading: Reading) -> None:
-        trace.active_at, trace.silent = self._now(), False
-        trace.has_turns = trace.has_turns or (node.role is AGENT and node.finish is Finish.TOOLS)
-        if trace.sample is None:
-            trace.sample = reading.without_content()
 
     def _expect_role(self, node: Node, parent: SpanKey, under: Reading, reading: Reading) -> None:
         """Remember the open spans above that may get a role yet, and what the topmost one is called."""
@@ -202,7 +199,7 @@ class AgentTracker:
 
         Args:
             awaits: that one may get a role yet.
-            reading: the span, if it has ended and may bound a run.
+            reading: the span, if it has ended and may bound a run; it is kept, see `AmbientRuns.hold`.
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
         """
         tree = self._tree
@@ -387,10 +384,10 @@ class AgentTracker:
         tree = self._tree
         if trace.tasks:
             self._endings.end_what_was_none(trace)
-        tree.keep_order(trace)
+        is_crowded = tree.keep_order(trace)
         if trace.alarm is None and (trace.nodes or trace.tasks):
             tree.remind(trace, trace.next_due(self._now(), self._idle))
-        while (oldest := tree.too_much()) is not None:
+        while is_crowded and (oldest := tree.too_much()) is not None:
             self.evicted += 1
             for task in list(oldest.tasks):
                 self._endings.fail(oldest, task, "lost, more tasks at once than are kept")

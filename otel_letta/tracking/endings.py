@@ -142,6 +142,12 @@ class Endings:
 
     def end_what_was_none(self, trace: Trace) -> None:
         """End tasks that turned out to be no agent's work: a lone tool, say, inside a request."""
+        for task in trace.tasks:
+            # One without a root, of which the spans wait for one above, is what most traces have at most times.
+            if task.root is None and (task.awaits is not None or not trace.waiting):
+                break
+        else:
+            return
         rootless = [task for task in trace.tasks if task.root is None]
         for task in rootless if not trace.waiting else ():
             if task.awaits is None and not any(node.top.task for node in trace.nodes.values()):

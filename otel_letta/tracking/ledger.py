@@ -272,7 +272,8 @@ class Ledger:
     ) -> None:
         """Report about an inferred task. One that somebody else reports is followed in silence; if it was reported
         before that, its end wakes nobody."""
-        self.ask_for_claim(task)
+        if task.session is not None:
+            self.ask_for_claim(task)
         if task.claimed:
             if not status.is_terminal or not task.sequence:
                 return

@@ -13,12 +13,12 @@ from typing import Any
 
 from otel_letta import semconv
 from otel_letta.text import as_text
+from otel_letta.tracking.conventions.shapes import CONVERSATIONS
 from otel_letta.tracking.values import id_of, nanoseconds_of
 
 EVENT_NAME = "event.name"
 """Where older writers put an event's name; newer ones have a field for it."""
 
-_CONVERSATIONS = (semconv.GEN_AI_CONVERSATION, "conversation.id", semconv.SESSION_ID)
 _TURNS = ("prompt.id", "prompt_id", "turn.id", "turn_id")
 _TOOLS = (semconv.GEN_AI_TOOL_NAME, "tool_name", "function_name", "tool.name")
 _CALLS = ("gen_ai.tool.call.id", "call_id", "tool_use_id", "tool_call_id", "tool.call.id")
@@ -153,9 +153,9 @@ class LogEvent:
         return happened
 
 
-def conversation_of(attributes: Mapping[str, Any]) -> str:
-    """Return the id of a conversation, or of a session; empty for none."""
-    return _first_id(attributes, _CONVERSATIONS)
+def conversation_of(attributes: Mapping[str, Any], names: tuple[str, ...] = CONVERSATIONS) -> str:
+    """Return the id of a conversation, or of a session; empty for none. ``names``: the attributes that may hold it."""
+    return _first_id(attributes, names)
 
 
 def call_of(attributes: Mapping[str, Any]) -> str:

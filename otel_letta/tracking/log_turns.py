@@ -64,6 +64,7 @@ class LogTurns:
         self._idle = int(idle_timeout * 1e9)
         self._answer_timeout = int(answer_timeout * 1e9)
         self._index = TurnIndex(self._is_open)
+        self.turn_of = self._index.of_span  # the turn of an ended span
         self._tools = TurnTools(tree, agents)
         self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
@@ -268,11 +269,8 @@ class LogTurns:
 
     # -- spans of the same run ---------------------------------------------------------------------------------------
 
-    def join(self, reading: Reading) -> bool:
-        """Give an ended span its place in a turn, if it is part of one. True if nothing is left to do for it."""
-        turn = self._index.of_span(reading)
-        if turn is None:
-            return False
+    def join(self, reading: Reading, turn: Turn) -> bool:
+        """Give an ended span its place in the turn that it is part of. True if nothing is left to do for it."""
         if turn.is_rootless and reading.role in (AGENT, STEP) and not turn.is_within(reading):
             self._conclude(turn)
             return False

@@ -227,7 +227,7 @@ class Doubt:
 
     def __init__(self, reading: Reading, declaration: Declaration, deadline: int) -> None:
         self.key = reading.key
-        self.reading = reading.without_content()
+        self.reading = reading.copy().drop_content()
         self.declaration = declaration
         self.deadline = deadline
         self.steps: list[Doubt] = []
@@ -301,7 +301,9 @@ class Trace:
 
     def task_of(self, node: Node) -> InferredTask | None:
         """Return the task that a span is part of, as far as that is known."""
-        top = node if node.shortcut is None else node.top
+        top = node.shortcut or node  # most hang right below the top
+        if top.shortcut is not None:
+            top = node.top
         if top.task is not None:
             return top.task
         if top.missing is None or not self.tasks:
@@ -310,7 +312,7 @@ class Trace:
             return next((task for task in self.tasks if task.awaits == top.under), None)
         for task in reversed(self.tasks):
             # One that has ended waits for its verdict: work that starts meanwhile belongs to the next.
-            if not task.had_ended(top.start):
+            if task.root is None or not task.had_ended(top.start):
                 return task
         return None
 

@@ -19,8 +19,9 @@ class Parked:
     @property
     def oldest(self) -> int | None:
         """The time since which the oldest waits."""
-        first = next(iter(self._tasks.values()), None)
-        return None if first is None else first.parked_at
+        if not self._tasks:
+            return None
+        return next(iter(self._tasks.values())).parked_at
 
     def put(self, task: Task) -> Task | None:
         """Add a task. Return the one that has to be given up for it, since too many wait."""

@@ -17,7 +17,7 @@ from otel_letta.text import as_text, clean_error, pattern
 from otel_letta.tracking.conventions import ASKED, EVENTS, Role, denies, role_of, shape_of
 from otel_letta.tracking.conventions.shapes import Shape
 from otel_letta.tracking.declared import Declaration, declaration_of, is_progress_event
-from otel_letta.tracking.values import ID_CAP, id_of, nanoseconds_of
+from otel_letta.tracking.values import ID_CAP, LATEST, id_of, nanoseconds_of
 
 SpanKey = tuple[int, int]
 """Trace id and span id."""
@@ -93,10 +93,10 @@ class Reading:
         self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}
-        self.shape = shape_of(self.attributes)
-        self.resource = unlocked(resource)
-        self.start = nanoseconds_of(start)
-        self.end = None if end is None else nanoseconds_of(end) or None
+        self.shape = shape = shape_of(self.attributes)
+        self.resource = getattr(resource, "_dict", resource)  # as `unlocked` does
+        self.start = start if type(start) is int and 0 < start < LATEST else nanoseconds_of(start)
+        self.end = end if type(end) is int and 0 < end < LATEST else nanoseconds_of(end) or None
         self.kind = kind
         self.scope = name_of_scope(scope)
         if links:
@@ -106,8 +106,8 @@ class Reading:
         self.failed, self.ok = code is _ERROR, code is _OK
         if self.failed:
             self._read_description(status)
-        self.role = role_of(self)
-        if self.shape.declares or opted is not None:
+        self.role = role_of(self) if shape.deciding else None
+        if shape.declares or opted is not None:
             self.declaration = declaration_of(self.name, self.own_attributes, opted)
         return self
 
@@ -166,8 +166,8 @@ class Reading:
     def own_attributes(self) -> Mapping[str, Any]:
         """The attributes without those of ours that an agent's program copied from its resource onto all spans: they
         are the resource's words, and declare nothing."""
-        attributes, resource, shape = self.attributes, self.resource, self.shape
-        if not shape.declares or not shape.deciding:
+        attributes, resource = self.attributes, self.resource
+        if not self.shape.declares or not self.shape.deciding:
             return attributes
         shared = [name for name in semconv.INTERESTING if name in attributes and name in resource]
         copies = [name for name in shared if (as_text(attributes[name]) or 0) == as_text(resource[name])]
@@ -190,24 +190,23 @@ class Reading:
         value = self.resource.get(name)
         return None if value is None else id_of(value)
 
-    def without_content(self) -> Reading:
-        """Copy it without attributes, events and error texts, for what is kept for long."""
+    def copy(self) -> Reading:
+        twin = Reading()
+        twin.__dict__ = self.__dict__.copy()
+        return twin
+
+    def drop_content(self) -> Reading:
+        """Forget attributes, events and error texts, since it is kept for long. Returns itself."""
         if self.declaration is not None:
             self.error  # noqa: B018 - read now, and kept
-        light = Reading()
-        light.__dict__ = told = self.__dict__.copy()
-        told.update(_NO_CONTENT)
-        return light
+        self.attributes, self.shape = _NO_ATTRIBUTES, _NO_SHAPE
+        self.events = self.signals = ()
+        self.described, self.exception = "", _NO_EXCEPTION
+        return self
 
 
-_NO_CONTENT = {
-    "attributes": MappingProxyType({}),
-    "shape": shape_of({}),
-    "events": (),
-    "signals": (),
-    "described": "",
-    "exception": _NO_EXCEPTION,
-}
+_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+_NO_SHAPE = shape_of(_NO_ATTRIBUTES)
 _IN_A_GROUP = pattern(r"^[ |]*\| (?P<kind>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<text>.*))?$")
 _GROUPS_LINE = pattern(r"^[ |]*\+-")
 _STACK_CAP = 262_144
@@ -245,8 +244,8 @@ def name_of_scope(scope: InstrumentationScope | None) -> str:
     """Return the name of an instrumentation scope; empty for none."""
     if scope is None:
         return ""
-    name = scope.name
-    return name if type(name) is str else as_text(name) or ""
+    name = getattr(scope, "_name", None)  # past the SDK's property: that is a call in Python
+    return name if type(name) is str else as_text(scope.name) or ""
 
 
 _FIELDS = (
@@ -278,7 +277,7 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
     Iterating over an open span's attributes can raise KeyError while another thread makes the SDK evict one at its
     limit; ``copy()`` copies the inner dict in one step and never did (0 in half a million tries).
     """
-    is_sdks = getattr(type(span), "attributes", None) is _SDKS_OWN
+    is_sdks = type(span) is ReadableSpan or getattr(type(span), "attributes", None) is _SDKS_OWN
     held = getattr(span, "_attributes", None) if is_sdks else None
     if type(held) is dict:  # of a span that was read from OTLP; others may still write to the SDK's own mapping
         return held

@@ -63,9 +63,10 @@ class AgentRules:
         task, fresh = trace.task_of(node), False
         if task is None:
             task, fresh = self._new_task_of(trace, node)
-        if task is None or task.ended:
+        if task is None or task.ended_at is not None:
             return
-        if node is task.root:
+        is_root = node is task.root
+        if is_root:
             if node.kept is not None:
                 facts, declaration = facts or node.kept[0], declaration or node.kept[1]
                 node.kept = None
@@ -77,20 +78,21 @@ class AgentRules:
             node.kept = facts, declaration
         if fresh:
             self._open(trace, task, reading or trace.sample, declaration, inbound)
-        if reading is not None or not _has_said_all(node, task):
+        if reading is not None or is_root or not _has_said_all(node, task):
             self._merge(task, node, facts)
             self.endings.background.note(task)
-            if node.links and node is task.root:
+            if is_root and node.links:
                 self._note_caller(task, node)
-            self._ledger.ask_for_claim(task)
-        news = declaration is not None and merge_declaration(task, declaration, own=node is task.root)
+            if task.session is not None:
+                self._ledger.ask_for_claim(task)
+        news = declaration is not None and merge_declaration(task, declaration, own=is_root)
         task.is_early = not (task.begun or task.due) and self._is_early(trace, task, node)
         if task.is_early or (trace.away and self._is_behind_a_run(trace, task, node)):
             node.held = facts if facts is not None and (facts.extras or facts.plan is not None) else node.held
             return
         if task.held_until is not None:
             self.catch_up(trace, task)
-        self._go_on(trace, task, node, facts, news=news)
+        self._go_on(trace, task, node, facts, news)
 
     def apply_below(self, trace: Trace, node: Node, arrived: Sequence[Node]) -> None:
         """Apply the rules to spans that have found their place because one arrived, which they were applied to."""
@@ -116,7 +118,7 @@ class AgentRules:
                 self._merge(task, early, None)
             trace.early.clear()
 
-    def _go_on(self, trace: Trace, task: InferredTask, node: Node, facts: AgentFacts | None, *, news: bool) -> None:
+    def _go_on(self, trace: Trace, task: InferredTask, node: Node, facts: AgentFacts | None, news: bool) -> None:
         """Report what a span of a task that is held back no longer has to say. ``news``: where the task stands."""
         facts, node.held = facts or node.held, None
         if facts is not None and facts.plan is not None:
@@ -141,10 +143,12 @@ class AgentRules:
             return
         if not node.reported and node is not task.root:
             self._end_of_step(task, node, facts)
-        self._set_deadline(trace, task)
+        if task.deadline is None:
+            self._set_deadline(trace, task)
         if node in trace.away:
             self._tree.remind(trace, node.patience)
-        self.endings.judge_if_complete(trace, task)
+        if task.root is not None and task.root.live:
+            self.endings.judge_if_complete(trace, task)
 
     def _note_caller(self, task: InferredTask, root: Node) -> None:
         """Remember a task as work of the agents to whose tools its root links."""
@@ -165,7 +169,7 @@ class AgentRules:
         """Return True as long as an agent that came when it had ended may turn out to be another one's sub-agent, or
         the root of ended spans may come yet. Requests in any order within the grace make the same reports thus."""
         root = task.root
-        if task.is_unplaced and not node.live:
+        if root is None and task.awaits is None and not node.live:
             if task.held_until is None:
                 task.held_until = self._now() + self._grace + 1  # what comes just then is in time
                 self._tree.remind(trace, task.held_until)
@@ -266,10 +270,10 @@ class AgentRules:
 
     def _merge(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         """Take over the facts of a span about its task."""
-        is_root, node.merged = node is task.root, task
-        if task.root is None and 0 < node.start < task.started:
+        root, node.merged = task.root, task
+        is_root, chat = node is root, node.chat
+        if root is None and 0 < node.start < task.started:
             task.started = node.start
-        chat = node.chat
         if chat is not None and task.takes_chat(chat[0], -1 if is_root else 0) and not _may_be_anothers(task, node):
             task.offer_chat(chat[0], -1 if is_root else node.agents_above, chat[1])
         if is_root and is_human(node):
@@ -281,10 +285,11 @@ class AgentRules:
         if not node.foreign:
             task.session = task.session or facts.session
             task.message_id = facts.message_id or task.message_id
-        if is_root:
-            task.prompt = facts.extras.get("prompt", task.prompt)
-        if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
-            task.result = facts.extras["answer"]
+        if facts.extras:
+            if is_root:
+                task.prompt = facts.extras.get("prompt", task.prompt)
+            if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
+                task.result = facts.extras["answer"]
 
     def _first_tool(self, trace: Trace, task: InferredTask) -> str:
         """Return the name of the tool that a task began with; empty if it asked a model first."""

@@ -6,7 +6,7 @@ it runs in. A live span knows what is above it. One that is seen only when it ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import takewhile
 
 from otel_letta.report import TaskStatus
@@ -218,7 +218,7 @@ class DeclaredRules:
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
 
     def observe_ended(
-        self, reading: Reading, declaration: Declaration, waiting: list[Doubt], around: Task | None
+        self, reading: Reading, declaration: Declaration, waiting: Collection[Doubt], around: Task | None
     ) -> None:
         """Place an ended span that declares something.
 

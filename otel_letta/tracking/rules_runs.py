@@ -50,13 +50,14 @@ class AmbientRuns:
         """Take in an ended span without a role: it may bound a run.
 
         Args:
+            reading: it is kept, without its content; nobody else may need that any more.
             aborted: why it ended, if an exception stopped it that OpenTelemetry does not record.
         """
         key, until = reading.key, self._now() + self._grace
         reason = reason_of(reading) if reading.failed else Reason("", aborted) if aborted else _NO_REASON
         failed = reading.failed or aborted is not None
         is_part = reading.shape.is_marked
-        self._tree.plain.put(key, Plain(reading.without_content(), reason, failed, is_part, until))
+        self._tree.plain.put(key, Plain(reading.drop_content(), reason, failed, is_part, until))
         if trace is not None:
             for node in self._tree.arrived(trace, key):
                 if node.missing != key:

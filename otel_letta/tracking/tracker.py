@@ -190,7 +190,8 @@ class Tracker:
         key, ids = reading.key, Inbound.of(inbound)
         ours = self.tree.has_declared(key) or self._observe_agent(reading, above, outside, ids, aborted, late=True)
         if not ours:
-            self._pass_awaited(key, above, outside, reading, aborted)
+            if key in self.tree.awaited:
+                self._pass_awaited(key, above, outside, reading.copy(), aborted)
             around, (_, agent) = task_around(self.tree, above), nearest(self.tree, above, reading.start)
             news = self._declared.observe(reading, around, agent, ids, report=False)
             ours = self._declared.end(reading, aborted, news=news)
@@ -281,20 +282,25 @@ class Tracker:
     # -- ended spans alone: all that an exporter sees ----------------------------------------------------------------
 
     def ended_alone(self, reading: Reading, above: Sequence[Ancestor] = ()) -> None:
-        """Take in an ended span whose start nobody saw. ``above``: the spans above it that are open here."""
-        if self._is_lettas_own(reading) or self._turns.join(reading):
+        """Take in an ended span whose start nobody saw; its reading may lose its content. ``above``: the spans above it
+        that are open here."""
+        if self._is_lettas_own(reading):
+            return
+        turn, tree = self._turns.turn_of(reading), self.tree
+        if turn is not None and self._turns.join(reading, turn):
             return
         key = reading.key
-        if self.tree.has_declared(key):
+        if tree.has_declared(key):
             return
         if semconv.LOGFIRE_SPAN_TYPE in reading.attributes and self._is_pending(reading):
             return
         if reading.end is None:
             self._give_an_end(reading)
-        declaration, role, parent = reading.declaration, reading.role, reading.above
-        waiting = self.tree.take_doubts(key)
+        declaration, role, remote = reading.declaration, reading.role, reading.remote is not None
+        parent = reading.parent or reading.remote
+        waiting = tree.take_doubts(key) if tree.doubts_below else ()
         if declaration is not None and (role is None or declaration.task_id is not None):
-            self.tree.links.put(key, (parent, reading.remote is not None))
+            tree.links.put(key, (parent, remote))
             self._declared.observe_ended(reading, declaration, waiting, task_around(self.tree, above))
             return
         if role is None:
@@ -302,13 +308,13 @@ class Tracker:
                 self._declared.place(child, reading.parent)
             if reading.failed and reading.kind is SpanKind.INTERNAL and parent is not None:
                 self._agents.part_failed(parent, reading)
-            self._agents.passed(key, parent, reading.remote is not None, reading=reading)
+            self._agents.passed(key, parent, remote, reading=reading)
             return
-        self.tree.links.put(key, (parent, reading.remote is not None))
+        tree.links.put(key, (parent, remote))
         if declaration is not None:
             self._ledger.warn(reading, declaration)
         facts = self._agents.read(reading, role)
-        self._agents.observe(reading, facts, declaration, parent=parent, remote=reading.remote is not None)
+        self._agents.observe(reading, facts, declaration, parent, remote)
         for child in waiting:
             self._declared.place(child, key)
 
@@ -323,7 +329,7 @@ class Tracker:
         """
         if self.tree.has_declared(key):
             return
-        for child in self.tree.take_doubts(key):
+        for child in self.tree.take_doubts(key) if self.tree.doubts_below else ():
             self._declared.place(child, None if remote else parent)
         reading = read() if read is not None and key[0] in self.tree.traces else None
         if reading is not None:

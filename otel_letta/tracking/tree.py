@@ -59,7 +59,8 @@ class Tree:
         self.faint: OrderedDict[int, None] = OrderedDict()
         """The same for traces that have shown no task yet."""
         self.doubts: dict[SpanKey, Doubt] = {}
-        self._doubts_below: dict[SpanKey, list[Doubt]] = {}
+        self.doubts_below: dict[SpanKey, list[Doubt]] = {}
+        """By the span that they wait for."""
         self.links: Recent[SpanKey, tuple[SpanKey | None, bool]] = Recent(2 * REMEMBERED)
         """Parents of ended spans, and whether they are in another process."""
         self.ended: Recent[SpanKey, Fate] = Recent(4 * REMEMBERED)
@@ -179,8 +180,8 @@ class Tree:
             if key in self.plain and (node.ambient or node.role in _WORK or node.is_turn(trace)):
                 self._hold(trace, node, key)
                 return
-            link = self._link(key)
-            if link is None:
+            link = self.links.get(key)
+            if link is None or self.ended.get(key) in _OPAQUE:
                 if node.live and not remote and not self._may_come(key):
                     if node.under is None or node.under in self.links:
                         return
@@ -224,11 +225,6 @@ class Tree:
         trace.held[key] = max(self.plain[key].until, self._now())
         self.remind(trace, trace.held[key])
 
-    def _link(self, key: SpanKey) -> tuple[SpanKey | None, bool] | None:
-        """Return the parent of a span that is looked through; None for any other, and for one that has not arrived."""
-        link = self.links.get(key)
-        return None if link is None or self.ended.get(key) in _OPAQUE else link
-
     def _may_come(self, key: SpanKey) -> bool:
         """Return False for a span above a live one that nothing is known of: all open spans of this process are."""
         return key in self.candidates or self.is_over(key) or self.fate(key) is Fate.TASK
@@ -242,7 +238,7 @@ class Tree:
 
     def is_left_over(self, trace: Trace, key: SpanKey, parent: SpanKey | None) -> bool:
         """Return True for a span that is a task of its own, inside a task that is over."""
-        if parent is None or not trace.tasks or not self.is_over(parent):
+        if parent is None or not trace.tasks or self.ended.get(parent) not in _IS_OVER:
             return False
         return any(task.awaits == key for task in trace.tasks)
 
@@ -294,19 +290,20 @@ class Tree:
             del trace.among[trace.id]
             trace.among = None
 
-    def keep_order(self, trace: Trace) -> None:
-        """Put a trace behind all others, or forget it if it is empty."""
+    def keep_order(self, trace: Trace) -> bool:
+        """Put a trace behind all others, or forget it if it is empty. True if more is kept than should be."""
         among = (self.busy if trace.tasks else self.faint) if trace.nodes or trace.tasks else None
         if among is not None and among is trace.among:
             among.move_to_end(trace.id)
-            return
-        if trace.among is not None:
-            del trace.among[trace.id]
-        trace.among = among
-        if among is None:
-            self.traces.pop(trace.id, None)
         else:
-            among[trace.id] = None
+            if trace.among is not None:
+                del trace.among[trace.id]
+            trace.among = among
+            if among is None:
+                self.traces.pop(trace.id, None)
+            else:
+                among[trace.id] = None
+        return len(self.traces) > self._most_traces or self.size > _MOST_SPANS
 
     def too_much(self) -> Trace | None:
         """Return the trace to give up, the one with the oldest news; None if few enough are kept."""
@@ -324,23 +321,23 @@ class Tree:
     def wait(self, doubt: Doubt, above: SpanKey) -> None:
         """Let a declaration wait for a span above it."""
         doubt.awaits = above
-        self._doubts_below.setdefault(above, []).append(doubt)
+        self.doubts_below.setdefault(above, []).append(doubt)
         self.doubts[doubt.key] = doubt
 
     def take_doubts(self, key: SpanKey) -> list[Doubt]:
         """Take out the declarations that waited for a span."""
-        waiting = self._doubts_below.pop(key, []) if self._doubts_below else []
+        waiting = self.doubts_below.pop(key, [])
         for doubt in waiting:
             self.doubts.pop(doubt.key, None)
         return waiting
 
     def take_doubt(self, doubt: Doubt) -> None:
         self.doubts.pop(doubt.key, None)
-        siblings = self._doubts_below.get(doubt.awaits) if doubt.awaits is not None else None
+        siblings = self.doubts_below.get(doubt.awaits) if doubt.awaits is not None else None
         if siblings is not None and doubt.awaits is not None:
             siblings.remove(doubt)
             if not siblings:
-                del self._doubts_below[doubt.awaits]
+                del self.doubts_below[doubt.awaits]
 
     # -- time --------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ class TurnIndex:
         """Traces of spans that became part of a turn that has another trace, or none."""
         self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent(1_000)
         """The last spans with a role, and their starts."""
+        self._last: deque[tuple[SpanKey, int]] | None = None
+        """Those of the conversation that had one last."""
 
     def add(self, key: SpanKey, turn: Turn) -> None:
         self.turns.put(key, turn)
@@ -74,13 +76,16 @@ class TurnIndex:
             turn = self.by_trace.get(trace) or self.joined.get(trace)
             if turn is not None:
                 return turn
-        conversation = "" if reading.role is None else conversation_of(reading.attributes)
+        names = reading.shape.conversations
+        conversation = conversation_of(reading.attributes, names) if names and reading.role is not None else ""
         if not conversation:
             return None
         key = service_of(reading.resource), conversation
         spans = self._spans_of.get(key) or deque(maxlen=_MOST_SPANS)
         spans.append((reading.key, reading.start))
-        self._spans_of.put(key, spans)
+        if spans is not self._last:  # or else it is the newest
+            self._spans_of.put(key, spans)
+            self._last = spans
         return self.at(key, reading.start) if self.turns else None
 
     def at(self, conversation: Conversation, start: int) -> Turn | None:

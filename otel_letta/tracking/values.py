@@ -15,14 +15,12 @@ EXTRA_CAP = 300
 """Characters of a piece of content that the settings ask for."""
 JSON_CAP = 65_536
 """Characters of a text that is parsed, or searched for a name."""
-_LATEST = 2**63
+LATEST = 2**63
 """Nanoseconds in April 2262, past which a time is none."""
 
 
 def id_of(value: Any) -> str | None:
     """Return an id as text; None for an empty value, or one that is none."""
-    if value is None:
-        return None
     text = value if type(value) is str else as_text(value)
     if text is None:
         return None
@@ -67,8 +65,8 @@ def nanoseconds_of(value: Any) -> int:
     """Return a time, or 0 for what is none: people hand in floats, seconds as text and worse."""
     if type(value) is not int:  # a float has no room for those
         number = number_of(value)
-        value = int(number) if number is not None and 0.0 < number < _LATEST else 0
-    return value if 0 < value < _LATEST else 0
+        value = int(number) if number is not None and 0.0 < number < LATEST else 0
+    return value if 0 < value < LATEST else 0
 
 
 @functools.lru_cache(maxsize=128)  # all reports of a task bear its start, and many of a moment the same time

@@ -117,16 +117,17 @@ def read_agent(
     facts.chat = _conversation(reading, chat_attributes)
     if shape.given:
         facts.conversation = _first_id(attributes, shape.given)
-    if reading.failed or _says_that_it_failed(attributes, shape):
+    if reading.failed or (shape.may_fail and _says_that_it_failed(attributes, shape)):
         facts.failed = True
         facts.reason = _reason(reading, role, content)
     if role is TOOL:
         facts.plan = plan_of(reading)
-        facts.call_id = _first_id(attributes, shape.calls)
+        facts.call_id = _first_id(attributes, shape.calls) if shape.calls else None
         facts.denied = bool(shape.denied) and reading.denied
     else:
         _read_answer(facts, reading, shape)
-    _read_interruption(facts, reading, shape, content)
+    if facts.failed or shape.cancelled or any(reading.exception):
+        _read_interruption(facts, reading, shape, content)
     for refine in shape.refining if not reading.signals else _refining(reading, shape):
         refine(reading, facts, frozenset(content))
     for _, event in reading.events:
@@ -144,10 +145,12 @@ def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
 
 
 def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | None:
-    chats, default = reading.shape.chats, reading.default(semconv.CHAT_ID)
+    shape = reading.shape
+    chats, chosen = shape.chats, reading.resource.get(semconv.CHAT_ID)
+    default = None if chosen is None else id_of(chosen)
     if more:
         chats += tuple((len(NAMES.chats) + 1 + n, name) for n, name in enumerate(more))
-    attributes = reading.own_attributes if chats else {}
+    attributes = reading.own_attributes if shape.declares else reading.attributes
     for rank, name in chats:
         if name not in attributes:
             continue

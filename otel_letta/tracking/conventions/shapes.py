@@ -23,6 +23,8 @@ _MOST_NAMES = 64
 _MOST_TEXT = 4_096
 """Shapes that are kept, the names of one, and their characters: names may be anybody's."""
 _TOOL_CALLS = pattern(r"\.tool_calls\.\d")
+CONVERSATIONS = (semconv.GEN_AI_CONVERSATION, "conversation.id", semconv.SESSION_ID)
+"""What may hold the id of a conversation, or of a session, in spans and log events alike."""
 
 Refine = Callable[["Reading", "AgentFacts", frozenset[str]], None]
 Decide = Callable[["Reading"], "Role | Unclaimed | None"]
@@ -32,9 +34,9 @@ class Shape:
     """The names of a span's attributes, by what they hold. All in the order in which they are asked."""
 
     __slots__ = (
-        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "deciding", "declares", "denied", "error_texts"),
-        *("error_types", "failed", "finishes", "given", "has_error_type", "has_hint", "is_marked", "names", "plans"),
-        *("records_answers", "refining"),
+        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "conversations", "deciding", "declares"),
+        *("denied", "error_texts", "error_types", "failed", "finishes", "given", "has_error_type", "has_hint"),
+        *("is_marked", "may_fail", "names", "plans", "records_answers", "refining"),
     )
 
     def __init__(self, known: Names, names: Sequence[str]) -> None:
@@ -59,6 +61,7 @@ class Shape:
         """Rank and name of what may hold a conversation's id, the best first."""
         self.given = tuple(name for name in known.given if name in here)
         """What may hold a conversation's id that its framework gave."""
+        self.conversations = tuple(name for name in CONVERSATIONS if name in here)
         self.records_answers = bool(signs)
         self.answers = tuple(name for name in signs if name not in known.no_answers)
         self.asks_for_tools = any(_TOOL_CALLS.search(name) for name in signs)
@@ -68,6 +71,8 @@ class Shape:
         self.denied = tuple((name, values) for name, values in known.denied.items() if name in here)
         self.failed = tuple((name, value) for name, value in known.failed.items() if name in here)
         self.cancelled = tuple((name, value) for name, value in known.cancelled.items() if name in here)
+        self.may_fail = self.has_error_type or bool(self.failed)
+        """Something that may say that it failed, whatever the status does, is there."""
 
 
 class Names:
