@@ -83,11 +83,11 @@ def as_text(value: Any) -> str | None:
 
     Span attributes may hold bytes, None, nested containers, and instances of `str` subclasses whose methods raise.
     """
-    if value is None:
-        return None
     kind = type(value)  # not isinstance(): it asks the value for its __class__
     if kind is str:
         return value  # type: ignore[no-any-return]
+    if value is None:
+        return None
     if issubclass(kind, str):
         return str.__str__(value)
     if kind is bool:

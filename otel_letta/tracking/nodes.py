@@ -188,9 +188,11 @@ def family(top: Node) -> list[Node]:
     top.depth = 0
     found = [top]
     for node in found:
-        for child in node.children or ():
-            child.depth = node.depth + 1
-            found.append(child)
+        if node.children:
+            depth = node.depth + 1
+            for child in node.children:
+                child.depth = depth
+            found += node.children
     return found
 
 
@@ -297,6 +299,8 @@ class Trace:
 
     def orphans_of(self, task: InferredTask) -> list[Node]:
         """Return those that count as a task's work."""
+        if not self.waiting:
+            return []
         return [node for node in self.orphans if node.under == task.awaits]
 
     def task_of(self, node: Node) -> InferredTask | None:

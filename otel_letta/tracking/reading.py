@@ -85,11 +85,12 @@ class Reading:
         self = cls()
         context, parent, name, resource, start, end, kind, scope, links, events, status, code = _fields_of(span)
         self.key = context[:2]
-        above = None if parent is None else parent[:2]
-        if parent is not None and parent[_IS_REMOTE]:
-            self.parent, self.remote = None, above
+        if parent is None:
+            self.parent = self.remote = None
+        elif parent[_IS_REMOTE]:
+            self.parent, self.remote = None, parent[:2]
         else:
-            self.parent, self.remote = above, None
+            self.parent, self.remote = parent[:2], None
         self.name = name if type(name) is str else as_text(name) or ""
         attributes = attributes_of(span)
         self.attributes = attributes if more is None else {**attributes, **more}

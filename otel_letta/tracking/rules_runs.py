@@ -62,6 +62,8 @@ class AmbientRuns:
             for node in self._tree.arrived(trace, key):
                 if node.missing != key:
                     self._apply(trace, node)
+            if not trace.held:
+                return
             if key in trace.held:  # calls wait here: whose they are is told when they have a place
                 for task in trace.tasks:
                     if task.held_until is not None:

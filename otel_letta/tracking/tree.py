@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from otel_letta.tracking.conventions import LLM, TOOL
@@ -138,10 +138,7 @@ class Tree:
     # -- placing spans with a role -----------------------------------------------------------------------------------
 
     def trace(self, trace_id: int) -> Trace:
-        trace = self.traces.get(trace_id)
-        if trace is None:
-            trace = self.traces[trace_id] = Trace(trace_id)
-        return trace
+        return self.traces.get(trace_id) or self.traces.setdefault(trace_id, Trace(trace_id))
 
     def insert(self, trace: Trace, node: Node) -> None:
         """Add a span and place it. Those below it are for `arrived`."""
@@ -149,15 +146,19 @@ class Tree:
         self.size += 1
         self.place(trace, node)
 
-    def arrived(self, trace: Trace, key: SpanKey) -> list[Node]:
+    def arrived(self, trace: Trace, key: SpanKey) -> Sequence[Node]:
         """Place the spans that waited for this one; returns them in the order of their starts."""
         group = trace.waiting.pop(key, None)
         if group is None:
-            return []
-        nodes = sorted(group, key=_start) if len(group) > 1 else list(group)
+            return ()
+        nodes, above = sorted(group, key=_start) if len(group) > 1 else list(group), trace.nodes.get(key)
         trace.away.difference_update(nodes)
         for node in nodes:
-            self.place(trace, node)
+            if above is None or node.ambient:
+                self.place(trace, node)
+            else:
+                node.missing = None
+                self.hang(node, above)
         return nodes
 
     def place(self, trace: Trace, node: Node) -> None:
@@ -274,7 +275,9 @@ class Tree:
         if trace.nodes.pop(node.key, None) is None:
             return False
         self.size -= 1
-        self.end(node.key, fate)
+        self.ended.put(node.key, fate)
+        if self.tasks:
+            self.tasks.pop(node.key, None)
         # The one above a dismissed span may turn out to be an agent yet, and is judged by what was below it, too.
         if fate is not Fate.DISMISSED and node.above is not None and node.above.children is not None:
             node.above.children.pop(node, None)

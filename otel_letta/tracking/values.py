@@ -21,6 +21,8 @@ LATEST = 2**63
 
 def id_of(value: Any) -> str | None:
     """Return an id as text; None for an empty value, or one that is none."""
+    if value is None:
+        return None
     text = value if type(value) is str else as_text(value)
     if text is None:
         return None
