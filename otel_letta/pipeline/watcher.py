@@ -20,6 +20,7 @@ from otel_letta.runtime import fork
 from otel_letta.runtime.aborts import abort_reason
 from otel_letta.runtime.suppress import is_suppressed
 from otel_letta.tracking.reading import Reading, SpanKey, attributes_of, key_of, may_declare
+from otel_letta.tracking.values import nanoseconds_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -337,11 +338,11 @@ class Watcher:
             declares = not declares_nothing(attributes_in(span))
             if not declares and self.spelling is not None:
                 self.spelling(attributes_of(span))
-            if declares and differs(noted_in(attributes_of(span)), entry.seen):
+            if declares and differs(_noted(span), entry.seen):
                 self._read_ancestors(record)
                 self._hand_over(record, entry, span, self._tracker.changed)
             return
-        if _newest_event(span) > entry.event_time or differs(noted_in(attributes_of(span)), entry.seen):
+        if differs(_noted(span), entry.seen):
             self._hand_over(record, entry, span, self._tracker.changed)
 
     def _read_ancestors(self, record: Record) -> None:
@@ -360,19 +361,19 @@ class Watcher:
             span = entry.ended or entry()
             if span is None or entry.ignored or (entry.opted is None and declares_nothing(attributes_in(span))):
                 continue
-            if differs(noted_in(attributes_of(span)), entry.seen):
+            if differs(_noted(span), entry.seen):
                 self._hand_over(above, entry, span, self._tracker.changed)
 
     def _hand_over(self, record: Record, entry: OpenSpan, span: ReadableSpan, take: Callable[..., bool]) -> None:
         # Remembered as it was before it is read: what is set in between shall be new at the next poll.
-        attributes, event_time = attributes_of(span), _newest_event(span)
+        noted = _noted(span)
         if self.spelling is not None:
-            self.spelling(attributes)
+            self.spelling(attributes_of(span))
         above, outside = self.open.above(record)
         reading = Reading.of(span, entry.opted)
         reading.key = entry.key  # the same, once: the tracker keeps it as long as the span is open
         entry.followed = take(reading, above, outside, entry.inbound)
-        entry.seen, entry.event_time = noted_in(attributes), event_time
+        entry.seen = noted
 
 
 def _handled_at_end(span: ReadableSpan) -> BaseException | None:
@@ -393,6 +394,6 @@ def _why_aborted(span: ReadableSpan, exception: BaseException) -> str | None:
     return abort_reason(exception) if span.status.status_code is StatusCode.UNSET else None
 
 
-def _newest_event(span: ReadableSpan) -> int:
+def _noted(span: ReadableSpan) -> tuple[Any, ...]:
     events = span.events
-    return events[-1].timestamp if events else 0
+    return noted_in(attributes_of(span), nanoseconds_of(events[-1].timestamp) if events else 0)

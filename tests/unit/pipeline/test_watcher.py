@@ -124,6 +124,17 @@ def test_a_declared_span_is_brought_at_its_start_its_changes_and_its_end(world: 
     assert world.read() == [("ended", "task")]
 
 
+@pytest.mark.parametrize("timestamp", [2**60, 0, 1.5e18, "soon"])
+def test_an_event_is_brought_whatever_time_it_was_given(world: World, timestamp: Any) -> None:
+    with world.tracer.start_as_current_span("task", attributes=TASK) as span:
+        assert world.read() == [("started", "task")]
+        span.add_event("progress", {"progress": 0.6}, timestamp)
+        news = [("changed", "task")] if timestamp in (2**60, 1.5e18) else []  # what has no time is nothing new
+        assert world.read(poll=True) == news
+        assert world.read(poll=True) == []
+    assert world.read() == [("ended", "task")]
+
+
 def test_a_plain_span_is_not_brought(world: World) -> None:
     with world.tracer.start_as_current_span("plain", attributes={"http.route": "/"}):
         assert world.read(poll=True) == []
