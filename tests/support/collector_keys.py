@@ -16,7 +16,7 @@ from pathlib import Path
 
 from otel_letta import semconv
 from otel_letta.tracking import conventions, log_events
-from otel_letta.tracking.conventions import CONVENTIONS, EVENTS, MARKS, NAMES, interruptions, names
+from otel_letta.tracking.conventions import CONVENTIONS, EVENTS, MARKS, NAMES, interruptions, names, shapes
 
 __all__ = ["FOLDER", "blanked", "passed", "privacy"]
 
@@ -58,7 +58,7 @@ def passed() -> list[str]:
         found |= {*record.denied, *record.cancelled, *record.failed, *record.error_texts}
     found |= {name for names_ in EVENTS.values() for name in names_}
     found |= {*_constants_of_modules(), *_UNDER_ANSWERS, *_OF_RESOURCES, *_OF_LOGS, "gen_ai.usage.input_tokens"}
-    for keys in (log_events._CONVERSATIONS, log_events._TURNS, log_events._TOOLS, log_events._CALLS):
+    for keys in (shapes.CONVERSATIONS, log_events._TURNS, log_events._TOOLS, log_events._CALLS):
         found |= set(keys)
     found |= {*log_events._STATUSES, *log_events._ERROR_TYPES}
     return sorted(found - _content() - set(blanked()))

@@ -422,20 +422,22 @@ def test_the_error_line_says_what_to_fix_at_most_once_a_minute_for_each_cause(
         letta.wait_for_requests(attempts + 1)
         finished(courier)
 
+    def recover(seconds: float) -> None:
+        attempts = len(letta.requests)
+        letta.failures = []
+        clock.advance(seconds)
+        nudge(courier)
+        letta.wait_for_requests(attempts + 1)  # or else it may not have begun
+        finished(courier)
+
     for _ in range(3):
         fail_with(DOWN)
-        letta.failures = []
-        clock.advance(9)
-        nudge(courier)
-        finished(courier)
+        recover(9)
     assert len(lines()) == 1 and "LETTA_BASE_URL" in lines()[0] and "ends are kept" in lines()[0]
 
     fail_with(BUSY_SERVER)
     assert len(lines()) == 2  # another cause
-    letta.failures = []
-    clock.advance(60)
-    nudge(courier)
-    finished(courier)
+    recover(60)
     fail_with(DOWN)
     assert len(lines()) == 3 and "2 more like this" in lines()[2]
 
