@@ -37,11 +37,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_recognised() -> Iterator[None]:
-    """What a test learned of a server is forgotten: the system gives the same port to another test's."""
+    """What a test learned of a server is forgotten: the system gives the same port to another test's, and most tests
+    have an agent of the same name, to which nobody else sends."""
     yield
-    flavour = sys.modules.get("otel_letta.letta.flavour")
+    flavour, runs = (sys.modules.get(f"otel_letta.{name}") for name in ("letta.flavour", "delivery.runs"))
     if flavour is not None:
         flavour._known.clear()
+    if runs is not None:
+        runs.contention._seen.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

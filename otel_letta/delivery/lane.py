@@ -223,7 +223,7 @@ class LaneWorker(Worker):
         if len(missing) < len(parcels):
             self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing], until)
         if missing:
-            self._erased(missing)
+            self._unsettled(missing, seen=not attempt.unsure)
 
     def _age(self, parcels: list[Parcel]) -> float:
         """Return how many seconds ago the first of the parcels may have been sent."""
@@ -237,10 +237,17 @@ class LaneWorker(Worker):
                 ages.append(now - parcel.sent_at)
         return max(ages)
 
-    def _erased(self, parcels: list[Parcel]) -> None:
-        """Keep what was answered, and erased by others again and again, for a later try."""
+    def _unsettled(self, parcels: list[Parcel], *, seen: bool) -> None:
+        """Keep what was answered for a later try.
+
+        Args:
+            seen: others were seen to erase it, again and again; False if there was no time left to see that.
+        """
         error = LettaConflictError(
-            "Reports are erased from the agent's context by turns at the same time", hint="others send to it as well"
+            "Reports are erased from the agent's context by turns at the same time"
+            if seen
+            else "It could not be seen whether reports stay in the agent's context",
+            hint="others send to it as well",
         )
         for parcel in parcels:
             parcel.maybe_landed = True

@@ -374,9 +374,20 @@ def test_a_question_is_sent_again_as_an_end_is(
     assert courier.stats.snapshot()["dropped"] == {}
 
 
-def test_a_question_that_a_turn_at_the_same_time_erased_is_sent_again(letta: FakeTransport, clock: Clock) -> None:
-    letta.agent_id = "agent-of-two"  # for two minutes its lane counts as one that others send to
+def test_that_nobody_saw_what_stayed_is_not_said_to_be_erased(
+    letta: FakeTransport, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    contention.note(letta.lane("agent-1", None))  # so it is looked twice, and the program ends before that
+    courier.put(end("a"))
+    letta.wait_for(lambda: "in_context" in letta.calls)
+    courier.crew.dismiss()
+    finished(courier)
+    assert "could not be seen whether reports stay" in caplog.text
+    assert "erased" not in caplog.text
+    assert courier.stats.snapshot()["sent"] == 0
 
+
+def test_a_question_that_a_turn_at_the_same_time_erased_is_sent_again(letta: FakeTransport, clock: Clock) -> None:
     def forget_the_first(lane: Lane, messages: Sequence[Message]) -> None:
         letta.forgotten = {message.otid for message in messages} if len(letta.requests) == 1 else set()
 
