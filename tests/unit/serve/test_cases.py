@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,14 +24,19 @@ def letta() -> Iterator[InMemoryLetta]:  # one for all: the cases are independen
         yield server
 
 
+@pytest.fixture(scope="module", params=["memory", "spool"])
+def spool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    return tmp_path_factory.mktemp("spool") / "bodies" if request.param == "spool" else None
+
+
 @pytest.fixture(scope="module")
-def agent(letta: InMemoryLetta) -> str:
+def agent(letta: InMemoryLetta, spool: Path | None) -> str:
     return letta.create_agent()
 
 
 @pytest.fixture(scope="module")
-def receiver(letta: InMemoryLetta, agent: str) -> Iterator[Service]:
-    with serving(letta.base_url, agent, tokens=(TOKEN,)) as service:
+def receiver(letta: InMemoryLetta, agent: str, spool: Path | None) -> Iterator[Service]:
+    with serving(letta.base_url, agent, tokens=(TOKEN,), spool=spool) as service:
         yield service
 
 
