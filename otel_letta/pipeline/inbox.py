@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import queue
 import threading
 import time
 from collections import deque
@@ -63,7 +62,7 @@ class Inbox:
         self._complain = complain
         self._on_thread = on_thread
         # Calls are taken out only by who holds the lock, or two takers could change their order. Deque and bell are
-        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or put.
+        # reentrant: a hook may run in a destructor or a signal handler, in the middle of another append or ring.
         self.must_rest: Callable[[], bool] = lambda: True
         """Asked before each rest: a receiver's process has nothing else to do between requests."""
         self.calls: deque[tuple[Any, ...]] = deque()
@@ -72,7 +71,10 @@ class Inbox:
 
     def restart(self) -> None:
         """Begin anew with nothing in it, in a forked child."""
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bell = threading.Lock()
+        """Held unless somebody has rung. Not a queue: `queue.SimpleQueue.get` with a timeout of 0 can wait for ever in
+        Python 3.10 (measured)."""
+        self._bell.acquire()
         self.awake = False
         """The thread will find what is appended now. Whoever appended, and finds this False, calls `attend`."""
         self._asleep = False
@@ -232,7 +234,8 @@ class Inbox:
     def _wake(self) -> None:
         self._asleep = False
         self.awake = not self._closed
-        self._bell.put(None)
+        with contextlib.suppress(RuntimeError):  # somebody else has rung
+            self._bell.release()
 
     def _work(self) -> None:
         with suppress_tracing():
@@ -242,17 +245,16 @@ class Inbox:
 
     def _sleep(self) -> None:
         """Wait until there are calls, or something is due."""
-        while not self._bell.empty():
-            self._bell.get_nowait()  # rung when already awake
+        self._bell.acquire(blocking=False)  # rung when already awake
         self._asleep, self.awake = True, False
         if not self.calls and not self._stopped:
-            with contextlib.suppress(queue.Empty):
-                self._bell.get(timeout=self._pause())
+            self._bell.acquire(timeout=self._pause())
         self._asleep, self.awake = False, not self._closed
 
-    def _pause(self) -> float | None:
-        """Return the seconds until something is due; None, and so no wake-ups at all, if nothing is."""
-        return None if self._due == math.inf else max(self._due - time.monotonic(), 0.0)
+    def _pause(self) -> float:
+        """Return the seconds until something is due; -1, and so no wake-ups at all, if nothing is."""
+        due = self._due  # once: another thread may be making calls
+        return -1 if due == math.inf else min(max(due - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
     def _work_until_idle(self) -> None:
         while not self._stopped:

@@ -55,6 +55,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     return True
 
 
+def test_what_is_due_at_once_is_not_slept_over_after_a_ring(world: World) -> None:
+    """In Python 3.10 a queue waits for ever for what is due in no time, where it was written to a moment before."""
+    rounds = 0
+
+    def due() -> float:
+        nonlocal rounds
+        rounds += 1
+        world.inbox._wake()  # somebody rings while it is awake
+        return time.monotonic()
+
+    world.due = due
+    world.put("first")
+    assert eventually(lambda: rounds > 50)
+    assert world.errors == []
+
+
 def test_a_thread_that_sleeps_again_before_its_start_returned_is_woken(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
