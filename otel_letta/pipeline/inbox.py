@@ -248,13 +248,14 @@ class Inbox:
         self._bell.acquire(blocking=False)  # rung when already awake
         self._asleep, self.awake = True, False
         if not self.calls and not self._stopped:
-            self._bell.acquire(timeout=self._pause())
+            pause = self._pause()
+            self._bell.acquire(timeout=-1 if pause is None else pause)
         self._asleep, self.awake = False, not self._closed
 
-    def _pause(self) -> float:
-        """Return the seconds until something is due; -1, and so no wake-ups at all, if nothing is."""
+    def _pause(self) -> float | None:
+        """Return the seconds until something is due; None, and so no wake-ups at all, if nothing is."""
         due = self._due  # once: another thread may be making calls
-        return -1 if due == math.inf else min(max(due - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        return None if due == math.inf else min(max(due - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
     def _work_until_idle(self) -> None:
         while not self._stopped:
