@@ -150,7 +150,7 @@ def test_what_is_over_takes_no_room_for_good(processor: LettaSpanProcessor, lett
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts CPython's bytes")
 @pytest.mark.parametrize("processor", ["server away"], indirect=True)
 def test_an_open_task_takes_less_than_900_bytes(processor: LettaSpanProcessor, letta: WithBlocks) -> None:
-    """Beside its span: so 100,000 take some 100 MB with what waits, see `docs/limits.md`, which `benchmarks` measures."""
+    """Beside its span: so 100,000 take some 100 MB with what waits, see `docs/limits.md`; `benchmarks` measures it."""
 
     def open_tasks(number: int, provider: TracerProvider) -> tuple[float, list[Span]]:
         """Bytes for each, and the spans."""
