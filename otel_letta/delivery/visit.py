@@ -266,7 +266,7 @@ class Visit:
                 contention.note(self._lane)
                 self._log_erased(erased, resends < _RESENDS)
                 if resends == _RESENDS:
-                    attempt.unsure = False
+                    attempt.unsure = False  # it was seen what is missing
                     return
                 resends += 1
                 self.wait_for_gap(resends)

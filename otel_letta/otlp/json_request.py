@@ -7,7 +7,6 @@ Parsed in full, a request takes twice as long as one of which only the ids, time
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional, Union
 
@@ -17,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otel_letta.otlp.batch import LATEST, PARENT_IS_AWAY, Batch, BrokenError
 from otel_letta.otlp.json import read_request, resource_of, scope_of, span_of
 from otel_letta.otlp.json_span import JsonSpan, ParentText, SpanText, TraceText, WholeSpan, parse
-from otel_letta.otlp.received import Of
+from otel_letta.otlp.received import Of, bytes_by_owner
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, sift
 
 _NOTHING = msgspec.Raw(b"null")
@@ -153,14 +152,10 @@ def _groups(request: _Request) -> list[_Group]:
 
 def _write(groups: Sequence[_Group], spans: Sequence[ReadableSpan]) -> bytes:
     """Write an export request of some of the spans of one."""
-    chosen: dict[int, list[msgspec.Raw]] = defaultdict(list)
-    for span in spans:
-        assert isinstance(span, JsonSpan)
-        chosen[id(span.of)].append(msgspec.Raw(span.raw))
-    found = []
+    chosen, found = bytes_by_owner(spans), []
     for group in groups:
-        if raws := chosen.get(id(group.of)):
-            found.append(_OfResource(group.resource, [_OfScope(group.spans.scope, raws)]))
+        if parts := chosen.get(id(group.of)):
+            found.append(_OfResource(group.resource, [_OfScope(group.spans.scope, list(map(msgspec.Raw, parts)))]))
     return msgspec.json.encode(_Request(found))
 
 

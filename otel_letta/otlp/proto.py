@@ -7,7 +7,6 @@ that is of no interest costs little more than its place.
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from otel_letta.otlp.batch import (
     as_attribute,
 )
 from otel_letta.otlp.glances import RequestGlance, SpanGlance
-from otel_letta.otlp.received import SAMPLED, Of, ReceivedSpan, kind_of, status_of
+from otel_letta.otlp.received import SAMPLED, Of, ReceivedSpan, bytes_by_owner, kind_of, status_of
 from otel_letta.otlp.sieve import AWAY, NO_SPAN, NO_TRACE, Gate, Glance, arguments_of, read_into, sift
 
 _MOST_DEPTH = 20
@@ -95,11 +94,7 @@ def _groups(body: bytes) -> list[_Group]:
 
 def _write(groups: Sequence[_Group], spans: Sequence[ReadableSpan]) -> bytes:
     """Write an export request of some of the spans of one."""
-    chosen: dict[int, list[bytes]] = defaultdict(list)
-    for span in spans:
-        assert isinstance(span, WireSpan)
-        chosen[id(span.of)].append(span.raw)
-    request = RequestGlance()
+    chosen, request = bytes_by_owner(spans), RequestGlance()
     for group in groups:
         if parts := chosen.get(id(group.of)):
             request.groups.add(resource=group.resource).groups.add(scope=group.scope, parts=parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
@@ -28,6 +29,15 @@ def status_of(code: int, message: str | None) -> Status:
     if code == 2:
         return Status(StatusCode.ERROR, message or None)
     return OK if code == 1 else UNSET
+
+
+def bytes_by_owner(spans: Iterable[ReadableSpan]) -> dict[int, list[bytes]]:
+    """Return the bytes of received spans by the identity of whose they are, which all spans of a group share."""
+    found: dict[int, list[bytes]] = defaultdict(list)
+    for span in spans:
+        assert isinstance(span, ReceivedSpan)
+        found[id(span.of)].append(span.raw)
+    return found
 
 
 class ReceivedSpan(ReadableSpan):

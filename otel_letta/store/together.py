@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -37,20 +36,18 @@ class Together:
     def __init__(self, write: Callable[[Sequence[Waiting]], None]) -> None:
         self._write = write
         self._lock = threading.Lock()
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: list[Waiting] = []
         self._writer: ThreadPoolExecutor | None = None
-        self._due = False
 
     def append(self, kind: str, body: bytes) -> Future[int]:
         """Have a body written. The future has its id, or a StoreError."""
         mine = Waiting(kind, body)
         with self._lock:
-            self._waiting.append(mine)
-            if not self._due:
+            if not self._waiting:  # or else the thread has been told, and has not come for them yet
                 if self._writer is None:
                     self._writer = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-spool")
                 self._writer.submit(self._write_all)
-                self._due = True
+            self._waiting.append(mine)
         return mine.future
 
     def close(self) -> None:
@@ -62,11 +59,10 @@ class Together:
 
     def _write_all(self) -> None:
         with self._lock:
-            found, self._due = list(self._waiting), False
-            self._waiting.clear()
+            found, self._waiting = self._waiting, []
         try:
             self._write(found)
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: somebody waits for each of them
             for each in found:
                 each.future.set_exception(each.error or error)
             raise
