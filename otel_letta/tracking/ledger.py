@@ -312,7 +312,7 @@ class Ledger:
         """
         task.sequence += 1
         # An exporter's spans are reported when they come, and may have ended before: readers expect the reports' order.
-        task.reported_at = max(at // 1_000, task.reported_at)
+        task.reported_at = max(at, task.reported_at)
         duration = seconds_between(task.started, at) if task.started else None
         report = Draft()
         report.chat_id, report.message_id = task.chat_id, task.message_id
@@ -322,7 +322,7 @@ class Ledger:
         report.result = None if task.result is None else clean_block(task.result, self._content_cap)
         report.error = error
         report.sequence, report.run = task.sequence, task.run
-        report.timestamp = time_of(task.reported_at * 1_000)
+        report.timestamp = time_of(task.reported_at)
         report.started = time_of(task.started) if task.started else None
         report.duration = duration
         report.trace_id = None if task.key is None else trace_id_of(task.key[0])

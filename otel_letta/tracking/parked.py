@@ -100,8 +100,7 @@ def restored(report: ProgressReport) -> Task | None:
         task.chat = 0, 0, report.chat_id
     task.progress, task.has_progress = report.progress, report.progress > 0.0
     task.sequence, task.run = report.sequence, report.run
-    task.parked_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
-    task.reported_at = task.parked_at // 1_000
+    task.parked_at = task.reported_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
     task.end()
     return task
 

@@ -111,7 +111,7 @@ class Task:
         """Open spans that are the task's own, not steps."""
         self.sequence = 0
         self.reported_at = 0
-        """The latest time that a report of it bears, Unix microseconds: in nanoseconds it takes a third more room."""
+        """The latest time that a report of it bears, Unix nanoseconds."""
         self.ended_at: float | None = None
         """None while it is under way; infinity if nobody knows when it ended."""
 

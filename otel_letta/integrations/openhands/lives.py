@@ -84,8 +84,7 @@ class Lives:
         conversation.run = run = Run(report.task_id, _nanoseconds(report.started))
         run.progress, run.content = report.progress, report.content
         run.sequence, run.run = report.sequence, report.run
-        run.waits_since = _nanoseconds(report.timestamp)
-        run.reported_at = run.waits_since // 1_000
+        run.reported_at = run.waits_since = _nanoseconds(report.timestamp)
         run.halted, run.waits_for = True, Wait.ANSWER if report.content.endswith(_ANSWER) else Wait.CONFIRMATION
         self._to_check[plain_id(conversation.id)] = None
         self.open_tasks += 1
