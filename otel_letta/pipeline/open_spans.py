@@ -38,13 +38,13 @@ class OpenSpan(weakref.ref[ReadableSpan]):
     needs has a slot: a dictionary for two values takes 300 bytes.
     """
 
-    __slots__ = ("__dict__", "ended", "followed", "key", "over", "seen")
+    __slots__ = ("__dict__", "followed", "key", "over", "seen")
 
     key: SpanKey
-    over: bool
-    """Its end has come to a hook."""
-    ended: ReadableSpan | None
-    """The ended span, until the tracker has it."""
+    over: bool | ReadableSpan
+    """True once its end has come to a hook; the ended span itself until the tracker has that."""
+    missed: bool = False
+    """It was over before a hook could note that here. Apart from `over`, which a hook may set at the same time."""
     followed: bool
     """It is part of a task or of an agent's work: the tracker needs its changes and its end."""
     awaited: bool = False
@@ -67,18 +67,33 @@ class OpenSpan(weakref.ref[ReadableSpan]):
     @property
     def scope(self) -> str | None:
         """Its instrumentation scope; None if it is ignored, or cannot be read any more."""
-        span = self.ended or self()
+        span = self.span
         return None if span is None or self.ignored else name_of_scope(span.instrumentation_scope)
+
+    @property
+    def is_over(self) -> bool:
+        return self.over is not False or self.missed
+
+    @property
+    def ended(self) -> ReadableSpan | None:
+        """The ended span, until the tracker has it."""
+        over = self.over
+        return None if over is True or over is False else over
+
+    @property
+    def span(self) -> ReadableSpan | None:
+        """The span; None if it cannot be read any more."""
+        return self.ended or self()
 
     def read(self) -> Reading | None:
         """Read it as it is now; None if it cannot be read any more."""
-        span = self.ended or self()
+        span = self.span
         return None if span is None else Reading.of(span, self.opted)
 
     def await_end(self) -> bool:
         """Have its end brought to the tracker even if nothing makes it a task; False if it has ended already."""
         self.awaited = True  # before asking whether it is over, so that the one thread or the other notices
-        return not self.over or self.ended is not None
+        return not self.is_over or self.ended is not None
 
 
 class OpenSpans:
@@ -145,8 +160,7 @@ class OpenSpans:
         if entry is None and len(record) > 2:
             span = restore(record[2])
             entry = record[2] = _made(record, OpenSpan(span), span)
-            entry.over = True
-            entry.ended = span
+            entry.over = span
         return entry
 
     def observe_open(self, record: Record) -> OpenSpan | None:
@@ -161,7 +175,7 @@ class OpenSpans:
             self.prepare(record, span)
             entry = record[2]
             if type(entry) is OpenSpan and self.get(entry.key) is not record:
-                entry.over = True
+                entry.missed = True
         third = record[2] if len(record) > 2 else None
         return third if type(third) is OpenSpan else None
 
@@ -185,7 +199,7 @@ class OpenSpans:
             if entry is not None:
                 found.append(entry)
         entry = self.observe(top)
-        span = None if entry is None else entry.ended or entry()
+        span = None if entry is None else entry.span
         parent = None if span is None else span.parent
         return found, None if parent is None else (parent.trace_id, parent.span_id)
 
@@ -211,7 +225,6 @@ class OpenSpans:
 def _made(record: Record, entry: OpenSpan, span: ReadableSpan) -> OpenSpan:
     entry.key = key = span.context[:2]
     entry.over = entry.followed = False
-    entry.ended = None
     entry.seen = ()
     if record[1] is not None:
         parent = span.parent
@@ -237,7 +250,7 @@ def _is_plain_and_over(record: Record) -> bool:
     if len(record) < 3:
         return True
     entry = record[2]
-    return type(entry) is OpenSpan and entry.over and not entry.followed and entry.ended is None
+    return type(entry) is OpenSpan and entry.is_over and not entry.followed and entry.ended is None
 
 
 def _key(record: Record) -> SpanKey | None:

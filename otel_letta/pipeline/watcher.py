@@ -199,7 +199,7 @@ class Watcher:
                 return
             # Whether instrumentation is suppressed here does not matter: a destructor can end a span anywhere.
             if not entry.ignored:
-                entry.ended = span
+                entry.over = span
                 exception = _handled_at_end(span)
                 if exception is not None and id(exception) == entry.start_exception:
                     exception = None  # cleaning up inside ``except CancelledError`` is innocent
@@ -244,7 +244,7 @@ class Watcher:
         """Bring the start of a span."""
         entry, span = self._observed(record)
         # Of a span that has ended meanwhile, the call of its end is enough.
-        if entry is not None and span is not None and not entry.over and not entry.followed:
+        if entry is not None and span is not None and not entry.is_over and not entry.followed:
             self._read_ancestors(record)
             self._hand_over(record, entry, span, self._tracker.started)
         self._watch()
@@ -258,7 +258,7 @@ class Watcher:
         self._read_ancestors(record)
         above, outside = self.open.above(record)
         entry.followed = self._tracker.ended(Reading.of(span, entry.opted), above, outside, entry.inbound, aborted)
-        entry.ended = None
+        entry.over = True
         if entry.followed:
             record[1] = None  # the tracker needs nothing above it for those below
 
@@ -266,7 +266,7 @@ class Watcher:
         self._tracker.ended_plain(Reading.of(span, entry.opted), *self.open.above(record), aborted)
 
     def _merge_event(self, record: Record, entry: OpenSpan, attributes: dict[str, Any]) -> None:
-        span = entry.ended or entry()
+        span = entry.span
         if span is not None:
             self._read_ancestors(record)
             reading = Reading.of(span, entry.opted, attributes)
@@ -358,7 +358,7 @@ class Watcher:
             above = above[1]
         for above, entry in reversed(unread):
             # It may have ended meanwhile, and the call of that still be in the inbox.
-            span = entry.ended or entry()
+            span = entry.span
             if span is None or entry.ignored or (entry.opted is None and declares_nothing(attributes_in(span))):
                 continue
             if differs(_noted(span), entry.seen):

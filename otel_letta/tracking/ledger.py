@@ -316,7 +316,8 @@ class Ledger:
         duration = seconds_between(task.started, at) if task.started else None
         report = Draft()
         report.chat_id, report.message_id = task.chat_id, task.message_id
-        report.content, report.progress, report.status = clean_block(content, self._content_cap), task.progress, status
+        report.content, report.status = clean_block(content, self._content_cap), status
+        report.progress = task.progress or 0.0
         report.task_id, report.name = task.id, task.name if name is None else name
         report.agent_id = task.agent_id
         report.result = None if task.result is None else clean_block(task.result, self._content_cap)
@@ -380,7 +381,7 @@ class Ledger:
 
 def standing(task: Task) -> str:
     """Return the sentence that says how far a task is whose author left none."""
-    return wording.in_progress(task.progress if task.has_progress else None)
+    return wording.in_progress(task.progress)
 
 
 def seconds_between(start: int, end: int) -> float:

@@ -31,11 +31,7 @@ def merge(task: Task, declaration: Declaration, content: str | None, *, own: boo
         content: the content, if it is one that the span did not give before.
         own: the task's own span says it, not a step.
     """
-    changed = False
-    if declaration.progress is not None:
-        changed = not task.has_progress or declaration.progress > task.progress
-        task.has_progress = True
-        task.progress = max(task.progress, declaration.progress)  # it never goes backwards
+    changed = task.reach(declaration.progress)
     if content is not None:
         changed |= content != task.content
         task.content = content
@@ -76,8 +72,7 @@ def merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: 
     if facts.role in (TOOL, LLM):
         task.failed_steps += failed
     if facts.plan is not None:
-        task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
-        task.has_progress = True
+        task.reach(min(facts.plan, wording.ALMOST_DONE))
     if facts.role is TOOL and facts.name:
         task.content = wording.tool_used(facts.name, seconds_between(reading.start, reading.end or 0), reason)
     elif facts.role is AGENT and facts.name:

@@ -98,7 +98,7 @@ def restored(report: ProgressReport) -> Task | None:
     task.chat_id, task.message_id = report.chat_id, report.message_id
     if isinstance(task, InferredTask) and report.chat_id not in (None, report.trace_id):
         task.chat = 0, 0, report.chat_id
-    task.progress, task.has_progress = report.progress, report.progress > 0.0
+    task.progress = report.progress or None
     task.sequence, task.run = report.sequence, report.run
     task.parked_at = task.reported_at = 0 if report.timestamp is None else int(report.timestamp.timestamp() * 1e9)
     task.end()
@@ -114,8 +114,7 @@ def go_on(task: Task, parked: Task) -> None:
     task.given_id, task.key, task.run = parked.given_id or task.given_id, parked.key, parked.run
     task.sequence, task.reported_at = max(task.sequence, parked.sequence), parked.reported_at
     task.started = min(task.started, parked.started) if task.started and parked.started else parked.started
-    task.progress = max(task.progress, parked.progress)
-    task.has_progress = task.has_progress or parked.has_progress
+    task.reach(parked.progress)
     task.chat_id, task.message_id = task.chat_id or parked.chat_id, task.message_id or parked.message_id
     task.name = task.name or parked.name
     task.failed_steps += parked.failed_steps

@@ -122,8 +122,7 @@ class AgentRules:
         """Report what a span of a task that is held back no longer has to say. ``news``: where the task stands."""
         facts, node.held = facts or node.held, None
         if facts is not None and facts.plan is not None:
-            task.progress = max(task.progress, min(facts.plan, wording.ALMOST_DONE))
-            task.has_progress = True
+            task.reach(min(facts.plan, wording.ALMOST_DONE))
         if not task.begun and self._ledger.may_resume(task):
             self._ledger.resume(task, self._first_tool(trace, task))
             if not task.resumed and task.root is None and task.chat is None:
@@ -337,7 +336,7 @@ class AgentRules:
             self._report_step(task, wording.sub_agent(node.name, str(node.reason) if node.failed else None))
 
     def _report_step(self, task: InferredTask, text: str) -> None:
-        if not task.has_progress and task.tools:
+        if task.progress is None and task.tools:
             text = f"{text.rstrip('.')}; {wording.tools_used(task.tools)}"
         self.report(task, text)
 
@@ -380,9 +379,7 @@ def merge_declaration(task: InferredTask, declaration: Declaration, *, own: bool
     news = declaration.content is not None and declaration.content != task.content
     if declaration.content is not None:
         task.content = declaration.content
-    if declaration.progress is not None:
-        news |= declaration.progress > task.progress or not task.has_progress
-        task.progress, task.has_progress = max(task.progress, declaration.progress), True
+    news |= task.reach(declaration.progress)
     task.message_id = declaration.message_id or task.message_id
     if declaration.result is not None and (own or not task.has_own_result):
         task.result, task.has_own_result = declaration.result, own

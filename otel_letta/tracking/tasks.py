@@ -49,12 +49,10 @@ class Task:
 
     __slots__ = (
         "__dict__",
-        "agent_id",
         "chat_id",
         "content",
         "ended_at",
         "given_id",
-        "has_progress",
         "key",
         "message_id",
         "name",
@@ -67,6 +65,8 @@ class Task:
         "status",
     )
 
+    agent_id: str | None = None
+    """The agent that is to hear of it; None for the configured one."""
     root_content: str | None = None
     """The last content of the task's own spans."""
     result: str | None = None
@@ -92,7 +92,8 @@ class Task:
     def __init__(self, given_id: str | None, agent_id: str | None, key: SpanKey | None, started: int) -> None:
         self.given_id = given_id
         """The id that somebody gave; None for a task that goes by its span's."""
-        self.agent_id = agent_id
+        if agent_id is not None:
+            self.agent_id = agent_id
         self.key = key
         """The span that it is known by; None for a task that has no spans."""
         self.started = started
@@ -102,9 +103,8 @@ class Task:
         self.service: str | None = None
         self.content: str | None = None
         """The last content of any of its spans, a step included."""
-        self.progress = 0.0
-        self.has_progress = False
-        """Some span gave a number."""
+        self.progress: float | None = None
+        """None as long as no span gave a number."""
         self.status: TaskStatus | None = None
         """The status that its own spans gave."""
         self.owners = 0
@@ -118,6 +118,13 @@ class Task:
     @property
     def ended(self) -> bool:
         return self.ended_at is not None
+
+    def reach(self, progress: float | None) -> bool:
+        """Take over how far a span says it is; it never goes backwards. Return True if that is news."""
+        if progress is None or (self.progress is not None and progress <= self.progress):
+            return False
+        self.progress = progress
+        return True
 
     def end(self) -> None:
         """Note that it has ended, or goes on in another one if it does."""

@@ -73,11 +73,10 @@ class Live(_Driver):
     def on_end(self, span: ReadableSpan) -> None:
         record = self.open.records.pop(span.context.span_id)
         entry = self._entry(record)
-        entry.over = True
-        entry.ended = span  # it can be read as long as the tracker does not know of the end
+        entry.over = span  # it can be read as long as the tracker does not know of the end
         aborted = self.aborted(span)
         entry.followed = self.tracker.ended(Reading.of(span), *self.open.above(record), entry.inbound, aborted)
-        entry.ended = None
+        entry.over = True
 
     def look(self) -> None:
         """Read all open spans once, and notice lost ones."""
