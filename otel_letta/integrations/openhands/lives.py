@@ -82,7 +82,7 @@ class Lives:
         conversation.runs = int(number) if number.isdecimal() else None
         conversation.origin = Origin(report.chat_id, report.message_id, report.name)
         conversation.run = run = Run(report.task_id, _nanoseconds(report.started))
-        run.progress, run.content = report.progress, report.content
+        run.progress, run.content = report.progress or None, report.content
         run.sequence, run.run = report.sequence, report.run
         run.reported_at = run.waits_since = _nanoseconds(report.timestamp)
         run.halted, run.waits_for = True, Wait.ANSWER if report.content.endswith(_ANSWER) else Wait.CONFIRMATION

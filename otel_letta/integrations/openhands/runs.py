@@ -105,7 +105,7 @@ class Runs(Lives):
         if event.tool == FINISH and run.answer is not None and not conversation.end_is_given:
             self._complete(conversation)
         elif event.done is not None:
-            run.progress = max(run.progress, min(event.done / event.total, wording.ALMOST_DONE))
+            run.reach(min(event.done / event.total, wording.ALMOST_DONE))
             self._progress(conversation, f"{event.done} of {event.total} steps of the plan done")
 
     def _denied(self, conversation: Conversation, event: Event) -> None:

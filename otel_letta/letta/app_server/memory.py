@@ -25,7 +25,9 @@ from otel_letta.letta.transport import Block
 _logger = logging.getLogger(__name__)
 
 _LOOKS_AFTER_TURN = 0.5
-"""Seconds after a turn within which the server checks whether the agent's memory is committed."""
+"""Seconds after a turn within which the server checks whether the agent's memory is committed; on a busy machine, as
+many times as long as a commit takes there, for both are a git that it starts:"""
+_LOOKS_IN_COMMITS = 5.0
 _SOON = 3.0
 """Seconds to wait for the lock. A long turn must not keep the board from its readers."""
 _MARK = "otel_letta "
@@ -47,6 +49,7 @@ class Memory:
         self._lock = threading.Lock()
         """Held while a file is written, and during our turns."""
         self._turn_ended = -math.inf
+        self._commit_took = 0.0
 
     @contextmanager
     def during_turn(self) -> Iterator[None]:
@@ -117,8 +120,11 @@ class Memory:
         note = _MARK + json.dumps({"label": label, **metadata}, separators=(",", ":"), sort_keys=True)
         body = {"agent_id": agent_id, "path": path, "content": content, "commit_message": note}
         with self._held():
-            time.sleep(min(max(self._turn_ended + _LOOKS_AFTER_TURN - time.monotonic(), 0.0), _LOOKS_AFTER_TURN))
+            looks = min(max(_LOOKS_AFTER_TURN, _LOOKS_IN_COMMITS * self._commit_took), _SOON)
+            time.sleep(min(max(self._turn_ended + looks - time.monotonic(), 0.0), looks))
+            began = time.monotonic()
             answer = session.request("write_memory_file", body)
+            self._commit_took = time.monotonic() - began
         if answer.get("success") is True:
             return
         # A refused file stays behind, uncommitted, and the agent is asked with every turn to see to it (measured).

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from otel_letta import errors
+from otel_letta.letta.app_server import memory
 from otel_letta.letta.app_server.transport import AppServerTransport
 from otel_letta.letta.transport import Block
 from tests.support.scripted_app_server import ScriptedAppServer
@@ -59,6 +62,48 @@ def test_what_did_not_change_is_not_written(server: ScriptedAppServer, make: Mak
     before = len(writes(server))
     letta.write_block(block, " 50 %\n", {"otel_letta": {"closed": True}})
     assert len(writes(server)) == before
+
+
+class _Clock:
+    """A module `time` that only passes when somebody sleeps, or when the server takes its time."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("commit", "pause"), [(0.08, 0.5), (0.3, 1.5), (9.0, 3.0)])
+def test_a_board_is_written_when_the_server_has_looked_at_the_memory_as_slow_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, commit: float, pause: float
+) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(memory, "time", clock)
+
+    class Session:
+        def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+            if kind == "write_memory_file":
+                clock.now += commit
+                return {"success": True}
+            return {"success": True, "content": "---\ndescription: d\n---\nolder\n"}
+
+    files = memory.Memory()
+    board = Block("agent/task_progress", "task_progress", "", 5_000)
+    files.write(Session(), board, "at first", {})  # type: ignore[arg-type]
+    assert clock.slept == [0.0]
+    with files.during_turn():
+        pass
+    files.write(Session(), board, "after a turn", {})  # type: ignore[arg-type]
+    assert clock.slept[1:] == [pytest.approx(pause)]
+    clock.now += 60.0
+    files.write(Session(), board, "long after it", {})  # type: ignore[arg-type]
+    assert clock.slept[2:] == [0.0]
 
 
 def test_a_file_without_a_head_gets_one(server: ScriptedAppServer, make: Make) -> None:
