@@ -185,7 +185,8 @@ def test_the_items_of_a_plan_cannot_make_a_line_long(private_folder: Path) -> No
     assert json.loads(line)["event"]["tool_response"]["task_list"] == [{"status": s} for s in ("done", "", "", "")]
 
 
-def test_modules_of_the_workspace_do_not_take_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("searched", ["", ":/nowhere", "."])
+def test_modules_of_the_workspace_do_not_take_part(tmp_path: Path, searched: str) -> None:
     """The agent writes there: a json.py of its own ended the hook with 2, which denies it its tools."""
     workspace = tmp_path / "workspace"
     (workspace / "otel_letta").mkdir(parents=True)
@@ -200,7 +201,12 @@ def test_modules_of_the_workspace_do_not_take_part(tmp_path: Path) -> None:
     python, command = json.loads(asked.stdout)
     assert command[0] == python
     done = subprocess.run(
-        [*command, "--no-such-option"], cwd=workspace, stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        [*command, "--no-such-option"],
+        cwd=workspace,
+        env={**environment, "PYTHONPATH": searched},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
     )
     assert done.returncode == 0
     assert b"--no-such-option" in done.stderr
