@@ -65,10 +65,11 @@ def exchange(
         age: seconds since that attempt.
         on_turn_used: called after each request that may have cost the agent a turn, answered or not.
         between_hosts: the lane's lock between hosts, if there is one.
-        attempt: is kept up to date; afterwards its ``missing`` holds the otids that must stay and did not.
+        attempt: is kept up to date; afterwards its ``missing`` holds the otids that must stay and did not, and its
+            ``unsent`` those that did not hold any more when everything else was ready.
 
     Returns:
-        The server's answer; empty when everything had landed before.
+        The server's answer; empty when nothing was left to be sent.
 
     Raises:
         LettaError: with ``may_have_landed`` True when a later call should use ``check_landed_first``.
@@ -92,6 +93,9 @@ def exchange(
         if until.passed:
             # The caller was cancelled or shut down while it stood in the queue, and has no use for an answer now.
             raise LettaTimeoutError(f"Gave up before the report to {lane} was sent")
+        pending = attempt.holding(pending)
+        if not pending:
+            return {}
         answer = visit.post(pending)
         if queues:
             return answer

@@ -176,19 +176,17 @@ class LaneWorker(Worker):
 
     def _send(self, parcels: list[Parcel], until: Deadline) -> None:
         """Send; a request that is refused as bad is halved until the refused report stands alone."""
-        courier = self._courier
-        lane = self.mailbox.lane
-        known = parcels
+        courier, lane, known = self._courier, self.mailbox.lane, parcels
         parcels = courier.journal.posting([parcel for parcel in parcels if not parcel.withdrawn])
-        if len(parcels) < len(known):
-            with self._lock:  # another process of the outbox delivers the others, or they do not hold any more
-                self._remove_from_flight([parcel for parcel in known if parcel not in parcels])
-            if not parcels:
-                return
+        # Another process of the outbox delivers the others, or they do not hold any more.
+        self._remove_from_flight([parcel for parcel in known if parcel not in parcels])
+        if not parcels:
+            return
         now = self._clock()
         with self._lock:
             attempt = self.attempt = Attempt(partial(courier.answers.take_request, courier.transport, lane, parcels))
             attempt.otids = frozenset(parcel.otid for parcel in parcels)
+            attempt.withdrawn = lambda: {parcel.otid for parcel in parcels if parcel.withdrawn and not parcel.is_end}
         for parcel in parcels:
             parcel.sent_at = now if parcel.sent_at is None else parcel.sent_at
         try:
@@ -219,9 +217,11 @@ class LaneWorker(Worker):
                 return
             self._refused(parcels[0], error)
             return
+        self._remove_from_flight([parcel for parcel in parcels if parcel.otid in attempt.unsent])
+        there = [parcel for parcel in parcels if parcel.otid not in attempt.missing | attempt.unsent]
+        if there:
+            self._delivered(there, until)
         missing = [parcel for parcel in parcels if parcel.otid in attempt.missing]
-        if len(missing) < len(parcels):
-            self._delivered([parcel for parcel in parcels if parcel.otid not in attempt.missing], until)
         if missing:
             self._unsettled(missing, seen=not attempt.unsure)
 
@@ -273,7 +273,8 @@ class LaneWorker(Worker):
         courier.answers.take(courier.transport, lane, parcels, self.attempt, until, self._age(parcels))
 
     def _remove_from_flight(self, parcels: list[Parcel]) -> None:
-        self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
+        with self._lock:
+            self.in_flight = [parcel for parcel in self.in_flight if parcel not in parcels]
 
     def _refused(self, parcel: Parcel, error: LettaError) -> None:
         if not parcel.refusals:

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from otel_letta.delivery.runs import contention, is_worth_waiting_for, outages, waited_out
@@ -56,6 +56,10 @@ class Attempt:
         """Otids of messages that were answered, but that the agent did not have when its context was last seen."""
         self.otids: frozenset[str] = frozenset()
         """What it is to send."""
+        self.withdrawn: Callable[[], Collection[str]] = frozenset
+        """Returns the otids of what does not hold any more; asked after each wait for the agent, which may be long."""
+        self.unsent: frozenset[str] = frozenset()
+        """Otids of messages that were not sent for that reason."""
         self._on_request = on_request
         self.answers: dict[str, dict[str, Any]] = {}
         """What the server answered to each message, by otid. Of one that was erased and sent again, the last."""
@@ -71,6 +75,12 @@ class Attempt:
         if request.answer is not None:
             self.answers.update(dict.fromkeys(request.otids, request.answer))
         self._on_request(request)
+
+    def holding(self, messages: Sequence[Message]) -> list[Message]:
+        """Return those of the messages that still hold; the others are not sent."""
+        withdrawn = self.withdrawn()
+        self.unsent = frozenset(message.otid for message in messages if message.otid in withdrawn)
+        return [message for message in messages if message.otid not in withdrawn]
 
     def wait_for(self, what: str) -> None:
         """Note what it waits for now, for people."""
@@ -260,7 +270,8 @@ class Visit:
         while wanted:
             if not self._was_alone():
                 self.wait_until_idle(insist=True, since=answered)
-            erased = self._erased(wanted)
+            withdrawn = attempt.withdrawn()
+            erased = [message for message in self._erased(wanted) if message.otid not in withdrawn]
             attempt.missing = frozenset(message.otid for message in erased)
             if erased:
                 contention.note(self._lane)

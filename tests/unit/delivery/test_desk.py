@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from otel_letta.delivery.desk import Desk
 from otel_letta.delivery.lane import LaneWorker
 from otel_letta.delivery.parcel import Parcel
 from otel_letta.delivery.stats import Stats
-from otel_letta.letta.transport import Lane, Message
+from otel_letta.letta.transport import Lane, Message, Run
 from otel_letta.report import ProgressReport
 from otel_letta.runtime.deadline import Deadline
 from tests.support.fake_transport import WithBlocks, end, progress, settings
@@ -283,6 +284,43 @@ def test_that_a_task_waits_is_not_told_if_it_goes_on_right_before_the_request(
     assert until(lambda: desk._stats.snapshot()["reports"] == 2, 60.0)
     assert desk.flush(soon())
     assert sent(letta) == []
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_that_a_task_waits_is_not_told_if_it_goes_on_while_the_agent_is_busy(
+    make: Callable[..., Desk], letta: WithBlocks, others: int
+) -> None:
+    letta.runs = [Run(f"run-{uuid.uuid4()}", 0.0)]
+    desk = make("auto")
+    with desk._crew.lock:  # they go out together
+        for name in ["a", "b"][: 1 + others]:
+            desk.put(progress(name, 0.3, "which?", waiting=True))
+    assert until(lambda: letta.calls.count("active_runs") >= 2, 60.0)
+    desk.put(progress("a", 0.4, "goes on"))
+    letta.runs = []
+    assert desk.flush(soon())
+    assert ['task="b"' in told for told in sent(letta)] == [True] * others, sent(letta)
+    (lane,) = desk.stats()["lanes"].values()
+    assert (lane["waiting"], lane["in_flight"], lane["last_error"]) == (0, 0, None)
+    desk.put(end("a"))
+    assert desk.flush(soon())
+    assert 'status="completed"' in sent(letta)[-1]
+
+
+def test_that_a_task_waits_is_not_told_again_if_it_goes_on_before_that_is_seen_to_be_erased(
+    make: Callable[..., Desk], letta: WithBlocks
+) -> None:
+    desk = make("auto")
+
+    def erases_it(lane: Lane, messages: Sequence[Message]) -> None:
+        letta.forgotten.update(message.otid for message in messages)
+        desk.put(progress("a", 0.4, "goes on"))
+
+    letta.on_send = erases_it
+    desk.put(progress("a", 0.3, "which?", waiting=True))
+    letta.wait_for_requests(1)
+    assert desk.flush(soon())
+    assert len(letta.requests) == 1
 
 
 CONVERSATION = "conv-11111111-1111-4111-8111-111111111111"
