@@ -304,8 +304,14 @@ def test_after_the_time_the_task_goes_on_without(program: Program, ask: Ask) -> 
     assert (end["status"], end["content"].startswith("Task completed in")) == ("completed", True)
 
 
-async def give_up_once_asked(program: Program, t: Any, question: str) -> None:
-    """Ask, and wait no longer once the agent's turn has begun."""
+async def give_up_once_asked(program: Program, t: Any, question: str, answer: str) -> None:
+    """Ask, and wait no longer once the agent's turn has begun that is to end with this answer.
+
+    Nothing else is on its way before that: an earlier question may be asked once more while the answer to it comes, and
+    the turn about it would be taken for this one's, and would take its answer.
+    """
+    assert program.processor.force_flush(30_000)
+    program.letta.answer_next(answer)
     turns = program.letta.turns
     with program.letta.hold(program.agent):
         asking = asyncio.create_task(await_instruction(t, PATIENCE, question=question))
@@ -319,13 +325,11 @@ async def give_up_once_asked(program: Program, t: Any, question: str) -> None:
 @both
 def test_what_came_too_late_answers_the_same_question_and_no_other(program: Program, ask: Ask) -> None:
     with program.task(task_id="t-1") as t:
-        program.letta.answer_next(block("late"))
-        asyncio.run(give_up_once_asked(program, t, "which?"))
+        asyncio.run(give_up_once_asked(program, t, "which?", block("late")))
         found = ask(t, PATIENCE, question="which?")
         assert found is not None
         assert found.text == "late"
-        program.letta.answer_next(block("late again"))
-        asyncio.run(give_up_once_asked(program, t, "the third?"))
+        asyncio.run(give_up_once_asked(program, t, "the third?", block("late again")))
         program.letta.answer_next(block("the fourth"))
         found = ask(t, PATIENCE, question="the fourth?")
         assert found is not None
@@ -336,8 +340,7 @@ def test_what_came_too_late_answers_the_same_question_and_no_other(program: Prog
 def test_what_is_known_already_is_not_asked(program: Program, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[Any] = []
     with program.task(task_id="t-1") as t:
-        program.letta.answer_next(block("late"))
-        asyncio.run(give_up_once_asked(program, t, "which?"))
+        asyncio.run(give_up_once_asked(program, t, "which?", block("late")))
         assert program.processor.force_flush(30_000)  # the answer is there
         monkeypatch.setattr(waiting.wake, "changed", changes.append)
         found = ask(t, PATIENCE, question="which?")
