@@ -229,7 +229,7 @@ class _Reported:
             self._pipeline.complain("a look for a lost answer", error)
             return
         if found is not None and expected.is_question(found[0]):
-            expected.put(each for each in found[1].instructions if expected.is_meant_by(each))
+            expected.put([each for each in found[1].instructions if expected.is_meant_by(each)], found[0])
 
     def leave(self, expected: Expected) -> None:
         self._pipeline.instructions.leave(expected)

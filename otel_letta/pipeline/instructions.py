@@ -55,7 +55,9 @@ class Expected:
         self._kept: deque[Instruction] = deque(maxlen=_MOST_KEPT)
         self._read: deque[Answer] = deque(maxlen=50)
         self._fetched: deque[Instruction] = deque(maxlen=_MOST_KEPT)
-        """What was put: it may come in an answer as well."""
+        """What was put for a report whose answer may bring it as well."""
+        self._fetched_for: Standing = after
+        """That report: what answers a later one is said anew, even in the same words."""
         self._answered = False
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
@@ -126,6 +128,8 @@ class Expected:
             brought = report is not None and self.is_question(report)
             if report is not None and brought:
                 self._after, self._agent_id, self._answered = (report.run, report.sequence), answer.agent_id, True
+                if self._after > self._fetched_for:
+                    self._fetched.clear()
             if answer.agent_id != self._agent_id or (self.first_answer and not brought):
                 return False
             if not any(answer is each for each in self._read):
@@ -134,12 +138,18 @@ class Expected:
             self._notify()
             return True
 
-    def put(self, instructions: Iterable[Instruction]) -> None:
-        """Take what came for this task in another way, where somebody has seen to it that it answers the question."""
+    def put(self, instructions: Iterable[Instruction], report: ProgressReport | None = None) -> None:
+        """Take what came for this task in another way, where somebody has seen to it that it answers the question.
+
+        Args:
+            report: the one that brought the question, if the answer to it may still come.
+        """
         with self._changed:
             found = list(instructions)
             self._kept.extend(found)
-            self._fetched.extend(found)
+            if report is not None:
+                self._fetched_for = report.run, report.sequence
+                self._fetched.extend(found)
             self._notify()
 
     def _is_new(self, instruction: Instruction) -> bool:

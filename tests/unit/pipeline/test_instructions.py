@@ -70,11 +70,23 @@ def test_an_instruction_in_the_answer_to_the_question_is_given_once(instructions
 def test_one_that_was_looked_up_and_then_comes_in_its_answer_is_given_once(instructions: Instructions) -> None:
     expected = expect(instructions)
     said = answer("the second")
-    expected.put(said.instructions)
+    expected.put(said.instructions, asks(4))
     instructions.given(asks(4), answer("the second"))
     assert [now(expected), now(expected)] == ["the second", None]
     instructions.given(asks(5), answer("the second"))  # the agent says it again
     assert now(expected) == "the second"
+
+
+@pytest.mark.parametrize("question", ["which?", "and then?"])
+def test_one_that_was_looked_up_and_never_comes_takes_nothing_from_a_later_answer(
+    instructions: Instructions, question: str
+) -> None:
+    expected = expect(instructions)
+    expected.put(answer("go on").instructions, asks(4))
+    assert now(expected) == "go on"
+    assert expect(instructions, question, after=5) is expected
+    instructions.given(asks(6), answer("go on"))
+    assert [now(expected), now(expected)] == ["go on", None]
 
 
 def test_several_are_given_in_order(instructions: Instructions) -> None:
