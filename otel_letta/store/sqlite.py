@@ -101,15 +101,16 @@ class Database:
                 # A file that was never used as an outbox is left as it is, whatever is in it.
                 ours = self.locks.is_dir()
                 try:
-                    self._connect()
-                except sqlite3.DatabaseError as error:
-                    self.close()
-                    if not _is_corrupt(error):
-                        raise
-                    if not ours:
-                        raise StoreError(f"{self.path} is no outbox: name another file") from error
-                    self._move_aside()
-                    self._connect()
+                    try:
+                        self._connect()
+                    except sqlite3.DatabaseError as error:
+                        self.close()
+                        if not _is_corrupt(error):
+                            raise
+                        if not ours:
+                            raise StoreError(f"{self.path} is no outbox: name another file") from error
+                        self._move_aside()
+                        self._connect()
                 except BaseException:
                     self.close()
                     raise

@@ -109,10 +109,10 @@ class TestTheFile:
             "outbox.db.locks": 0o700,
         }
 
-    def test_loses_a_mode_that_is_too_wide(self, path: Path) -> None:
-        open_store(str(path)).open()
+    def test_loses_a_mode_that_is_too_wide(self, path: Path, another: Another) -> None:
+        another()
         path.chmod(0o644)
-        open_store(str(path)).open()
+        another()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     def test_that_is_broken_is_moved_aside_and_kept(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -127,6 +127,21 @@ class TestTheFile:
         assert aside.read_bytes() == b"garbage" * 1_000
         assert "moved to" in caplog.text
         made.close()
+
+    def test_that_is_broken_and_cannot_be_made_anew_is_not_open(self, store: Store, path: Path) -> None:
+        store.close()
+        path.write_bytes(b"garbage" * 1_000)
+
+        def full(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sqlite_files.Database, "_create", full)
+            with pytest.raises(StoreError):
+                store.open()
+        store.open()
+        store.apply(Changes(entries=[an_end("a")]))
+        assert bodies(store) == ["a"]
 
     def test_of_another_program_is_left_alone(self, path: Path) -> None:
         other = sqlite3.connect(path)
