@@ -48,12 +48,15 @@ def nothing_recognised() -> Iterator[None]:
         flavour._known.clear()
     if runs is not None:
         runs.contention._seen.clear()
+        runs.outages._began.clear()
+        runs.outages._going_on.clear()
+        runs.waited_out._ids.clear()
 
 
 @pytest.fixture(autouse=True)
 def no_database_is_left_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Python 3.13 warns of a database that is collected before it was closed, and a warning fails a test. It shall be the
-    one that left it open, not whichever happens to run when the garbage collector does."""
+    """Python 3.13 warns of a database that is collected before it was closed, and a warning fails a test: so that it is
+    the test which left it open, and not whichever happens to run when the garbage collector does."""
     connect, made = sqlite3.connect, []
 
     def noted(*arguments: Any, **options: Any) -> sqlite3.Connection:

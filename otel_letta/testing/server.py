@@ -382,7 +382,7 @@ class InMemoryLetta:
         """
         return reports_in(message.content for message in self.messages(agent_id) if message.role == "user")
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> bool:
+    def wait_for(self, predicate: Callable[[], bool], timeout: float = 30.0) -> bool:
         """Wait until the predicate holds, for ``timeout`` seconds at most; returns whether it does.
 
         It is asked again after each change on the server, so it should be about what the server knows. It runs
@@ -391,7 +391,7 @@ class InMemoryLetta:
         with self._world.changed:
             return self._world.changed.wait_for(predicate, timeout)
 
-    def wait_for_messages(self, agent_id: str, n: int, timeout: float = 5.0) -> list[ReceivedMessage]:
+    def wait_for_messages(self, agent_id: str, n: int, timeout: float = 30.0) -> list[ReceivedMessage]:
         """Wait until at least ``n`` messages are stored and return them all; TimeoutError after ``timeout`` seconds."""
         if not self.wait_for(lambda: len(self.messages(agent_id)) >= n, timeout):
             raise TimeoutError(f"{len(self.messages(agent_id))} of {n} messages arrived within {timeout:g} s")

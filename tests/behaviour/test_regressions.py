@@ -156,10 +156,10 @@ def test_a_start_that_waits_in_another_conversation_is_not_told_after_the_end(le
         other = tracer.start_span("other", attributes={"letta.chat.id": "z"})
         letta.wait_for(lambda: letta.in_flight(agent) == 1)
         span = tracer.start_span("Job", attributes={"letta.task.name": "Job"})
-        assert until(lambda: processor.stats()["open_tasks"] == 2, 10)  # its start is read, and waits for the held lane
+        assert until(lambda: processor.stats()["open_tasks"] == 2, 60)  # its start is read, and waits for the held lane
         span.set_attribute("letta.chat.id", conversation)
         span.end()
-        assert until(lambda: processor.stats()["open_tasks"] == 1, 10)
+        assert until(lambda: processor.stats()["open_tasks"] == 1, 60)
     other.end()
     assert processor.force_flush(60_000)
     provider.shutdown()

@@ -76,7 +76,7 @@ class FakeTransport:
         with self.changed:
             return [[message.content for message in messages] for _, messages in self.delivered]
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> None:
+    def wait_for(self, predicate: Callable[[], bool], timeout: float = 60.0) -> None:
         with self.changed:
             assert self.changed.wait_for(predicate, timeout), f"did not happen; calls: {self.calls}"
 

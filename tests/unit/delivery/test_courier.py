@@ -72,7 +72,7 @@ def until(gate: threading.Event) -> Callable[[Lane, object], None]:
     """An agent whose turns last until the test opens the gate."""
 
     def turn(lane: Lane, messages: object) -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
 
     return turn
 
@@ -91,7 +91,7 @@ def under_way(letta: FakeTransport, courier: Courier, report: ProgressReport) ->
 def finished(courier: Courier) -> None:
     """Nothing is in flight."""
     with courier.lock:
-        assert courier.crew.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 5)
+        assert courier.crew.settled.wait_for(lambda: not any(w.busy for w in courier._lanes.values()), 60)
 
 
 def contents(letta: FakeTransport) -> list[list[str]]:
@@ -763,7 +763,7 @@ def test_an_unknown_conversation_s_reports_go_to_the_agent_s_default_one(
     gate = threading.Event()
 
     def refuse(lane: Lane, messages: object) -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
         if lane.conversation_id:
             raise errors.LettaConversationNotFoundError(status=404)
 
@@ -789,7 +789,7 @@ def test_a_count_of_lost_ends_survives_the_move_to_the_default_conversation(lett
     gate = threading.Event()
 
     def refuse(lane: Lane, messages: object) -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
         if lane.conversation_id:
             raise errors.LettaConversationNotFoundError(status=404)
 

@@ -165,7 +165,7 @@ def test_flush_ends_when_its_caller_gives_up(letta: WithBlocks, make: Callable[.
     gate = threading.Event()
 
     def turn(lane: Lane, messages: Sequence[Message]) -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
 
     letta.on_send = turn
     desk.put(end("a"))
@@ -224,7 +224,7 @@ def test_no_thread_outlives_a_closed_desk(letta: WithBlocks, make: Callable[...,
     desk.put(end("b"))
     assert desk.close(soon())
     with desk._crew.lock:
-        assert desk._crew.settled.wait_for(lambda: not any(w.has_thread for w in desk._workers()), 5)
+        assert desk._crew.settled.wait_for(lambda: not any(w.has_thread for w in desk._workers()), 60)
 
 
 @pytest.mark.parametrize(

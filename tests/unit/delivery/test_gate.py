@@ -194,11 +194,11 @@ def test_other_lanes_flow_meanwhile(letta: FakeTransport, lane: Lane) -> None:
     def wait_in_slow_lane(where: Lane, _: object) -> None:
         if where == slow:
             inside.set()
-            assert finish.wait(10)
+            assert finish.wait(60)
 
     letta.on_send = wait_in_slow_lane
     with running(lambda: send(letta, slow)):
-        assert inside.wait(5)
+        assert inside.wait(60)
         send(letta, Lane(lane.server, lane.agent_id + "-other"))
         send(letta, Lane(lane.server, lane.agent_id, "conv-1"))
         assert [where for where, _ in letta.delivered] != [] and slow not in [where for where, _ in letta.delivered]
@@ -533,10 +533,10 @@ inside, leave = threading.Event(), threading.Event()
 def work():
     with hold(lane, Deadline(), 5):
         inside.set()
-        leave.wait(10)
+        leave.wait(60)
 thread = threading.Thread(target=work)
 thread.start()
-inside.wait(5)
+inside.wait(60)
 child = os.fork()
 if child == 0:
     # The thread that holds the lane does not exist here, but the parent's file lock does: wait for it.

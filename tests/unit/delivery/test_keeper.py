@@ -60,7 +60,7 @@ class Keeper(BoardKeeper):
     def wait(self) -> None:
         """Until nothing is unwritten."""
         with self._lock:
-            assert self.settled.wait_for(lambda: not self.has_pending(0) and not self.busy, 5), "still unwritten"
+            assert self.settled.wait_for(lambda: not self.has_pending(0) and not self.busy, 60), "still unwritten"
 
     def look(self) -> None:
         """Let it see that the clock moved."""
@@ -70,7 +70,7 @@ class Keeper(BoardKeeper):
     def idle(self) -> None:
         """Until it has nothing to do just now."""
         with self._lock:
-            assert self.settled.wait_for(lambda: not self.busy and self._next_job(self.clock())[0] is None, 5)
+            assert self.settled.wait_for(lambda: not self.busy and self._next_job(self.clock())[0] is None, 60)
 
     @property
     def writes(self) -> int:
@@ -514,7 +514,7 @@ def test_a_server_without_blocks_hands_the_open_tasks_back(
     keeper = keep()
     keeper.report(progress("a", 0.1), end("b"))
     with keeper._lock:
-        assert keeper.settled.wait_for(lambda: keeper.unsupported and not keeper.busy, 5)
+        assert keeper.settled.wait_for(lambda: keeper.unsupported and not keeper.busy, 60)
     (reports,) = keeper.handed_back
     assert [report.task_id for report in reports] == ["a"]
     assert "sent as messages instead" in caplog.text
@@ -527,7 +527,7 @@ def test_board_mode_on_such_a_server_says_that_nothing_is_reported(
     keeper = keep(delivery="board")
     keeper.report(progress("a", 0.1))
     with keeper._lock:
-        assert keeper.settled.wait_for(lambda: keeper.unsupported and not keeper.busy, 5)
+        assert keeper.settled.wait_for(lambda: keeper.unsupported and not keeper.busy, 60)
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert "nothing is reported" in line and "OTEL_LETTA_DELIVERY=messages" in line
 

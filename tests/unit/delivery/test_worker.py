@@ -82,7 +82,7 @@ def test_jobs_are_done_one_after_another_on_a_thread_of_their_own(crew: Crew, wo
 def test_a_thread_without_work_ends(crew: Crew, worker: Doing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otel_letta.delivery.worker._IDLE_SECONDS", 0.01)
     worker.give(lambda until: None)
-    assert worker.idle.wait(20)
+    assert worker.idle.wait(60)
     worker.give(lambda until: None)  # and another one begins
     assert flush(crew, worker)
 
@@ -92,14 +92,14 @@ def test_a_stopped_one_leaves_the_rest_undone(crew: Crew, worker: Doing) -> None
 
     def job(until: Deadline) -> None:
         inside.set()
-        assert leave.wait(20)
+        assert leave.wait(60)
 
     worker.give(job, lambda until: None)
-    assert inside.wait(20)
+    assert inside.wait(60)
     with crew.lock:
         worker.stop()
     leave.set()
-    assert worker.idle.wait(20)
+    assert worker.idle.wait(60)
     assert len(worker.jobs) == 1
 
 
@@ -122,11 +122,11 @@ def test_jobs_have_no_limit_of_time_until_the_crew_is_dismissed(crew: Crew, work
 
     def job(until: Deadline) -> None:
         inside.set()
-        assert until.wait(20)  # woken by the dismissal
+        assert until.wait(60)  # woken by the dismissal
         seen.append((until.at, until.cancelled))
 
     worker.give(job)
-    assert inside.wait(20)
+    assert inside.wait(60)
     crew.dismiss()
     assert flush(crew, worker)
     assert seen == [(float("inf"), True)]
@@ -142,7 +142,7 @@ def test_a_flush_without_workers_has_nothing_to_wait_for(crew: Crew) -> None:
 @pytest.mark.parametrize("until", [Deadline.after(0.0), Deadline(cancelled=lambda: True)], ids=["passed", "cancelled"])
 def test_a_flush_gives_up_at_its_deadline(crew: Crew, worker: Doing, until: Deadline) -> None:
     leave = threading.Event()
-    worker.give(lambda until: leave.wait(20) and None)
+    worker.give(lambda until: leave.wait(60) and None)
     assert not flush(crew, worker, until=until)
     leave.set()
     assert flush(crew, worker)

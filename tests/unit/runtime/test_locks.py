@@ -295,7 +295,7 @@ def test_threads_get_a_lock_in_the_order_in_which_they_came() -> None:
         until(lambda place=place: len(lock._queue) == place)  # type: ignore[misc]
     lock.release()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert order == list(range(8))
 
 
@@ -320,7 +320,7 @@ def test_a_thread_in_a_tight_loop_does_not_overtake_a_waiting_one() -> None:
         lock.release()
     seen = " ".join(turns)
     stop.set()
-    thread.join(20)
+    thread.join(60)
     assert "loop loop" not in seen
     assert seen.count("waited") == 20
 

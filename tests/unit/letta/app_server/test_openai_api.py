@@ -129,7 +129,7 @@ def test_the_first_request_goes_alone(letta: AppServerHttpTransport, chat: respx
     chat.side_effect = turn
 
     def work(number: int) -> None:
-        started.wait(5.0)
+        started.wait(60)
         messages = [Message(f"n{number}", f"o{number}")]
         exchange(letta, letta.lane(None, None), messages, until=Deadline(), patience=10, busy_patience=1)
 
@@ -137,7 +137,7 @@ def test_the_first_request_goes_alone(letta: AppServerHttpTransport, chat: respx
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10.0)
+        thread.join(60.0)
     assert together == [1, 1, 1, 1]
 
 
