@@ -29,6 +29,8 @@ from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import PLACES, Feed
 from otel_letta.serve.instructions import Instructions
 from otel_letta.serve.metrics import Metrics
+from otel_letta.serve.over import KIND as OVER
+from otel_letta.serve.over import Over
 from otel_letta.serve.spool import MemorySpool
 from otel_letta.serve.tasks import TaskList
 from otel_letta.serve.told import KEPT_FOR, KIND, Told
@@ -99,8 +101,7 @@ class Intake:
         """What agents have asked these tasks to do."""
         handle.pipeline.gate = self._pass_on
         handle.pipeline.desk.elsewhere = True
-        keep_places = functools.partial(spool.append, PLACES) if self.durable else None
-        self.feed = handle.add_source(Feed(handle.pipeline, self._settle, keep_places=keep_places))
+        self.feed = handle.add_source(Feed(handle.pipeline, self._settle, keep=spool.append if self.durable else None))
         self._noting = False
         self.route: Route | None = None
         """Says which bodies are for another process."""
@@ -216,6 +217,7 @@ class Intake:
             self._expect_ends()
         bodies: list[int] = []
         places: list[int] = []
+        over = Over()
         after = 0 if only is None else min(only, default=0) - 1
         while items := self.spool.unsettled(after):
             after = items[-1].id
@@ -226,6 +228,8 @@ class Intake:
                     if item.kind == PLACES:
                         self.feed.restore_places(item.body)
                         places.append(item.id)
+                    elif item.kind == OVER:
+                        over.restore(item.body, item.id)
                     elif not self._restore(item):
                         bodies.append(item.id)
                 except (ValueError, TypeError):
@@ -246,9 +250,10 @@ class Intake:
                 self._leave_out(item)
                 continue
             self._note(hash(item.body))
-            while not self.feed.take(batch, item.id, len(body)):
+            while not self.feed.take(batch, item.id, len(body), over.of(item.id)):
                 batch = read(self.feed.gate)  # a trace has come to matter meanwhile
             self.feed.work_off()
+        over.hand_over(self.feed.settle_with)
         self._settle(places)  # they are in the spool again, if anything below them was
         return len(bodies)
 
@@ -327,7 +332,8 @@ class Intake:
     # -- settling ------------------------------------------------------------------------------------------------------
 
     def _settle(self, ids: Sequence[int]) -> None:
-        self._settler.submit(self._settle_now, ids)
+        with contextlib.suppress(RuntimeError):  # it stops; the next start settles them
+            self._settler.submit(self._settle_now, ids)
 
     def _note_ends(self) -> None:
         if not self._noting:  # one job takes all that have come until it begins
