@@ -90,6 +90,8 @@ class Intake:
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
         self._ends: deque[tuple[int, float]] = deque()
         """Ids of the ends in the spool, and when they were noted, the oldest first; the settler's."""
+        self._unsettled: list[int] = []
+        """What is to be forgotten, and was not yet; the settler's."""
         self._packer = _Packer()
         self.spool = spool
         self.durable = not isinstance(spool, MemorySpool)
@@ -342,23 +344,23 @@ class Intake:
 
     def _settle_now(self, ids: Sequence[int]) -> None:
         """Forget bodies, after what came of them is safe: first the reports, then that they were made."""
+        self._unsettled += ids
         try:
             if self.durable:
                 self._noting = False
-                fresh = self.told.take_fresh()
                 outbox = self._handle.pipeline.desk.outbox
                 if outbox is not None:
                     outbox.save()
                 now = time.time()
-                if fresh:
-                    self._ends.append((self.spool.append(KIND, fresh).result(), now))
-                old = []
+                with self.told.fresh() as fresh:
+                    if fresh:
+                        self._ends.append((self.spool.append(KIND, fresh).result(), now))
                 while self._ends and self._ends[0][1] < now - KEPT_FOR:
-                    old.append(self._ends.popleft()[0])
-                ids = [*ids, *old]
-            if ids:
-                self.spool.settle(ids)
-        except StoreError as error:
+                    self._unsettled.append(self._ends.popleft()[0])
+            if self._unsettled:
+                self.spool.settle(self._unsettled)
+                self._unsettled = []
+        except StoreError as error:  # the next time is another chance
             self._errors.log(logging.WARNING, "settle", "the spool cannot be cleaned at the moment: %s", error)
 
     # -- what came before ----------------------------------------------------------------------------------------------

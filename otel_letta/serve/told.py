@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from otel_letta.report import ProgressReport
@@ -28,7 +29,7 @@ class Told:
     known again by the time that it speaks of, and what comes before an end by the start of its task.
 
     Args:
-        on_end: called after an end was passed on, to come for it with `take_fresh`; None if nobody keeps them.
+        on_end: called after an end was passed on, to come for it with `fresh`; None if nobody keeps them.
     """
 
     def __init__(self, on_end: Callable[[], None] | None = None) -> None:
@@ -61,11 +62,18 @@ class Told:
         if self._on_end is not None:
             self._on_end()
 
-    def take_fresh(self) -> bytes:
-        """Take out the ends that were noted since the last time, to be kept; empty for none."""
+    @contextlib.contextmanager
+    def fresh(self) -> Iterator[bytes]:
+        """Take out the ends that were noted since the last time, to be kept; empty for none. If that fails, they are
+        there the next time."""
         with self._lock:
             fresh, self._fresh = self._fresh, []
-        return "\n".join(json.dumps([*key, at]) for key, at in fresh).encode()
+        try:
+            yield "\n".join(json.dumps([*key, at]) for key, at in fresh).encode()
+        except BaseException:
+            with self._lock:
+                self._fresh = fresh + self._fresh
+            raise
 
     def expect(self, report: ProgressReport, default_agent: str) -> None:
         """Note an end that is on its way to its agent already, though nothing of it was kept here."""

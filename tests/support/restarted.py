@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from otel_letta.serve.intake import Intake
 from otel_letta.serve.metrics import Metrics
 from otel_letta.settings import Settings
 from otel_letta.store.choose import open_spool
+from otel_letta.store.model import StoreError
 from tests.support.fake_transport import FakeTransport
 from tests.support.waiting import until
 
@@ -28,6 +30,7 @@ class Receiver:
     def __init__(self, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = START + 60 * SECOND
         self.reports: list[ProgressReport] = []
+        self.disk_fails = False
         self._path = spool
         monkeypatch.setattr(time, "time_ns", lambda: self.now)
         self._start()
@@ -40,10 +43,17 @@ class Receiver:
         self._pipeline.desk.put = self.reports.append  # type: ignore[method-assign]
         self._spool = open_spool(str(self._path), fsync=False)
         self._spool.open()
+        database = self._spool._database  # type: ignore[attr-defined]
+        self._write, database.write = database.write, self._write_or_fail
         self._intake = Intake(handle, self._spool, Metrics(dict))
         self._intake.feed._now = self._intake.feed.live._now = lambda: self.now
         self._intake.replay()
         self._settle()
+
+    def _write_or_fail(self, *args: Any, **more: Any) -> Any:
+        if self.disk_fails:
+            raise StoreError("no space left")
+        return self._write(*args, **more)
 
     def take(self, body: bytes, signal: str = "traces") -> None:
         self._intake.take_here(signal, True, body)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from otel_letta.serve import over
+from otel_letta.serve.answers import Refusal
 from otel_letta.serve.over import Gone, Over
 from otel_letta.serve.spool import OwnSpool
 from otel_letta.store.choose import open_spool
@@ -136,6 +137,27 @@ def test_of_a_trace_that_is_over_what_comes_later_is_read_after_a_crash(receiver
     receiver.take(*story.end_of_second)
     receiver.pass_seconds(3)
     assert sorted(receiver.ends) == [("agent 1", "completed"), ("agent 1", "completed"), ("agent 2", "completed")]
+
+
+def test_what_the_disk_refuses_for_a_while_is_written_and_forgotten_later(receiver: Receiver) -> None:
+    story = _of_agents()
+    receiver.take(*story.both)
+    receiver.take(*story.end_of_first)
+    receiver.disk_fails = True
+    with pytest.raises(Refusal):
+        receiver.take(*story.end_of_second)
+    receiver.pass_seconds(3)
+    receiver.pass_seconds(2)
+    assert (receiver.ends, receiver.kept) == ([("agent 1", "completed")], ["traces/json/zstd"] * 2)
+    receiver.disk_fails = False
+    receiver.take(*story.end_of_second)
+    receiver.pass_seconds(3)
+    receiver.pass_seconds(2)
+    receiver.wait_until_kept()
+    receiver.restart()
+    receiver.take(*story.end_of_first)  # its sender, which got no answer, comes again
+    receiver.pass_seconds(10_000)
+    assert receiver.ends == [("agent 1", "completed"), ("agent 2", "completed")]
 
 
 def test_log_events_that_come_before_their_prompt_are_there_when_it_comes(receiver: Receiver) -> None:

@@ -46,7 +46,8 @@ def restarted(request: pytest.FixtureRequest) -> Told:
     before, after = Told(lambda: None), Told(lambda: None)
     assert passed(before, FIRST) == [FIRST]
     if request.param == "noted":
-        after.restore(before.take_fresh())
+        with before.fresh() as fresh:
+            after.restore(fresh)
     else:
         after.expect(FIRST, "agent-1")
     return after
@@ -82,3 +83,16 @@ def test_an_end_that_speaks_of_another_time_is_news(restarted: Told) -> None:
 def test_within_one_process_what_is_said_later_is_news() -> None:
     lost, after_all = report(starts=0, until=600, made=600), report(starts=0, until=5, made=700)
     assert passed(Told(), lost, after_all, after_all) == [lost, after_all]
+
+
+def test_an_end_that_could_not_be_kept_is_there_the_next_time() -> None:
+    told = Told(lambda: None)
+    passed(told, FIRST)
+    with pytest.raises(OSError), told.fresh() as first:
+        passed(told, report(starts=7, until=70, made=70))
+        raise OSError
+    with told.fresh() as both:
+        assert both.splitlines()[:1] == first.splitlines()
+        assert len(both.splitlines()) == 2
+    with told.fresh() as nothing:
+        assert nothing == b""
