@@ -23,6 +23,7 @@ from otel_letta.serve.plain import PlainSpans, read_places, write_places
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
+from otel_letta.tracking.recent import Recent
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
@@ -42,16 +43,23 @@ _SWEEP = 10**9
 """Nanoseconds between two looks at what has settled."""
 
 
+_MOST_BEGUN = 20_000
+_YOUNG = 30 * 10**9
+"""Nanoseconds for which spans stay that have their place in a trace, where the tracker has found nothing in it yet."""
+
+
 class _Body:
     """What a body holds, as far as its settling depends on it."""
 
-    __slots__ = ("conversations", "id", "live", "size", "traces")
+    __slots__ = ("conversations", "id", "live", "size", "traces", "until")
 
     def __init__(self, number: int, size: int) -> None:
         self.id = number
         self.size = size
         self.traces: set[int] = set()
         self.conversations: set[tuple[str, str]] = set()
+        self.until = 0
+        """When it may settle though nothing in it has begun; 0 once something has."""
         self.live: dict[SpanKey, int] = {}
         """Open spans that it spoke of, and their version then: a newer word takes the place of an older one."""
 
@@ -89,6 +97,8 @@ class Feed:
         self._bodies: dict[int, _Body] = {}
         self._over: dict[int, set[int]] = {}
         """Ids of the items that say what is over in bodies, and those bodies'."""
+        self._begun: Recent[int, None] = Recent(_MOST_BEGUN)
+        """Traces of which there were reports."""
         self._next_sweep = 0
         self._taken = self._placed = 0
 
@@ -243,7 +253,13 @@ class Feed:
 
     # -- settling, on the pipeline's thread ----------------------------------------------------------------------------
 
+    def begin(self, trace_id: int) -> None:
+        """Note that there is a report of a trace."""
+        self._begun.put(trace_id, None)
+
     def _place(self, body: _Body) -> None:
+        if self._keep is not None and body.traces:
+            body.until = self._now() + _YOUNG
         self._bodies[body.id] = body
         self._placed += body.size
 
@@ -303,7 +319,10 @@ class Feed:
             and body.conversations.isdisjoint(conversations)
             and not any(self.live.version(key) == version for key, version in open_spans.items())
         ):
-            return None
+            if not body.until or self._now() >= body.until or not self._begun.keys().isdisjoint(body.traces):
+                return None
+            return NOTHING
+        body.until = 0
         known = body.traces | ended
         body.live = open_spans
         body.traces = known & traces | {key[0] for key in open_spans if key[0] in known}

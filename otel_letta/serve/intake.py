@@ -301,6 +301,9 @@ class Intake:
         return delivered
 
     def _pass_on(self, report: ProgressReport, put: Callable[[ProgressReport], None]) -> None:
+        if report.trace_id is not None:
+            self.feed.begin(int(report.trace_id, 16))
+
         def put_and_show(report: ProgressReport) -> None:
             put(report)
             self.tasks.take(report)

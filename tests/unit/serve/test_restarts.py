@@ -160,6 +160,24 @@ def test_what_the_disk_refuses_for_a_while_is_written_and_forgotten_later(receiv
     assert receiver.ends == [("agent 1", "completed"), ("agent 2", "completed")]
 
 
+def test_a_span_without_a_role_is_known_after_a_crash_to_be_above_an_agent_s_call(receiver: Receiver) -> None:
+    """It is read, and nothing is under way in its trace yet."""
+    between = agents_span("x", 1, 3, above=1)
+    receiver.take(*spans({**between, "attributes": [between["attributes"][0]]}))
+    receiver.pass_seconds(2)
+    receiver.wait_until_kept("traces/json/zstd")
+    receiver.restart()
+    receiver.take(*spans(agents_span("execute_tool", 1, 2, above=3)))
+    receiver.take(*spans(agents_span("invoke_agent", 1, 1)))
+    receiver.pass_seconds(3)
+    receiver.pass_seconds(2)
+    assert [report.content for report in receiver.reports if "1 tool" in report.content][-1].startswith("Finished")
+    receiver.wait_until_kept()
+    receiver.take(*spans({**between, "traceId": f"{5:032x}", "attributes": [between["attributes"][0]]}))
+    receiver.pass_seconds(31)
+    receiver.wait_until_kept()
+
+
 def test_log_events_that_come_before_their_prompt_are_there_when_it_comes(receiver: Receiver) -> None:
     receiver.take(*logs(record("assistant_response", "a", 1), record("session_end", "a", 2)))
     receiver.pass_seconds(2)
