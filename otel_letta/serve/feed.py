@@ -16,11 +16,14 @@ from otel_letta.otlp.batch import Batch, LogRecord
 from otel_letta.otlp.received import ReceivedSpan
 from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
+from otel_letta.serve import over
 from otel_letta.serve.live import LiveSpans
+from otel_letta.serve.over import NOTHING, Conversation, Gone
 from otel_letta.serve.plain import PlainSpans, read_places, write_places
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
+from otel_letta.tracking.recent import Recent
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
@@ -40,16 +43,23 @@ _SWEEP = 10**9
 """Nanoseconds between two looks at what has settled."""
 
 
+_MOST_BEGUN = 20_000
+_YOUNG = 30 * 10**9
+"""Nanoseconds for which spans stay that have their place in a trace, where the tracker has found nothing in it yet."""
+
+
 class _Body:
     """What a body holds, as far as its settling depends on it."""
 
-    __slots__ = ("conversations", "id", "live", "size", "traces")
+    __slots__ = ("conversations", "id", "live", "size", "traces", "until")
 
     def __init__(self, number: int, size: int) -> None:
         self.id = number
         self.size = size
         self.traces: set[int] = set()
         self.conversations: set[tuple[str, str]] = set()
+        self.until = 0
+        """When it may settle though nothing in it has begun; 0 once something has."""
         self.live: dict[SpanKey, int] = {}
         """Open spans that it spoke of, and their version then: a newer word takes the place of an older one."""
 
@@ -61,7 +71,8 @@ class Feed:
         pipeline: takes them.
         settled: is given the ids of bodies that nothing depends on any more; must not block.
         now: the wall clock, Unix nanoseconds.
-        keep_places: keeps the places of plain spans whose trace has come to matter; None to keep nothing.
+        keep: keeps what is not in the bodies, by its kind: the places of plain spans whose trace has come to matter,
+            and what is over in bodies that stay; None to keep nothing.
     """
 
     def __init__(
@@ -69,11 +80,11 @@ class Feed:
         pipeline: Pipeline,
         settled: Callable[[Sequence[int]], None],
         now: Callable[[], int] = time.time_ns,
-        keep_places: Callable[[bytes], Future[int]] | None = None,
+        keep: Callable[[str, bytes], Future[int]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._settled = settled
-        self._keep_places = keep_places
+        self._keep = keep
         self._now = now
         self._lock = threading.RLock()
         """Held while a batch goes in: an end must not overtake what came before it. Reentrant, since a full inbox makes
@@ -84,6 +95,10 @@ class Feed:
         self.gate = None if pipeline.names_tasks else Gate(NOTED, self._plain.wanted)
         """Says which spans are worth reading; None if any may be a task."""
         self._bodies: dict[int, _Body] = {}
+        self._over: dict[int, set[int]] = {}
+        """Ids of the items that say what is over in bodies, and those bodies'."""
+        self._begun: Recent[int, None] = Recent(_MOST_BEGUN)
+        """Traces of which there were reports."""
         self._next_sweep = 0
         self._taken = self._placed = 0
 
@@ -121,12 +136,13 @@ class Feed:
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, number: int = 0, size: int = 0) -> bool:
+    def take(self, batch: Batch, number: int = 0, size: int = 0, gone: Gone = NOTHING) -> bool:
         """Hand a batch to the pipeline; never waits for anything but another batch.
 
         Args:
             number: id of its body in the spool; 0 if it is not there, since nothing in it matters.
             size: bytes of that.
+            gone: what of it was over already in an earlier process, and is left out.
 
         Returns:
             False if it has to be read again, and nothing has happened: since it was read, a trace has come to matter
@@ -136,16 +152,18 @@ class Feed:
             if any(trace_id in self._plain.wanted for trace_id in batch.plain):
                 return False
             self._plain.keep(batch.plain)
+            size = size * (len(batch.spans) + len(batch.records)) // (batch.size or 1)  # the rest is gone already
+            if gone is not NOTHING:
+                batch.spans = [span for span in batch.spans if key_of(span)[0] not in gone.traces]
             if not batch.is_plain:
-                # What nobody reads of a body is gone already.
-                self._take(batch, _Body(number, size * (len(batch.spans) + len(batch.records)) // batch.size))
+                self._take(batch, _Body(number, size), gone)
             elif number:  # it was to be read when it was kept
                 self._settled([number])
         return True
 
-    def _take(self, batch: Batch, body: _Body) -> None:
+    def _take(self, batch: Batch, body: _Body, gone: Gone) -> None:
         for record in sorted(batch.records, key=lambda record: record.time):
-            self._take_record(record, body)
+            self._take_record(record, body, gone)
         if batch.spans:
             self._take_spans(batch.spans, body)
         self._taken += body.size
@@ -172,9 +190,9 @@ class Feed:
         if not links:
             return
         self._pipeline.pass_by(links)
-        if self._keep_places is not None:
+        if self._keep is not None:
             traces = {trace_id for (trace_id, _), _, _ in links}
-            self._keep_places(write_places(links)).add_done_callback(functools.partial(self._place_kept, traces))
+            self._keep(PLACES, write_places(links)).add_done_callback(functools.partial(self._place_kept, traces))
 
     def _place_kept(self, traces: set[int], kept: Future[int]) -> None:
         """Settle kept places with their traces."""
@@ -183,12 +201,12 @@ class Feed:
             body.traces = traces
             self._pipeline.call(self._place, body)
 
-    def _take_record(self, record: LogRecord, body: _Body) -> None:
+    def _take_record(self, record: LogRecord, body: _Body, gone: Gone) -> None:
         if semconv.PARTIAL_EVENT in record.attributes or semconv.TASK_PROGRESS in (
             record.event_name,
             record.attributes.get("event.name"),
         ):
-            key = self.live.take(record)
+            key = self.live.take(record, gone.traces)
             if key is not None:
                 self._want(key[:1])
                 body.live[key] = self.live.version(key)
@@ -203,12 +221,15 @@ class Feed:
             scope=record.scope.name,
         )
         if event is not None:
+            service = record.resource.attributes.get(semconv.SERVICE_NAME)
+            conversation = str(service or ""), event.conversation
+            if conversation in gone.conversations and event.trace_id in (0, *gone.traces):
+                return
             if event.trace_id:
                 self._want([event.trace_id])
+                body.traces.add(event.trace_id)
             self._pipeline.take_event(event)
-            body.traces.add(event.trace_id)
-            service = record.resource.attributes.get(semconv.SERVICE_NAME)
-            body.conversations.add((str(service or ""), event.conversation))
+            body.conversations.add(conversation)
 
     def _take_spans(self, spans: Sequence[ReadableSpan], body: _Body) -> None:
         keys = [span.key if isinstance(span, ReceivedSpan) else key_of(span) for span in spans]
@@ -232,26 +253,81 @@ class Feed:
 
     # -- settling, on the pipeline's thread ----------------------------------------------------------------------------
 
+    def begin(self, trace_id: int) -> None:
+        """Note that there is a report of a trace."""
+        self._begun.put(trace_id, None)
+
     def _place(self, body: _Body) -> None:
+        if self._keep is not None and body.traces:
+            body.until = self._now() + _YOUNG
         self._bodies[body.id] = body
         self._placed += body.size
 
     def _sweep(self) -> None:
         """Settle the bodies of which no task under way, and no open span, depends."""
-        under_way = self._pipeline.under_way()
-        done = [body.id for body in self._bodies.values() if not self._matters(body, *under_way)]
+        traces, conversations = self._pipeline.under_way()
+        done, stay = [], []
+        over_traces: set[int] = set()
+        over_conversations: set[Conversation] = set()
+        for body in self._bodies.values():
+            more = self._gone_from(body, traces, conversations)
+            if more is None:
+                done.append(body.id)
+            elif any(more):
+                stay.append(body.id)
+                over_traces |= more.traces
+                over_conversations |= more.conversations
+        for number in stay:  # a span is open there of which nothing is known yet
+            over_traces -= self._bodies[number].traces
         for number in done:
             del self._bodies[number]
+        for number, bodies in list(self._over.items()) if done else ():
+            bodies.difference_update(done)
+            if not bodies:
+                del self._over[number]
+                done.append(number)
+        if stay and self._keep is not None:  # before anything goes
+            gone = Gone(frozenset(over_traces), frozenset(over_conversations))
+            kept = self._keep(over.KIND, over.write(stay, gone))
+            kept.add_done_callback(lambda kept: self._over_kept(kept, stay, done))
+        elif done:
+            self._settled(done)
+
+    def _over_kept(self, kept: Future[int], stay: Collection[int], done: Sequence[int]) -> None:
+        if kept.exception() is None:
+            self.settle_with(kept.result(), stay)
         if done:
             self._settled(done)
 
-    def _matters(self, body: _Body, traces: set[int], conversations: set[tuple[str, str]]) -> bool:
-        if any(self.live.version(key) == version for key, version in body.live.items() if version):
-            return True
-        if not body.conversations.isdisjoint(conversations):
-            return True
-        body.traces &= traces  # what is over stays so: the next look is quicker
-        return bool(body.traces)
+    def settle_with(self, number: int, bodies: Collection[int]) -> None:
+        """Settle an item that says what is over when the bodies have settled that it speaks of."""
+        self._pipeline.call(self._note_over, number, set(bodies))
+
+    def _note_over(self, number: int, bodies: set[int]) -> None:
+        bodies.intersection_update(self._bodies)
+        if bodies:
+            self._over[number] = bodies
+        else:
+            self._settled([number])
+
+    def _gone_from(self, body: _Body, traces: set[int], conversations: set[Conversation]) -> Gone | None:
+        """Take out of a body what is over, and return it; None if nothing else is left."""
+        open_spans = {key: version for key, version in body.live.items() if self.live.version(key)}
+        ended = {key[0] for key in body.live if key not in open_spans}
+        if (
+            body.traces.isdisjoint(traces)
+            and body.conversations.isdisjoint(conversations)
+            and not any(self.live.version(key) == version for key, version in open_spans.items())
+        ):
+            if not body.until or self._now() >= body.until or not self._begun.keys().isdisjoint(body.traces):
+                return None
+            return NOTHING
+        body.until = 0
+        known = body.traces | ended
+        body.live = open_spans
+        body.traces = known & traces | {key[0] for key in open_spans if key[0] in known}
+        before, body.conversations = body.conversations, body.conversations & conversations
+        return Gone(frozenset(known - body.traces), frozenset(before - body.conversations))
 
     def waiting(self) -> int:
         """Return how many bodies have not settled."""

@@ -29,6 +29,8 @@ from otel_letta.serve.answers import Refusal
 from otel_letta.serve.feed import PLACES, Feed
 from otel_letta.serve.instructions import Instructions
 from otel_letta.serve.metrics import Metrics
+from otel_letta.serve.over import KIND as OVER
+from otel_letta.serve.over import Over
 from otel_letta.serve.spool import MemorySpool
 from otel_letta.serve.tasks import TaskList
 from otel_letta.serve.told import KEPT_FOR, KIND, Told
@@ -88,6 +90,8 @@ class Intake:
         self._settler = ThreadPoolExecutor(1, thread_name_prefix="otel_letta-settle")
         self._ends: deque[tuple[int, float]] = deque()
         """Ids of the ends in the spool, and when they were noted, the oldest first; the settler's."""
+        self._unsettled: list[int] = []
+        """What is to be forgotten, and was not yet; the settler's."""
         self._packer = _Packer()
         self.spool = spool
         self.durable = not isinstance(spool, MemorySpool)
@@ -99,8 +103,7 @@ class Intake:
         """What agents have asked these tasks to do."""
         handle.pipeline.gate = self._pass_on
         handle.pipeline.desk.elsewhere = True
-        keep_places = functools.partial(spool.append, PLACES) if self.durable else None
-        self.feed = handle.add_source(Feed(handle.pipeline, self._settle, keep_places=keep_places))
+        self.feed = handle.add_source(Feed(handle.pipeline, self._settle, keep=spool.append if self.durable else None))
         self._noting = False
         self.route: Route | None = None
         """Says which bodies are for another process."""
@@ -216,6 +219,7 @@ class Intake:
             self._expect_ends()
         bodies: list[int] = []
         places: list[int] = []
+        over = Over()
         after = 0 if only is None else min(only, default=0) - 1
         while items := self.spool.unsettled(after):
             after = items[-1].id
@@ -226,6 +230,8 @@ class Intake:
                     if item.kind == PLACES:
                         self.feed.restore_places(item.body)
                         places.append(item.id)
+                    elif item.kind == OVER:
+                        over.restore(item.body, item.id)
                     elif not self._restore(item):
                         bodies.append(item.id)
                 except (ValueError, TypeError):
@@ -246,9 +252,10 @@ class Intake:
                 self._leave_out(item)
                 continue
             self._note(hash(item.body))
-            while not self.feed.take(batch, item.id, len(body)):
+            while not self.feed.take(batch, item.id, len(body), over.of(item.id)):
                 batch = read(self.feed.gate)  # a trace has come to matter meanwhile
             self.feed.work_off()
+        over.hand_over(self.feed.settle_with)
         self._settle(places)  # they are in the spool again, if anything below them was
         return len(bodies)
 
@@ -294,6 +301,9 @@ class Intake:
         return delivered
 
     def _pass_on(self, report: ProgressReport, put: Callable[[ProgressReport], None]) -> None:
+        if report.trace_id is not None:
+            self.feed.begin(int(report.trace_id, 16))
+
         def put_and_show(report: ProgressReport) -> None:
             put(report)
             self.tasks.take(report)
@@ -327,7 +337,8 @@ class Intake:
     # -- settling ------------------------------------------------------------------------------------------------------
 
     def _settle(self, ids: Sequence[int]) -> None:
-        self._settler.submit(self._settle_now, ids)
+        with contextlib.suppress(RuntimeError):  # it stops; the next start settles them
+            self._settler.submit(self._settle_now, ids)
 
     def _note_ends(self) -> None:
         if not self._noting:  # one job takes all that have come until it begins
@@ -336,23 +347,23 @@ class Intake:
 
     def _settle_now(self, ids: Sequence[int]) -> None:
         """Forget bodies, after what came of them is safe: first the reports, then that they were made."""
+        self._unsettled += ids
         try:
             if self.durable:
                 self._noting = False
-                fresh = self.told.take_fresh()
                 outbox = self._handle.pipeline.desk.outbox
                 if outbox is not None:
                     outbox.save()
                 now = time.time()
-                if fresh:
-                    self._ends.append((self.spool.append(KIND, fresh).result(), now))
-                old = []
+                with self.told.fresh() as fresh:
+                    if fresh:
+                        self._ends.append((self.spool.append(KIND, fresh).result(), now))
                 while self._ends and self._ends[0][1] < now - KEPT_FOR:
-                    old.append(self._ends.popleft()[0])
-                ids = [*ids, *old]
-            if ids:
-                self.spool.settle(ids)
-        except StoreError as error:
+                    self._unsettled.append(self._ends.popleft()[0])
+            if self._unsettled:
+                self.spool.settle(self._unsettled)
+                self._unsettled = []
+        except StoreError as error:  # the next time is another chance
             self._errors.log(logging.WARNING, "settle", "the spool cannot be cleaned at the moment: %s", error)
 
     # -- what came before ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
@@ -165,11 +165,15 @@ class LiveSpans:
         held = self._held.get(key)
         return 0 if held is None else held.version
 
-    def take(self, record: LogRecord) -> SpanKey | None:
-        """Take in a log record about an open span. Return the span's key; None if there is nothing to remember."""
+    def take(self, record: LogRecord, gone: Container[int] = ()) -> SpanKey | None:
+        """Take in a log record about an open span. Return the span's key; None if there is nothing to remember.
+
+        Args:
+            gone: traces that were over already in an earlier process.
+        """
         if semconv.PARTIAL_EVENT in record.attributes:
-            return self._take_partial(record)
-        return self._take_progress(record)
+            return self._take_partial(record, gone)
+        return self._take_progress(record, gone)
 
     def end(self, span: ReadableSpan) -> None:
         """Take in the span itself, when it is over."""
@@ -187,9 +191,9 @@ class LiveSpans:
         if len(self._over) > _MOST_ENDED:
             self._over, self._over_before = set(), self._over
 
-    def _is_over(self, key: SpanKey) -> bool:
+    def _is_over(self, key: SpanKey, gone: Container[int] = ()) -> bool:
         known = hash(key)
-        return known in self._over or known in self._over_before or self._ended(key)
+        return key[0] in gone or known in self._over or known in self._over_before or self._ended(key)
 
     def tick(self) -> int | None:
         """Do what is due. Returns when to come again, Unix nanoseconds; None for never."""
@@ -211,12 +215,12 @@ class LiveSpans:
 
     # -- log records -------------------------------------------------------------------------------------------------
 
-    def _take_partial(self, record: LogRecord) -> SpanKey | None:
+    def _take_partial(self, record: LogRecord, gone: Container[int]) -> SpanKey | None:
         span = _span_in(record)
         if span is None:
             return None
         key = key_of(span)
-        if self._is_over(key):
+        if self._is_over(key, gone):
             return None
         if as_text(record.attributes[semconv.PARTIAL_EVENT]) == STOP:
             held = self._held.get(key)
@@ -236,12 +240,12 @@ class LiveSpans:
             self._wait(held, max(_MISSED * _frequency_of(record), _SHORTEST_SILENCE))
         return key
 
-    def _take_progress(self, record: LogRecord) -> SpanKey | None:
+    def _take_progress(self, record: LogRecord, gone: Container[int]) -> SpanKey | None:
         key = (record.trace_id, record.span_id)
         said = {name: value for name, value in record.attributes.items() if name in semconv.INTERESTING}
         if not all(key):
             key = _made_up(record, said)
-        if not said or not all(key) or self._is_over(key):
+        if not said or not all(key) or self._is_over(key, gone):
             return None
         held = self._held.get(key)
         if held is None:

@@ -6,15 +6,17 @@ database, bodies have an owner.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_letta.runtime.locks import try_lock
+from otel_letta.serve import over
 from otel_letta.store.model import Spool, SpoolItem
 
 if TYPE_CHECKING:
@@ -100,12 +102,15 @@ class OwnSpool:
 
     def take_over(self) -> list[int]:
         """Take what processes that are gone have left into this one's spool. Return the ids that it has there."""
-        found = []
+        found: list[int] = []
         for orphan in self.orphans():
+            numbers: dict[int, int] = {}
             while items := orphan.unsettled():
-                found += [self.spool.append(item.kind, item.body).result() for item in items]
+                for item in items:
+                    numbers[item.id] = self.spool.append(item.kind, _moved(item, numbers)).result()
                 orphan.settle([item.id for item in items])
             orphan.close()
+            found += numbers.values()
         return found
 
     def close(self) -> None:
@@ -126,6 +131,14 @@ class OwnSpool:
             return False
         self._held[number] = descriptor
         return True
+
+
+def _moved(item: SpoolItem, numbers: Mapping[int, int]) -> bytes:
+    """Return what is to be kept of an item in another spool, where what came before it has other ids."""
+    if item.kind == over.KIND:
+        with contextlib.suppress(ValueError, TypeError):  # of another version: whoever reads it leaves it out
+            return over.moved(item.body, numbers)
+    return item.body
 
 
 class SharedSpool:

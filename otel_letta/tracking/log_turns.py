@@ -17,6 +17,7 @@ from otel_letta.report import TaskStatus
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
+from otel_letta.tracking.early_events import EarlyEvents
 from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_events import Happened, LogEvent
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
@@ -26,11 +27,9 @@ from otel_letta.tracking.rootless import RootlessRuns
 from otel_letta.tracking.tree import Tree
 from otel_letta.tracking.turn_index import TurnIndex
 from otel_letta.tracking.turn_tools import TurnTools, observe
-from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, early_key, is_of, made_up, service_of
+from otel_letta.tracking.turns import NEAR, ToolCall, Turn, began_with, is_of, made_up, service_of
 from otel_letta.tracking.verdicts import Verdict
 
-_MOST_EARLY = 200
-"""Events that are kept until their turn's beginning comes, for a conversation."""
 _MODEL = (Happened.ASKED, Happened.REPLIED, Happened.ANSWERED, Happened.WANTED, Happened.TROUBLED)
 
 
@@ -66,7 +65,7 @@ class LogTurns:
         self._index = TurnIndex(self._is_open)
         self.turn_of = self._index.of_span  # the turn of an ended span
         self._tools = TurnTools(tree, agents)
-        self._early: Recent[tuple[str, str], list[LogEvent]] = Recent(1_000)
+        self._early = EarlyEvents()
         self._answering: Recent[tuple[str, str], None] = Recent(1_000)
         """Services and scopes that say when an answer is complete."""
         self._rootless = RootlessRuns(
@@ -98,8 +97,7 @@ class LogTurns:
             self._answering.put((service_of(event.resource), event.scope), None)
         turn = self._index.of_event(event)
         if turn is None:
-            early = [*(self._early.get(early_key(event)) or []), event]
-            self._early.put(early_key(event), early[-_MOST_EARLY:])
+            self._early.keep(event, self._now())
         else:
             self._go_on(turn, event)
 
@@ -216,6 +214,7 @@ class LogTurns:
     def _adopt(self, turn: Turn, nodes: Collection[Node]) -> None:
         """Make calls whose spans came before the turn was known its work."""
         found = []
+        turn.traces |= {each.key[0] for node in nodes for each in family(node)}
         for node in nodes:
             for each in family(node):
                 each.key = turn.root[0], each.key[1]
@@ -229,11 +228,7 @@ class LogTurns:
 
     def _catch_up(self, turn: Turn, event: LogEvent) -> None:
         """Take in what came before the turn's beginning did."""
-        early = self._early.pop(early_key(event), [])
-        mine = [one for one in early if one.time >= event.time and one.turn in ("", turn.id)]
-        if rest := [one for one in early if one not in mine]:
-            self._early.put(early_key(event), rest)
-        for one in sorted(mine, key=lambda one: one.time):
+        for one in self._early.take(event, turn.id):
             self._go_on(turn, one)
 
     def _go_on(self, turn: Turn, event: LogEvent) -> None:
@@ -309,6 +304,7 @@ class LogTurns:
 
     def _move(self, reading: Reading, turn: Turn) -> None:
         """Let a span of another trace be one of the turn's."""
+        turn.traces |= {reading.key[0]}
         above, reading.key = reading.parent, (turn.root[0], reading.key[1])
         reading.parent, reading.remote = turn.root if above is None else (turn.root[0], above[1]), None
 
@@ -327,9 +323,15 @@ class LogTurns:
                 self._tree.discard(self._tree.traces[key[0]], node)
         turn.models.clear()
 
-    def under_way(self) -> set[tuple[str, str]]:
-        """Return the conversations, by service, that have an open turn."""
-        return self._index.under_way()
+    def under_way(self) -> tuple[set[int], set[tuple[str, str]]]:
+        """Return the traces, and the conversations by service, of which there is an open turn, or one may begin yet."""
+        traces, conversations = self._index.under_way()
+        since = self._now() - self._idle
+        for event in self._early.since(since):
+            traces.add(event.trace_id)
+            conversations.add((service_of(event.resource), event.conversation))
+        traces.update(self._rootless.lone_since(since))
+        return traces, conversations
 
     # -- time --------------------------------------------------------------------------------------------------------
 

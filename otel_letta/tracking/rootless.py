@@ -37,6 +37,8 @@ class Lone:
         self.sample = sample
         self.needed = needed
         self.nodes: list[Node] = []
+        self.at = 0
+        """When the last of them came."""
 
     @property
     def is_run(self) -> bool:
@@ -108,7 +110,7 @@ class RootlessRuns:
             return
         lone = self._lone.get(conversation) or Lone(sample, self._needed(conversation[0]))
         near = [other for other in lone.nodes if abs(node.start - other.start) <= self._idle]
-        lone.nodes = [*near, node][-_MOST_LONE:]
+        lone.nodes, lone.at = [*near, node][-_MOST_LONE:], self._now()
         if not lone.is_run:
             del lone.nodes[:-_MOST_ALIKE]
         self._lone.put(conversation, lone)
@@ -146,6 +148,18 @@ class RootlessRuns:
         lone = self._lone.pop(conversation, None)
         self._due.pop(conversation, None)
         return [] if lone is None else lone.nodes
+
+    def lone_since(self, at: int) -> set[int]:
+        """Return the traces of calls that may be part of a run yet: those of conversations that had one after a time.
+
+        Args:
+            at: Unix nanoseconds.
+        """
+        found: set[int] = set()
+        for lone in self._lone.values():
+            if lone.at > at:
+                found.update(node.key[0] for node in lone.nodes)
+        return found
 
     def go_on(self, turn: Turn, end: int) -> None:
         """Take in that a call of a run has ended."""

@@ -131,11 +131,11 @@ class Tracker:
 
     def under_way(self) -> tuple[set[int], set[tuple[str, str]]]:
         """Return the traces, and the conversations by service, that something under way or undecided depends on."""
-        tree = self.tree
-        traces = set(tree.traces)
-        traces.update(key[0] for keys in (tree.open, tree.doubts) for key in keys)
+        traces, conversations = self._turns.under_way()
+        traces.update(self.tree.traces)
+        traces.update(key[0] for keys in (self.tree.open, self.tree.doubts) for key in keys)
         traces.update(task.key[0] for task in self._ledger.tasks.values() if task.key is not None)
-        return traces, self._turns.under_way()
+        return traces, conversations
 
     # -- live: spans with a start ------------------------------------------------------------------------------------
 

@@ -49,9 +49,15 @@ class TurnIndex:
         """Return the turns of a conversation."""
         return (self._by_conversation.get(conversation) or []) if conversation[1] else []
 
-    def under_way(self) -> set[Conversation]:
-        """Return the conversations that have an open turn."""
-        return {key for key, turns in self._by_conversation.items() if any(map(self._is_open, turns))}
+    def under_way(self) -> tuple[set[int], set[Conversation]]:
+        """Return the traces of which spans have joined an open turn, and the conversations that have one."""
+        traces: set[int] = set()
+        conversations: set[Conversation] = set()
+        for conversation, turns in self._by_conversation.items():
+            for turn in filter(self._is_open, turns):
+                traces |= turn.traces
+                conversations.add(conversation)
+        return traces, conversations
 
     def spans_of(self, conversation: Conversation) -> Collection[tuple[SpanKey, int]]:
         """Return the last spans with a role of a conversation, and their starts."""

@@ -106,6 +106,8 @@ class Turn:
     has_root = False
     """The agent's span has taken its place."""
     deadline: int | None = None
+    traces: frozenset[int] = frozenset()
+    """Where spans of it come from that have another trace than its root."""
 
     def __init__(self, root: SpanKey, event: LogEvent, own_trace: bool) -> None:
         self.root = root
@@ -251,11 +253,6 @@ def began_with(task: InferredTask, event: LogEvent) -> bool:
     if task.root is None:
         return task.started >= event.time - NEAR
     return task.root.start <= event.time + NEAR and (task.root.end is None or task.root.end >= event.time)
-
-
-def early_key(event: LogEvent) -> tuple[str, str]:
-    """Return what an event is kept under until the beginning of its turn comes."""
-    return service_of(event.resource), event.conversation or f"{event.trace_id:032x}"
 
 
 def of_tool(name: str, call: str) -> dict[str, str]:

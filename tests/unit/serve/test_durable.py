@@ -332,7 +332,7 @@ def test_ends_that_come_together_are_kept_together(letta: InMemoryLetta, agent: 
         assert until(lambda: _ends_in(service.intake.spool) == 50)
         assert len([item for item in service.intake.spool.unsettled() if item.kind == "end"]) == 1
     with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
-        assert until(lambda: len(service.intake.told._ends) == 50)
+        assert until(lambda: len(service.intake.told._earlier) == 50)
 
 
 def _ends_in(spool: Spool) -> int:
