@@ -351,11 +351,10 @@ class Intake:
         try:
             if self.durable:
                 self._noting = False
-                outbox = self._handle.pipeline.desk.outbox
-                if outbox is not None:
-                    outbox.save()
-                now = time.time()
-                with self.told.fresh() as fresh:
+                outbox, now = self._handle.pipeline.desk.outbox, time.time()
+                with self.told.fresh() as fresh:  # before the outbox is saved: an end that comes meanwhile is not in it
+                    if outbox is not None:
+                        outbox.save()
                     if fresh:
                         self._ends.append((self.spool.append(KIND, fresh).result(), now))
                 while self._ends and self._ends[0][1] < now - KEPT_FOR:

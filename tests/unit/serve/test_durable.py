@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from otel_letta.otlp import json_request
+from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.serve import intake as intake_module
 from otel_letta.serve.server import listen
 from otel_letta.serve.spool import OwnSpool
@@ -333,6 +334,30 @@ def test_ends_that_come_together_are_kept_together(letta: InMemoryLetta, agent: 
         assert len([item for item in service.intake.spool.unsettled() if item.kind == "end"]) == 1
     with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
         assert until(lambda: len(service.intake.told._earlier) == 50)
+
+
+def test_an_end_is_not_noted_before_the_outbox_has_it(
+    letta: InMemoryLetta, agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noted only, and not delivered by a process that dies then, it would be lost."""
+    settings = {"outbox": str(tmp_path / "outbox.db")}
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies", settings=settings) as service:
+        intake = service.intake
+        outbox = intake._handle.pipeline.desk.outbox
+        assert outbox is not None
+        save, may_go_on = outbox.save, threading.Event()
+
+        def save_while_an_end_comes() -> None:
+            monkeypatch.undo()
+            save()
+            intake._pass_on(ProgressReport(status=TaskStatus.COMPLETED, task_id="t-1"), lambda report: None)
+
+        monkeypatch.setattr(outbox, "save", save_while_an_end_comes)
+        intake._settler.submit(may_go_on.wait, 60)
+        intake._settle_now(())
+        assert _ends_in(intake.spool) == 0
+        may_go_on.set()
+        assert until(lambda: _ends_in(intake.spool) == 1)
 
 
 def _ends_in(spool: Spool) -> int:
