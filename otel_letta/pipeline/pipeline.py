@@ -291,7 +291,7 @@ class Pipeline:
             else:
                 self._work_off(until.left())
             self._inbox.stop()
-            unread = self._count_unread()
+            unread = self._count_unread(tasks=end_tasks)
             delivered = self.desk.close(until) and not unread
         outbox = self.desk.outbox
         if outbox is not None and outbox.left and self.settings.outbox_exit is OutboxExit.DETACH:
@@ -323,12 +323,16 @@ class Pipeline:
         )
         self._inbox.run(until.left(), poll, shutdown, *ends)
 
-    def _count_unread(self) -> bool:
-        """Count and log what there was no time to read, as the program ends. Return True if there is any."""
+    def _count_unread(self, *, tasks: bool) -> bool:
+        """Count and log what there was no time to read, as the program ends. Return True if there is any.
+
+        Args:
+            tasks: those that are open should have ended.
+        """
         left = {
             "span over the limit of waiting spans": self._inbox.overflowed,
             "span not read before shutdown": len(self._inbox),
-            "end of a task that was open at shutdown not reported": self._tracker.open_tasks,
+            "end of a task that was open at shutdown not reported": self._tracker.open_tasks if tasks else 0,
         }
         for reason, number in left.items():
             if number:

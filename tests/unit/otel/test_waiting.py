@@ -357,12 +357,13 @@ def test_a_coroutine_that_is_cancelled_waits_no_longer_and_its_task_is_cancelled
             await await_instruction(t, PATIENCE, question="which?")
 
     async def main() -> None:
-        working = asyncio.create_task(work())
-        while not program.asked():
-            await asyncio.sleep(0.01)
-        working.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await working
+        with program.letta.hold(program.agent):  # no answer comes before that
+            working = asyncio.create_task(work())
+            while not program.letta.turns:
+                await asyncio.sleep(0.01)
+            working.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await working
 
     asyncio.run(main())
     assert program.processor.force_flush(30_000)
@@ -372,10 +373,11 @@ def test_a_coroutine_that_is_cancelled_waits_no_longer_and_its_task_is_cancelled
 
 def test_a_shutdown_lets_nobody_wait(program: Program) -> None:
     with program.task(task_id="t-1") as t, ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which?")
-        assert until(lambda: program.asked(), PATIENCE)
-        program.provider.shutdown()
-        assert asking.result(30) is None
+        with program.letta.hold(program.agent):  # no answer comes before that
+            asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which?")
+            assert until(lambda: program.letta.turns, PATIENCE)
+            program.provider.shutdown()
+            assert asking.result(30) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

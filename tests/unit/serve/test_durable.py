@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import signal
@@ -401,7 +402,7 @@ def test_a_receiver_that_is_asked_to_stop_delivers_and_exits_with_0(
 
 
 def test_a_task_that_goes_on_elsewhere_does_not_fail_because_the_receiver_stops(
-    letta: InMemoryLetta, agent: str
+    letta: InMemoryLetta, agent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     progress = {
         "timeUnixNano": LONG,
@@ -413,4 +414,10 @@ def test_a_task_that_goes_on_elsewhere_does_not_fail_because_the_receiver_stops(
     with serving(letta.base_url, agent, settings={"delivery": "messages"}) as service:
         assert post(service.options.port, "/v1/logs", request_of(progress, logs=True)).status == 200
         assert until(lambda: letta.reports(agent))
+        operation = {"key": "gen_ai.operation.name", "value": {"stringValue": "execute_tool"}}
+        tool = span_of("a tool of an agent", 2, traceId=f"{8:032x}", parentSpanId=f"{9:016x}", attributes=[operation])
+        assert post(service.options.port, "/v1/traces", request_of(tool)).status == 200
+        assert until(lambda: len(letta.reports(agent)) == 2)
+    assert service.delivered
     assert ends(letta, agent) == []
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
