@@ -190,9 +190,9 @@ def _append(path: Path, line: dict[str, Any], *, is_milestone: bool) -> bool:
 
 _ROOT = str(Path(__file__).absolute().parents[3])
 _LEAVE_WORKSPACE = f"import os, sys; sys.path[:] = [*(p for p in sys.path if p not in ('', os.getcwd())), {_ROOT!r}]"
-"""First statements of each Python that starts here. `-m` and `-c` search the working directory for modules first, and so
-does a PYTHONPATH with an empty or relative entry. The agent writes there: its json.py would take the place of Python's,
-and end a hook with a code of its own."""
+"""First statements of each Python that starts here. `-m` and `-c` search the working directory for modules first, and
+so does a PYTHONPATH with an empty or relative entry. The agent writes there: its json.py would take the place of
+Python's, and end a hook with a code of its own."""
 
 
 def _ensure_courier(key: str, env_file: str | None) -> None:

@@ -372,12 +372,11 @@ def test_a_coroutine_that_is_cancelled_waits_no_longer_and_its_task_is_cancelled
 
 
 def test_a_shutdown_lets_nobody_wait(program: Program) -> None:
-    with program.task(task_id="t-1") as t, ThreadPoolExecutor(1) as pool:
-        with program.letta.hold(program.agent):  # no answer comes before that
-            asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which?")
-            assert until(lambda: program.letta.turns, PATIENCE)
-            program.provider.shutdown()
-            assert asking.result(30) is None
+    with program.task(task_id="t-1") as t, ThreadPoolExecutor(1) as pool, program.letta.hold(program.agent):
+        asking = pool.submit(wait_for_instruction, t, PATIENCE, question="which?")
+        assert until(lambda: program.letta.turns, PATIENCE)
+        program.provider.shutdown()
+        assert asking.result(30) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
