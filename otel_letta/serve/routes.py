@@ -3,7 +3,8 @@
 A program sends its spans and its log events over connections of their own, and exporters open new ones. Whose a request
 is, its first resource says: ``letta.agent.id``, or else what tells processes apart, as in `collector/scale-out.yaml`.
 The process that got it hands it over on a Unix socket, and answers what it is answered: 200 means that it is in the
-other one's spool. If that one is not there, whoever got the request takes it in himself.
+other one's spool. If that one is not there, senders are asked to come back: a task of which two processes have a part
+each would end in the one and be lost in the other. Only if it stays away, whoever got the request takes it in himself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ Take = Callable[[str, bool, bytes], Batch]
 AnswerTo = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _PATIENCE = 30.0
 """Seconds for the other process's answer to a body."""
+_RETURNS_IN = 20.0
+"""Seconds in which a process that has ended is replaced. That takes two or three, and more on a busy machine."""
 _PATIENCE_WITH_ANSWERS = 5.0
 """Seconds for its answer to a question: an agent waits, and can ask again."""
 _HEAD = struct.Struct("!IQ")
@@ -73,6 +77,7 @@ class Router:
         self._lock = threading.Lock()
         self._idle: dict[int, list[socket.socket]] = {}
         """Connections to the others that nobody uses just now."""
+        self._away_since: dict[int, float] = {}
         path = _socket_of(folder, place)
         path.unlink(missing_ok=True)  # of the process whose place this one has taken
         self.others = [other for other in range(number) if other != place]
@@ -83,7 +88,7 @@ class Router:
     def route(self, signal: str, is_json: bool, body: bytes) -> Callable[[], Batch | None] | None:
         """Return what hands a body over to the process that it is for, None if that is this one.
 
-        It blocks, returns None if the other one is not there, and raises a Refusal that the other one gave.
+        It blocks, returns None if the other one stays away, and raises a Refusal if it may be back soon, or gave one.
         """
         try:
             resource = first_resource(body, is_json, signal)
@@ -100,6 +105,8 @@ class Router:
         except TimeoutError:
             raise Refusal(503, "this receiver has too much to do at the moment") from None
         if said is None:
+            if time.monotonic() - self._away_since.setdefault(place, time.monotonic()) < _RETURNS_IN:
+                raise Refusal(503, "a process of this receiver is being replaced")
             return None
         if said["status"] != 200:
             raise Refusal(said["status"], said["text"])
@@ -140,6 +147,7 @@ class Router:
             else:
                 with self._lock:
                     self._idle.setdefault(place, []).append(connection)
+                    self._away_since.pop(place, None)
                 return answer
         _logger.debug("the process at place %d is not there", place)
         return None

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.first_resource import first_resource
+from otel_letta.serve import routes
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.routes import Router, place_of
 from otel_letta.testing import InMemoryLetta
@@ -102,7 +104,7 @@ def body_for(place: int) -> bytes:
 
 
 def hand_over(router: Router, body: bytes) -> Batch | None:
-    """Hand a body over. None if it is for the router's own process, or the other one is not there."""
+    """Hand a body over. None if it is for the router's own process, or the other one stays away."""
     work = router.route("traces", True, body)
     return None if work is None else work()
 
@@ -134,14 +136,23 @@ def test_many_hand_over_at_once(two: Two) -> None:
     assert sorted(body for _, _, body in two.taken[1]) == sorted(bodies)
 
 
-def test_while_the_other_is_away_it_is_taken_in_here_and_then_there_again(two: Two) -> None:
+def test_while_the_other_is_replaced_senders_are_asked_to_come_back(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken in here, a task's parts would be in two processes: it would end in one and be lost in the other."""
+    now = 1_000.0
+    monkeypatch.setattr(routes, "time", SimpleNamespace(monotonic=lambda: now))
     body = body_for(1)
-    assert hand_over(two.routers[0], body) is not None
-    two.routers[1].close()
-    # The connection of before still has its thread: a process that is gone has none.
-    two.routers[0]._forget(1)
-    assert hand_over(two.routers[0], body) is None
-    two.routers[1] = Router(two.folder, 1, 2, two.take(1))
+    for _ in range(2):  # each absence counts anew
+        assert hand_over(two.routers[0], body) is not None
+        two.routers[1].close()
+        # The connection of before still has its thread: a process that is gone has none.
+        two.routers[0]._forget(1)
+        for _ in range(2):
+            with pytest.raises(Refusal, match="is being replaced") as raised:
+                hand_over(two.routers[0], body)
+            assert raised.value.status == 503
+            now += 15.0
+        assert hand_over(two.routers[0], body) is None, "it does not come back"
+        two.routers[1] = Router(two.folder, 1, 2, two.take(1))
     assert hand_over(two.routers[0], body) is not None
 
 
