@@ -59,7 +59,7 @@ def place_of(resource: Mapping[str, Any], number: int) -> int | None:
 
 
 class Router:
-    """One process's part: hands over what is for others, and takes in what they hand over.
+    """One process's part: hands over what is for others, and takes in what they hand over once it listens.
 
     Args:
         folder: of the sockets.
@@ -78,11 +78,17 @@ class Router:
         self._idle: dict[int, list[socket.socket]] = {}
         """Connections to the others that nobody uses just now."""
         self._away_since: dict[int, float] = {}
-        path = _socket_of(folder, place)
-        path.unlink(missing_ok=True)  # of the process whose place this one has taken
+        self._take = take
+        self._server: _Server | None = None
         self.others = [other for other in range(number) if other != place]
         self.answer: AnswerTo = _too_early
-        self._server = _Server(str(path), take, lambda question: self.answer(question))
+
+    def listen(self) -> None:
+        """Take in what the others hand over, from now on. Not before what this process's predecessor has left: an end
+        would overtake what came before it."""
+        path = _socket_of(self._folder, self._place)
+        path.unlink(missing_ok=True)  # of the process whose place this one has taken
+        self._server = _Server(str(path), self._take, lambda question: self.answer(question))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="otel_letta routes", daemon=True).start()
 
     def route(self, signal: str, is_json: bool, body: bytes) -> Callable[[], Batch | None] | None:
@@ -122,9 +128,10 @@ class Router:
 
     def close(self) -> None:
         """Take nothing over any more."""
-        self._server.shutdown()
-        self._server.server_close()
-        _socket_of(self._folder, self._place).unlink(missing_ok=True)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            _socket_of(self._folder, self._place).unlink(missing_ok=True)
         for place in range(self._number):
             self._forget(place)
 

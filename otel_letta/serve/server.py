@@ -235,6 +235,8 @@ class Service:
         replayed = await loop.run_in_executor(None, self._replay)
         if replayed:
             _logger.info("%d requests that had not settled were taken up again", replayed)
+        if self._router is not None:
+            self._router.listen()
         if self._rpc is not None:
             self._rpc.start()
         beside = [asyncio.ensure_future(each) for each in (self._take_over(), self._publish())]

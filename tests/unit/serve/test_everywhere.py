@@ -30,6 +30,7 @@ class Process(Desk):
     def __init__(self, folder: Path, place: int) -> None:
         super().__init__()
         self.router = Router(folder, place, 2, lambda signal, is_json, body: Batch())
+        self.router.listen()
         self.own, self.asking = self.asking, AskingEverywhere(self.asking, self.router)  # type: ignore[assignment]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -76,7 +80,12 @@ class Two:
         self.folder = folder
         self.taken: list[list[tuple[str, bool, bytes]]] = [[], []]
         self.refusal: Refusal | None = None
-        self.routers = [Router(folder, place, 2, self.take(place)) for place in (0, 1)]
+        self.routers = [self.router(place) for place in (0, 1)]
+
+    def router(self, place: int) -> Router:
+        made = Router(self.folder, place, 2, self.take(place))
+        made.listen()
+        return made
 
     def take(self, place: int) -> Any:
         def take(signal: str, is_json: bool, body: bytes) -> Batch:
@@ -152,7 +161,7 @@ def test_while_the_other_is_replaced_senders_are_asked_to_come_back(two: Two, mo
             assert raised.value.status == 503
             now += 15.0
         assert hand_over(two.routers[0], body) is None, "it does not come back"
-        two.routers[1] = Router(two.folder, 1, 2, two.take(1))
+        two.routers[1] = two.router(1)
     assert hand_over(two.routers[0], body) is not None
 
 
@@ -172,3 +181,31 @@ def test_a_task_and_its_end_meet_whatever_connections_they_come_by(
             assert post(running.port, "/v1/traces", request_of(end, **source)).status == 200
         assert until(lambda: sorted(ends(letta, agent)) == sorted(names), 60)
         assert running.stop() == 0
+
+
+def test_a_worker_that_is_killed_leaves_no_part_of_a_task_with_another_one(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    environ = {"TMPDIR": str(tmp_path), "OTEL_LETTA_OUTBOX": str(tmp_path / "outbox.db")}
+    with program(letta, agent, "--workers", "2", **environ) as running:
+
+        def send(path: str, body: bytes) -> None:
+            def is_taken() -> bool:
+                with contextlib.suppress(OSError):  # the connection was the killed one's
+                    return post(running.port, path, body).status == 200
+                return False
+
+            assert until(is_taken, 60)
+
+        assert until(lambda: len(list(tmp_path.glob("*/*.sock"))) == 2, 60)
+        names = [f"task {number}" for number in range(1, 13)]
+        for number, name in enumerate(names, 1):
+            source = {"service__name": "shop", "service__instance__id": f"{number}"}
+            event = progress_event(number, letta__task__name=name)
+            send("/v1/logs", request_of(event, logs=True, **source))
+            if number == 6:
+                os.kill(_children(running.process.pid)[0], SIGKILL)
+            send("/v1/traces", request_of(span_of(name, number, attributes=[]), **source))
+        assert until(lambda: sorted(ends(letta, agent)) == sorted(names), 60)
+        shown = httpx.get(f"http://127.0.0.1:{running.port}/tasks.json").json()
+        assert (shown["waiting"], shown["working"]) == ([], [])
