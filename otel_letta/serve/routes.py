@@ -26,6 +26,7 @@ from typing import Any
 from otel_letta import semconv
 from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.first_resource import first_resource
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve.answers import Refusal
 from otel_letta.text import as_text
 
@@ -37,6 +38,8 @@ _PATIENCE = 30.0
 """Seconds for the other process's answer to a body."""
 _RETURNS_IN = 20.0
 """Seconds in which a process that has ended is replaced. That takes two or three, and more on a busy machine."""
+_LOOKS_EVERY = 0.05
+"""Seconds between two looks for another process."""
 _PATIENCE_WITH_ANSWERS = 5.0
 """Seconds for its answer to a question: an agent waits, and can ask again."""
 _HEAD = struct.Struct("!IQ")
@@ -90,6 +93,23 @@ class Router:
         path.unlink(missing_ok=True)  # of the process whose place this one has taken
         self._server = _Server(str(path), self._take, lambda question: self.answer(question))
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="otel_letta routes", daemon=True).start()
+
+    def wait_for_others(self, until: Deadline) -> None:
+        """Wait until all others listen: when they start together, the first one would have to send senders away."""
+        waiting = list(self.others)
+        while waiting and not until.passed:
+            waiting = [place for place in waiting if not self._is_there(place)]
+            if waiting:
+                time.sleep(_LOOKS_EVERY)
+
+    def _is_there(self, place: int) -> bool:
+        try:
+            connection = self._connection(place)
+        except OSError:
+            return False
+        with self._lock:
+            self._idle.setdefault(place, []).append(connection)
+        return True
 
     def route(self, signal: str, is_json: bool, body: bytes) -> Callable[[], Batch | None] | None:
         """Return what hands a body over to the process that it is for, None if that is this one.

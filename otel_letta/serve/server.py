@@ -21,6 +21,7 @@ import uvicorn
 
 from otel_letta.letta.transport import Transport
 from otel_letta.pipeline.sharing import join
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve.api import Api, NoMcp
 from otel_letta.serve.asking import SEVERAL, Asking
 from otel_letta.serve.connections import BoundedProtocol
@@ -42,6 +43,8 @@ _logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 120
 """Seconds. Go's clients keep an idle connection for 90, and lose a request on one that is closed first."""
+_PATIENCE_WITH_OTHERS = 10.0
+"""Seconds that the first of several processes waits for the others before it takes requests."""
 _PATIENCE_WITH_REQUESTS = 3
 """Seconds that requests under way get when the program stops."""
 _BACKLOG = 1_024
@@ -237,6 +240,8 @@ class Service:
             _logger.info("%d requests that had not settled were taken up again", replayed)
         if self._router is not None:
             self._router.listen()
+            others = Deadline.after(_PATIENCE_WITH_OTHERS, lambda: self.server.should_exit)
+            await loop.run_in_executor(None, self._router.wait_for_others, others)
         if self._rpc is not None:
             self._rpc.start()
         beside = [asyncio.ensure_future(each) for each in (self._take_over(), self._publish())]

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGKILL
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from otel_letta.otlp.batch import Batch, UndecodableError
 from otel_letta.otlp.first_resource import first_resource
+from otel_letta.runtime.deadline import Deadline
 from otel_letta.serve import routes
 from otel_letta.serve.answers import Refusal
 from otel_letta.serve.routes import Router, place_of
@@ -163,6 +165,21 @@ def test_while_the_other_is_replaced_senders_are_asked_to_come_back(two: Two, mo
         assert hand_over(two.routers[0], body) is None, "it does not come back"
         two.routers[1] = two.router(1)
     assert hand_over(two.routers[0], body) is not None
+
+
+def test_who_is_first_waits_for_the_others(tmp_path: Path) -> None:
+    first, second = (Router(tmp_path, place, 2, lambda signal, is_json, body: Batch()) for place in (0, 1))
+    first.listen()
+    first.wait_for_others(Deadline.after(0.0))  # in vain
+    with pytest.raises(Refusal):
+        hand_over(first, body_for(1))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first.wait_for_others, Deadline.after(60.0))
+        second.listen()
+        waiting.result(60)
+    assert hand_over(first, body_for(1)) is not None
+    first.close()
+    second.close()
 
 
 def test_a_task_and_its_end_meet_whatever_connections_they_come_by(
