@@ -401,6 +401,21 @@ def test_a_receiver_that_is_asked_to_stop_delivers_and_exits_with_0(
     assert ends(letta, agent) == ["last"]
 
 
+def test_what_settles_after_the_stop_is_left_to_the_next_start(
+    letta: InMemoryLetta, agent: str, tmp_path: Path
+) -> None:
+    """A body's writer, or the pipeline's thread, may come to it only then; neither may end for that."""
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
+        assert (
+            post(service.options.port, "/v1/traces", request_of(span_of("part", parentSpanId=f"{9:016x}"))).status
+            == 200
+        )
+        (kept,) = service.intake.spool.unsettled()
+    service.intake._settle([kept.id])
+    with serving(letta.base_url, agent, spool=tmp_path / "bodies") as service:
+        assert kept.body in [item.body for item in service.intake.spool.unsettled()]
+
+
 def test_a_task_that_goes_on_elsewhere_does_not_fail_because_the_receiver_stops(
     letta: InMemoryLetta, agent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
