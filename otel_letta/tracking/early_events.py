@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.recent import Recent
-from otel_letta.tracking.turns import service_of
+from otel_letta.tracking.turns import Conversation, service_of
 
 _MOST_CONVERSATIONS, _MOST_EVENTS = 1_000, 200
 """Of each conversation."""
 
-_Key = tuple[str, str]
-
 
 class _Early(NamedTuple):
     events: list[LogEvent]
+    traces: frozenset[int]
     at: int
     """When the last of them came."""
 
@@ -25,13 +24,13 @@ class EarlyEvents:
     """The events of turns whose beginning is still to come, by conversation, or by trace where they name none."""
 
     def __init__(self) -> None:
-        self._kept: Recent[_Key, _Early] = Recent(_MOST_CONVERSATIONS)
+        self._kept: Recent[tuple[str, str], _Early] = Recent(_MOST_CONVERSATIONS)
 
     def keep(self, event: LogEvent, now: int) -> None:
         key = _key_of(event)
         known = self._kept.get(key)
-        events = [*(known.events if known is not None else ()), event]
-        self._kept.put(key, _Early(events[-_MOST_EVENTS:], now))
+        events = [*(() if known is None else known.events), event][-_MOST_EVENTS:]
+        self._kept.put(key, _Early(events, frozenset(one.trace_id for one in events), now))
 
     def take(self, event: LogEvent, turn: str) -> list[LogEvent]:
         """Take out what belongs to the turn that an event begins, in order."""
@@ -43,12 +42,12 @@ class EarlyEvents:
             self._kept.put(_key_of(event), early._replace(events=rest))
         return sorted(mine, key=lambda one: one.time)
 
-    def since(self, at: int) -> Iterator[LogEvent]:
-        """Return those of the conversations in which the last one came after a time."""
-        for early in self._kept.values():
+    def since(self, at: int) -> Iterator[tuple[Conversation, frozenset[int]]]:
+        """Return the conversations, by service, in which the last one came after a time, and the traces of theirs."""
+        for (service, _), early in self._kept.items():
             if early.at > at:
-                yield from early.events
+                yield (service, early.events[-1].conversation), early.traces
 
 
-def _key_of(event: LogEvent) -> _Key:
+def _key_of(event: LogEvent) -> tuple[str, str]:
     return service_of(event.resource), event.conversation or f"{event.trace_id:032x}"

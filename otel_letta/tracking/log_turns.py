@@ -327,9 +327,9 @@ class LogTurns:
         """Return the traces, and the conversations by service, of which there is an open turn, or one may begin yet."""
         traces, conversations = self._index.under_way()
         since = self._now() - self._idle
-        for event in self._early.since(since):
-            traces.add(event.trace_id)
-            conversations.add((service_of(event.resource), event.conversation))
+        for conversation, its_traces in self._early.since(since):
+            conversations.add(conversation)
+            traces |= its_traces
         traces.update(self._rootless.lone_since(since))
         return traces, conversations
 

@@ -19,15 +19,12 @@ from otel_letta.tracking.nodes import Node, Trace, family
 from otel_letta.tracking.reading import Reading
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED, Tree
-from otel_letta.tracking.turns import NEAR, Turn, service_of
+from otel_letta.tracking.turns import NEAR, Conversation, Turn, service_of
 from otel_letta.tracking.verdicts import Verdict, judge
 
 _MOST_LONE, _MOST_ALIKE = 200, 8
 """Spans of a conversation that are kept until they are a run; and of one that has shown only models, or only tools."""
 _MOST_CONVERSATIONS = 1_000
-
-Conversation = tuple[str, str]
-"""A service's name, and the id of a conversation of it."""
 
 
 class Lone:

@@ -9,13 +9,10 @@ from otel_letta.tracking.log_events import LogEvent, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED
-from otel_letta.tracking.turns import NEAR, Turn, service_of
+from otel_letta.tracking.turns import NEAR, Conversation, Turn, service_of
 
 _MOST_TURNS, _MOST_SPANS = 20, 200
 """Turns, and spans with a role, of a conversation that are remembered."""
-
-Conversation = tuple[str, str]
-"""A service's name, and the id of a conversation of it; empty for none."""
 
 
 class TurnIndex:

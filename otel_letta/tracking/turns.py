@@ -25,6 +25,8 @@ NEAR = 500_000_000
 """Nanoseconds between a prompt and the start of the span around its turn, which may be either first."""
 _SLACK = 500_000_000
 """The same between two accounts of the end of one tool call that has no id."""
+Conversation = tuple[str, str]
+"""A service's name, and the id of a conversation of it; empty for none."""
 _MOST_TOOLS = 1_000
 _MOST_WORDS = 16
 """About the model, that are put into the order of their times."""
