@@ -14,7 +14,7 @@ from typing import Any
 from otel_letta.answer import Answer
 from otel_letta.instruction import INSTRUCT_TASK, Instruction, instruction_from, instructions_in
 from otel_letta.letta.answers import mapping, rows
-from otel_letta.text import clean_block, clean_line
+from otel_letta.text import as_text, clean_block, clean_line
 
 _LONGEST_TEXT = 100_000
 """Characters of an answer's text."""
@@ -88,7 +88,7 @@ class _Reading:
         self._calls: set[str] = set()
 
     def read(self, row: Mapping[str, Any]) -> None:
-        kind = row.get("message_type")
+        kind = as_text(row.get("message_type"))
         if kind == "assistant_message":
             # What is obeyed is what stands in the text that a person is shown.
             self.instructions += instructions_in(self.text.add(_words(row.get("content"))))

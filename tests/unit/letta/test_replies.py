@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from otel_letta.instruction import Instruction
@@ -223,6 +223,7 @@ _JSON = st.recursive(
 )
 
 
+@example({"messages": [{"message_type": []}]})
 @given(st.dictionaries(_NAMES, _JSON, max_size=8))
 def test_nothing_that_a_server_may_return_breaks_it_or_is_changed(response: dict[str, Any]) -> None:
     before = repr(response)
