@@ -18,12 +18,13 @@ from otel_letta.otlp.sieve import Gate
 from otel_letta.report import ProgressReport
 from otel_letta.serve import over
 from otel_letta.serve.live import LiveSpans
-from otel_letta.serve.over import NOTHING, Conversation, Gone
+from otel_letta.serve.over import NOTHING, Gone
 from otel_letta.serve.plain import PlainSpans, read_places, write_places
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
 from otel_letta.tracking.recent import Recent
+from otel_letta.tracking.turns import Conversation, service_of
 
 if TYPE_CHECKING:
     from otel_letta.pipeline.pipeline import Pipeline
@@ -41,8 +42,6 @@ _PATIENCE = 60.0
 """Seconds for the pipeline's calls."""
 _SWEEP = 10**9
 """Nanoseconds between two looks at what has settled."""
-
-
 _MOST_BEGUN = 20_000
 _YOUNG = 30 * 10**9
 """Nanoseconds for which spans stay that have their place in a trace, where the tracker has found nothing in it yet."""
@@ -57,7 +56,7 @@ class _Body:
         self.id = number
         self.size = size
         self.traces: set[int] = set()
-        self.conversations: set[tuple[str, str]] = set()
+        self.conversations: set[Conversation] = set()
         self.until = 0
         """When it may settle though nothing in it has begun; 0 once something has."""
         self.live: dict[SpanKey, int] = {}
@@ -98,7 +97,7 @@ class Feed:
         self._over: dict[int, set[int]] = {}
         """Ids of the items that say what is over in bodies, and those bodies'."""
         self._begun: Recent[int, None] = Recent(_MOST_BEGUN)
-        """Traces of which there were reports."""
+        """Traces of which there were reports, if anything is kept."""
         self._next_sweep = 0
         self._taken = self._placed = 0
 
@@ -221,8 +220,7 @@ class Feed:
             scope=record.scope.name,
         )
         if event is not None:
-            service = record.resource.attributes.get(semconv.SERVICE_NAME)
-            conversation = str(service or ""), event.conversation
+            conversation = service_of(event.resource), event.conversation
             if conversation in gone.conversations and event.trace_id in (0, *gone.traces):
                 return
             if event.trace_id:
@@ -255,7 +253,8 @@ class Feed:
 
     def begin(self, trace_id: int) -> None:
         """Note that there is a report of a trace."""
-        self._begun.put(trace_id, None)
+        if self._keep is not None:
+            self._begun.put(trace_id, None)
 
     def _place(self, body: _Body) -> None:
         if self._keep is not None and body.traces:
@@ -281,17 +280,22 @@ class Feed:
             over_traces -= self._bodies[number].traces
         for number in done:
             del self._bodies[number]
-        for number, bodies in list(self._over.items()) if done else ():
-            bodies.difference_update(done)
-            if not bodies:
-                del self._over[number]
-                done.append(number)
+        done += self._spent(done)
         if stay and self._keep is not None:  # before anything goes
             gone = Gone(frozenset(over_traces), frozenset(over_conversations))
             kept = self._keep(over.KIND, over.write(stay, gone))
             kept.add_done_callback(lambda kept: self._over_kept(kept, stay, done))
         elif done:
             self._settled(done)
+
+    def _spent(self, done: Collection[int]) -> list[int]:
+        """Take out the items that say what is over in no bodies but these."""
+        for bodies in self._over.values():
+            bodies.difference_update(done)
+        spent = [number for number, bodies in self._over.items() if not bodies]
+        for number in spent:
+            del self._over[number]
+        return spent
 
     def _over_kept(self, kept: Future[int], stay: Collection[int], done: Sequence[int]) -> None:
         if kept.exception() is None:

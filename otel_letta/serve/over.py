@@ -11,10 +11,10 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from otel_letta.tracking.turns import Conversation
+
 KIND = "over"
 """Of the spool's items that say so, which are no bodies."""
-
-Conversation = tuple[str, str]
 
 
 class Gone(NamedTuple):

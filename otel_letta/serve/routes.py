@@ -81,6 +81,7 @@ class Router:
         self._idle: dict[int, list[socket.socket]] = {}
         """Connections to the others that nobody uses just now."""
         self._away_since: dict[int, float] = {}
+        """When the others that are not there were found to be gone, in monotonic seconds."""
         self._take = take
         self._server: _Server | None = None
         self.others = [other for other in range(number) if other != place]
@@ -96,19 +97,17 @@ class Router:
 
     def wait_for_others(self, until: Deadline) -> None:
         """Wait until all others listen: when they start together, the first one would have to send senders away."""
-        waiting = list(self.others)
-        while waiting and not until.passed:
-            waiting = [place for place in waiting if not self._is_there(place)]
-            if waiting:
-                time.sleep(_LOOKS_EVERY)
+        waiting = self.others
+        while waiting := [place for place in waiting if not self._is_there(place)]:
+            if until.wait(_LOOKS_EVERY):
+                return
 
     def _is_there(self, place: int) -> bool:
         try:
             connection = self._connection(place)
         except OSError:
             return False
-        with self._lock:
-            self._idle.setdefault(place, []).append(connection)
+        self._give_back(place, connection)
         return True
 
     def route(self, signal: str, is_json: bool, body: bytes) -> Callable[[], Batch | None] | None:
@@ -172,9 +171,7 @@ class Router:
             except (OSError, EOFError):
                 self._forget(place)  # they may all be to a process that is gone
             else:
-                with self._lock:
-                    self._idle.setdefault(place, []).append(connection)
-                    self._away_since.pop(place, None)
+                self._give_back(place, connection)
                 return answer
         _logger.debug("the process at place %d is not there", place)
         return None
@@ -192,6 +189,12 @@ class Router:
             connection.close()
             raise
         return connection
+
+    def _give_back(self, place: int, connection: socket.socket) -> None:
+        """Keep a connection for the next exchange with a process, which is there."""
+        with self._lock:
+            self._idle.setdefault(place, []).append(connection)
+            self._away_since.pop(place, None)
 
     def _forget(self, place: int) -> None:
         with self._lock:

@@ -101,20 +101,24 @@ class Database:
                 # A file that was never used as an outbox is left as it is, whatever is in it.
                 ours = self.locks.is_dir()
                 try:
-                    try:
-                        self._connect()
-                    except sqlite3.DatabaseError as error:
-                        self.close()
-                        if not _is_corrupt(error):
-                            raise
-                        if not ours:
-                            raise StoreError(f"{self.path} is no outbox: name another file") from error
-                        self._move_aside()
-                        self._connect()
+                    self._connect_anyhow(ours)
                 except BaseException:
                     self.close()
                     raise
             return True
+
+    def _connect_anyhow(self, ours: bool) -> None:
+        """Connect, to a new file if the one that is there is broken and was an outbox."""
+        try:
+            self._connect()
+        except sqlite3.DatabaseError as error:
+            self.close()
+            if not _is_corrupt(error):
+                raise
+            if not ours:
+                raise StoreError(f"{self.path} is no outbox: name another file") from error
+            self._move_aside()
+            self._connect()
 
     def close(self) -> None:
         """Disconnect; quiet if it is not open."""

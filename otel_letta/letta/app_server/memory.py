@@ -25,9 +25,9 @@ from otel_letta.letta.transport import Block
 _logger = logging.getLogger(__name__)
 
 _LOOKS_AFTER_TURN = 0.5
-"""Seconds after a turn within which the server checks whether the agent's memory is committed; on a busy machine, as
-many times as long as a commit takes there, for both are a git that it starts:"""
+"""Seconds after a turn within which the server checks whether the agent's memory is committed."""
 _LOOKS_IN_COMMITS = 5.0
+"""The same on a busy machine, in times that a commit takes there: both are a git that the server starts."""
 _SOON = 3.0
 """Seconds to wait for the lock. A long turn must not keep the board from its readers."""
 _MARK = "otel_letta "

@@ -95,14 +95,15 @@ def test_a_board_is_written_when_the_server_has_looked_at_the_memory_as_slow_as_
 
     files = memory.Memory()
     board = Block("agent/task_progress", "task_progress", "", 5_000)
-    files.write(Session(), board, "at first", {})  # type: ignore[arg-type]
+    session: Any = Session()
+    files.write(session, board, "at first", {})
     assert clock.slept == [0.0]
     with files.during_turn():
         pass
-    files.write(Session(), board, "after a turn", {})  # type: ignore[arg-type]
+    files.write(session, board, "after a turn", {})
     assert clock.slept[1:] == [pytest.approx(pause)]
     clock.now += 60.0
-    files.write(Session(), board, "long after it", {})  # type: ignore[arg-type]
+    files.write(session, board, "long after it", {})
     assert clock.slept[2:] == [0.0]
 
 
