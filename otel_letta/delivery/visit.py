@@ -21,8 +21,13 @@ _RESENDS = 4
 _CHANCE, _LONGEST_CHANCE = 0.25, 8.0
 """Seconds of which a random part is waited where others wait for the same moment; twice as many after a collision."""
 _SETTLING = 1.0
-"""Seconds after a turn until every turn is seen that began before its end. Letta reads the agent's context first, and
-then makes the run that others can see."""
+"""Seconds after a turn until every turn is seen that began before its end, where others send to the agent. Letta reads
+the agent's context first, and then makes the run that others can see."""
+_SLOWER = 4
+"""How many times as long as our own turn another one may take to become visible. On two cores that eight processes
+wanted, ours took 0.3 to 1.2 s, with turns of 0.6 to 2 s (measured): a whole turn fits into a somewhat longer time."""
+_LONGEST_UNSEEN = 1.0
+"""Seconds that ours is taken to have needed for that at most: a slow answer counts as well."""
 _LONGEST_LOOK = 10.0
 """Seconds that a look at the runs takes at most, unless this process stands still."""
 _CLOCKS = 1.5
@@ -117,7 +122,12 @@ class Visit:
         self._busy_patience = busy_patience
         self._on_turn_used = on_turn_used
         self._attempt = attempt or Attempt()
-        self._posted_at = 0.0
+        self._looked_at = 0.0
+        """When the newest look at the runs began, here and below of `time.monotonic`."""
+        self._idle_at = self._posted_at = self._answered_at = 0.0
+        """Of the newest request with messages: when the look began after which it was sent, and so on."""
+        self._seen_by: float | None = None
+        """When every turn can be seen that may have begun before ours was visible; None while nobody has looked."""
         self._own_runs: set[str] = set()
         self._unanswered_at = math.inf
         """When a request of ours was sent whose answer got lost: one of the turns that run may be its."""
@@ -125,7 +135,8 @@ class Visit:
     def post(self, messages: Sequence[Message]) -> dict[str, Any]:
         """Send the messages as one request."""
         attempt = self._attempt
-        self._posted_at = time.monotonic()
+        self._posted_at, self._seen_by = time.monotonic(), None
+        self._idle_at = self._looked_at or self._posted_at
         attempt.waits_for = "there was no connection to the server yet"
         attempt.unanswered = True
         otids, began = tuple(message.otid for message in messages), time.time_ns()
@@ -138,6 +149,7 @@ class Visit:
             if error.may_have_landed or isinstance(error, LettaModelError) or error.status == 500:
                 self._on_turn_used()
             raise
+        self._answered_at = time.monotonic()
         attempt.unanswered = False
         self._on_turn_used()
         self._own_runs.update(_runs_of(answer))
@@ -223,6 +235,7 @@ class Visit:
 
     def _running(self, since: float | None = None) -> list[Run]:
         """Return the turns to wait for."""
+        self._looked_at = time.monotonic()
         runs = [run for run in self._active_runs() if is_worth_waiting_for(self._lane, run)]
         if since is not None:
             youngest = time.monotonic() - since - _CLOCKS
@@ -259,17 +272,17 @@ class Visit:
         """See to it that the agent keeps what was answered; send again what a turn at the same time has erased.
 
         A turn that began before ours ended does not know our message, and when it ends its context replaces the one
-        that does (measured). So the verdict needs an agent that is idle, or busy with later turns only. Where others
-        send to it too, it is asked once more after a moment, since the newest turns are not seen at once.
+        that does (measured). So the verdict needs an agent that is idle, or busy with later turns only. The newest
+        turns are not seen at once: it is asked once more after a moment where others send to it too, or where our turn
+        was over in a time in which another one may not have become visible.
 
         What the agent does not have is in ``attempt.missing`` at any time, also when this raises.
         """
         attempt = self._attempt
-        answered = time.monotonic()
         resends = 0
         while wanted:
             if not self._was_alone():
-                self.wait_until_idle(insist=True, since=answered)
+                self.wait_until_idle(insist=True, since=self._answered_at)
             withdrawn = attempt.withdrawn()
             erased = [message for message in self._erased(wanted) if message.otid not in withdrawn]
             attempt.missing = frozenset(message.otid for message in erased)
@@ -283,9 +296,8 @@ class Visit:
                 self.wait_for_gap(resends)
                 self.post(erased)
                 attempt.missing = frozenset()
-                answered = time.monotonic()
                 continue
-            settling = answered + _SETTLING - time.monotonic()
+            settling = max(self._answered_at + _SETTLING, self._seen_by or 0.0) - time.monotonic()
             attempt.unsure = contention.is_likely(self._lane) and settling > 0
             if not attempt.unsure:
                 return
@@ -294,21 +306,38 @@ class Visit:
 
     def _was_alone(self) -> bool:
         """Return True if no turn of anybody else overlapped ours: where one did, there may be more, not seen yet."""
-        if contention.is_likely(self._lane):
+        if self._seen_by is not None and contention.is_likely(self._lane):
             return False
+        if not self._saw_nobody():
+            return False
+        left = (self._seen_by or 0.0) - time.monotonic()
+        # With no time for a second look, the first one counts.
+        return left <= 0 or self._until.wait(left) or self._saw_nobody()
+
+    def _saw_nobody(self) -> bool:
         lately = time.monotonic() - self._posted_at + _CLOCKS
         try:
             runs = self._transport.active_runs(self._lane, lately=lately, until=self._limit)
         except LettaRequestError:
+            self._seen_by = self._seen_by or self._answered_at
             return False
         # All ages are of one moment on the server's clock.
-        ages = [run.age for run in runs if run.id in self._own_runs and run.age is not None]
-        began = max(ages, default=lately)
+        own = [run for run in runs if run.id in self._own_runs and run.age is not None]
+        began = max((run.age for run in own if run.age is not None), default=lately)
+        if self._seen_by is None:
+            self._seen_by = self._when_all_are_seen(own)
         others = [run for run in runs if run.id not in self._own_runs and is_worth_waiting_for(self._lane, run)]
         if any(run.ended is None or run.ended < began for run in others):
             contention.note(self._lane)
-            return False
-        return True
+        return not contention.is_likely(self._lane)
+
+    def _when_all_are_seen(self, own: Sequence[Run]) -> float:
+        """Return when every turn can be seen whose sender found the agent idle before ours became visible."""
+        turns = [run.age - (run.ended or 0.0) for run in own if run.age is not None]
+        if not turns:
+            return self._answered_at  # who does not see our turn sees no other either: waiting shows nothing
+        unseen = self._answered_at - self._idle_at - max(turns)
+        return self._idle_at + min(max(unseen, 0.0), _LONGEST_UNSEEN) * (1 + _SLOWER)
 
     def _log_erased(self, erased: Sequence[Message], again: bool) -> None:
         _logger.warning(

@@ -28,7 +28,7 @@ from otel_letta.runtime import locks
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
-from tests.support.fake_transport import FakeTransport
+from tests.support.fake_transport import Clock, FakeTransport
 
 NEVER = Deadline()
 """Never give up."""
@@ -391,6 +391,81 @@ def test_the_context_is_judged_only_when_the_agent_is_quiet(letta: FakeTransport
     slow.forgotten = {"otid"}
     exchange_end(slow, lane, Message("end", "otid"))
     assert len(slow.requests) == 1 and looks == 4  # once more, since others were seen to send
+
+
+class OneTurnEach(FakeTransport):
+    """Our turn is seen ``unseen`` seconds after we found the agent idle; somebody else's is seen at the second look.
+
+    The clock is the test's: a request takes ``unseen`` and ``turn``, everything else nothing.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, unseen: float, turn: float) -> None:
+        super().__init__()
+        self.clock, self.unseen, self.turn = Clock(), unseen, turn
+        self.looks: list[float] = []
+        monkeypatch.setattr(visit.time, "monotonic", self.clock)
+        self.answers = lambda batch: {"messages": [{"run_id": "run-ours"}]}
+
+    def send(self, lane: Lane, batch: Sequence[Message], **options: Any) -> dict[str, Any]:
+        self.clock.advance(self.unseen + self.turn)
+        self.began = self.clock.now
+        return super().send(lane, batch, **options)
+
+    def active_runs(self, lane: Lane, *, lately: float | None = None, **_: object) -> list[Run]:
+        if not self.delivered:
+            return []
+        self.looks.append(round(self.clock.now - self.began, 3))
+        since = self.clock.now - self.began
+        ours = [] if lately is None else [Run("run-ours", since + self.turn, since)]
+        return [*ours, *([Run("run-theirs", 0.1)] if len(self.looks) == 2 else [])]
+
+
+class Passing(Deadline):
+    """Waits take no time but the test's."""
+
+    def __init__(self, clock: Clock, left: float = 1e9) -> None:
+        super().__init__()
+        self.clock, self.end = clock, clock.now + left
+
+    def wait(self, seconds: float) -> bool:
+        self.clock.advance(min(seconds, max(self.end - self.clock.now, 0.0)))
+        return self.clock.now >= self.end
+
+
+def test_a_turn_that_could_not_be_seen_yet_when_ours_was_over_is_waited_for(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender found the agent idle before ours was seen, and the server shows it only after ours has ended: it
+    knows nothing of our end, and erases it."""
+    letta = OneTurnEach(monkeypatch, unseen=0.3, turn=0.1)
+    read = letta.in_context
+
+    def in_context(*args: Any, **options: Any) -> set[str]:
+        letta.forgotten = {"otid"} if len(letta.looks) == 3 else set()
+        return read(*args, **options)
+
+    monkeypatch.setattr(letta, "in_context", in_context)
+    exchange_end(letta, lane, Message("end", "otid"), until=Passing(letta.clock))
+    assert letta.looks[:3] == [0.0, 1.1, 1.1]  # five times 0.3 s after we found it idle
+    assert [m.content for _, sent in letta.requests for m in sent] == ["end", "end"]
+
+
+@pytest.mark.parametrize(("unseen", "turn", "looks"), [(0.02, 2.0, [0.0]), (0.0, 0.01, [0.0]), (8.0, 0.1, [0.0])])
+def test_one_look_is_enough_where_turns_are_seen_soon_or_the_server_is_just_slow_to_answer(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch, unseen: float, turn: float, looks: list[float]
+) -> None:
+    letta = OneTurnEach(monkeypatch, unseen, turn)
+    exchange_end(letta, lane, Message("end", "otid"), until=Passing(letta.clock))
+    assert letta.looks == looks
+    assert len(letta.requests) == 1
+
+
+def test_without_time_for_a_second_look_the_first_one_counts(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else was ever seen: that there is no time is no reason to call the end lost."""
+    letta = OneTurnEach(monkeypatch, unseen=0.3, turn=0.1)
+    attempt = Attempt()
+    exchange_end(letta, lane, Message("end", "otid"), until=Passing(letta.clock, 0.5), attempt=attempt)
+    assert letta.looks == [0.0] and not attempt.missing
 
 
 def test_progress_is_not_looked_after(letta: FakeTransport, lane: Lane) -> None:
