@@ -195,16 +195,16 @@ class Visit:
             if not self._running() or not self.wait_until_idle():
                 return
 
-    def wait_until_idle(self, *, insist: bool = False, since: float | None = None) -> bool:
+    def wait_until_idle(self, *, insist: bool = False, overlapping: bool = False) -> bool:
         """Wait until no turn runs. Return False if one outlasted the patience.
 
         ``insist``: also where the server queues messages, and without getting used to a run that does not end.
-        ``since`` (of `time.monotonic`): turns that began after it do not matter.
+        ``overlapping``: only turns that may not know what our newest request brought.
         """
         lane = self._lane
         left, looked_at, pause = self._busy_patience, time.monotonic(), 0.1
         while True:
-            runs = self._running(since)
+            runs = self._running(overlapping)
             now = time.monotonic()
             # A process that was stopped, or a container that was frozen, did not wait meanwhile: what runs after it is
             # another turn than before.
@@ -215,7 +215,7 @@ class Visit:
             if not runs:
                 return True
             self._attempt.waits_for = "the agent was in a turn that somebody else started"
-            self._attempt.unsure = since is not None
+            self._attempt.unsure = overlapping
             if left <= 0:
                 if insist:
                     return False
@@ -233,13 +233,13 @@ class Visit:
                 raise LettaTimeoutError(f"{lane} is busy with another turn")
             pause = min(pause * 1.5, 2.0)
 
-    def _running(self, since: float | None = None) -> list[Run]:
+    def _running(self, overlapping: bool = False) -> list[Run]:
         """Return the turns to wait for."""
         self._looked_at = time.monotonic()
-        runs = [run for run in self._active_runs() if is_worth_waiting_for(self._lane, run)]
-        if since is not None:
-            youngest = time.monotonic() - since - _CLOCKS
-            runs = [run for run in runs if run.age is None or run.age >= youngest]
+        runs = self._active_runs(self._lately if overlapping else None)
+        if overlapping:
+            runs = self._that_may_erase(runs)
+        runs = [run for run in runs if is_worth_waiting_for(self._lane, run)]
         if len(runs) > (1 if self._one_is_ours(runs) else 0):
             contention.note(self._lane)
         return runs
@@ -253,9 +253,26 @@ class Visit:
         age = time.monotonic() - self._unanswered_at + _CLOCKS
         return any(age > 0 and (run.age is None or run.age <= age) for run in runs)
 
-    def _active_runs(self) -> list[Run]:
+    def _that_may_erase(self, runs: list[Run]) -> list[Run]:
+        """Return the active ones of others that may have read the context before ours was written.
+
+        The ages are of one moment on the server's clock, so they are compared with our run's. That moment itself is
+        seconds behind where the server is busy: its ``Date`` was up to 2.4 s old (measured).
+        """
+        ours = [run.ended for run in runs if run.id in self._own_runs and run.ended is not None]
+        late = max(_SETTLING, (self._seen_by or 0.0) - self._answered_at)
+        youngest = min(ours) - late if ours else time.monotonic() - self._answered_at - _CLOCKS
+        others = [run for run in runs if run.ended is None and run.id not in self._own_runs]
+        return [run for run in others if run.age is None or run.age >= youngest]
+
+    @property
+    def _lately(self) -> float:
+        """Seconds in which a turn has ended that may have overlapped ours."""
+        return time.monotonic() - self._posted_at + _CLOCKS
+
+    def _active_runs(self, lately: float | None) -> list[Run]:
         try:
-            active = self._transport.active_runs(self._lane, until=self._limit)
+            active = self._transport.active_runs(self._lane, lately=lately, until=self._limit)
         except LettaRequestError as error:
             # This check is a courtesy; a server that refuses it has not refused the message.
             _logger.debug("%s: cannot see whether the agent is busy: %s", self._lane, error)
@@ -282,7 +299,7 @@ class Visit:
         resends = 0
         while wanted:
             if not self._was_alone():
-                self.wait_until_idle(insist=True, since=self._answered_at)
+                self.wait_until_idle(insist=True, overlapping=True)
             withdrawn = attempt.withdrawn()
             erased = [message for message in self._erased(wanted) if message.otid not in withdrawn]
             attempt.missing = frozenset(message.otid for message in erased)
@@ -315,7 +332,7 @@ class Visit:
         return left <= 0 or self._until.wait(left) or self._saw_nobody()
 
     def _saw_nobody(self) -> bool:
-        lately = time.monotonic() - self._posted_at + _CLOCKS
+        lately = self._lately
         try:
             runs = self._transport.active_runs(self._lane, lately=lately, until=self._limit)
         except LettaRequestError:

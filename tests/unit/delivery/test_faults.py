@@ -386,7 +386,7 @@ def test_a_real_connection_that_is_made_too_late_sends_nothing(
         return original(*arguments, **keywords)
 
     courier, _ = courier_of()
-    monkeypatch.setattr(courier.transport, "active_runs", lambda lane, until=None: [])  # needs no connection
+    monkeypatch.setattr(courier.transport, "active_runs", lambda lane, **_: [])  # needs no connection
     monkeypatch.setattr("httpcore._backends.sync.socket.create_connection", slow)
     courier.put(end("a"))
     assert connecting.wait(30)

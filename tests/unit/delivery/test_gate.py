@@ -460,6 +460,31 @@ def test_one_look_is_enough_where_turns_are_seen_soon_or_the_server_is_just_slow
     assert len(letta.requests) == 1
 
 
+@pytest.mark.parametrize("behind", [0.0, 3.0])
+def test_a_turn_that_overlaps_ours_is_waited_for_also_where_the_server_s_clock_is_behind(
+    lane: Lane, behind: float
+) -> None:
+    """A busy server's ``Date`` is seconds old, so all its runs seem that much younger."""
+    looks = 0
+
+    class Busy(FakeTransport):
+        def active_runs(self, lane: Lane, *, lately: float | None = None, **_: object) -> list[Run]:
+            nonlocal looks
+            if not self.delivered:
+                return []
+            looks += 1
+            if looks == 4:
+                self.forgotten.clear()
+            ours = [] if lately is None else [Run("run-ours", 0.5 - behind, 0.1 - behind)]
+            return [*ours, *([Run("run-theirs", 0.3 - behind)] if looks < 4 else [])]
+
+    busy = Busy()
+    busy.answers = lambda batch: {"messages": [{"run_id": "run-ours"}]}
+    busy.forgotten = {"otid"}
+    exchange_end(busy, lane, Message("end", "otid"), busy_patience=20.0)
+    assert len(busy.requests) == 1 and looks >= 4
+
+
 def test_without_time_for_a_second_look_the_first_one_counts(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else was ever seen: that there is no time is no reason to call the end lost."""
     letta = OneTurnEach(monkeypatch, unseen=0.3, turn=0.1)
