@@ -26,8 +26,13 @@ the agent's context first, and then makes the run that others can see."""
 _SLOWER = 4
 """How many times as long as our own turn another one may take to become visible. On two cores that eight processes
 wanted, ours took 0.3 to 1.2 s, with turns of 0.6 to 2 s (measured): a whole turn fits into a somewhat longer time."""
-_LONGEST_UNSEEN = 1.0
-"""Seconds that ours is taken to have needed for that at most: a slow answer counts as well."""
+_SEEN_AT_ONCE, _LONGEST_UNSEEN = 0.02, 1.0
+"""Seconds: where ours needed less than the first, the server is not busy; more than the second is not believed, since a
+slow answer counts as well."""
+_CLOSING = 1.0
+"""Seconds that a program which ends needs for everything else."""
+_PAUSE = 0.25
+"""Seconds after which a cancellation is noticed."""
 _LONGEST_LOOK = 10.0
 """Seconds that a look at the runs takes at most, unless this process stands still."""
 _CLOCKS = 1.5
@@ -327,9 +332,18 @@ class Visit:
             return False
         if not self._saw_nobody():
             return False
-        left = (self._seen_by or 0.0) - time.monotonic()
+        seen_by = self._seen_by or 0.0
         # With no time for a second look, the first one counts.
-        return left <= 0 or self._until.wait(left) or self._saw_nobody()
+        return time.monotonic() >= seen_by or not self._can_wait_until(seen_by) or self._saw_nobody()
+
+    def _can_wait_until(self, at: float) -> bool:
+        """Wait until then. Return False, as soon as that is known, if there is not so much time."""
+        ending = self._transport.ending
+        while (left := at - time.monotonic()) > 0:
+            if self._until.passed or self._until.left() < left or ending.is_near(left + _CLOSING):
+                return False
+            ending.wait(min(left, _PAUSE))
+        return True
 
     def _saw_nobody(self) -> bool:
         lately = self._lately
@@ -354,7 +368,9 @@ class Visit:
         if not turns:
             return self._answered_at  # who does not see our turn sees no other either: waiting shows nothing
         unseen = self._answered_at - self._idle_at - max(turns)
-        return self._idle_at + min(max(unseen, 0.0), _LONGEST_UNSEEN) * (1 + _SLOWER)
+        if unseen < _SEEN_AT_ONCE:
+            return self._answered_at
+        return self._idle_at + min(unseen, _LONGEST_UNSEEN) * (1 + _SLOWER)
 
     def _log_erased(self, erased: Sequence[Message], again: bool) -> None:
         _logger.warning(

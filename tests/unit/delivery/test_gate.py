@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +404,7 @@ class OneTurnEach(FakeTransport):
         self.clock, self.unseen, self.turn = Clock(), unseen, turn
         self.looks: list[float] = []
         monkeypatch.setattr(visit.time, "monotonic", self.clock)
+        self.ending = Passing(self.clock)
         self.answers = lambda batch: {"messages": [{"run_id": "run-ours"}]}
 
     def send(self, lane: Lane, batch: Sequence[Message], **options: Any) -> dict[str, Any]:
@@ -421,15 +422,16 @@ class OneTurnEach(FakeTransport):
 
 
 class Passing(Deadline):
-    """Waits take no time but the test's."""
+    """Waits take no time but the test's; after the first one ``then`` is called."""
 
-    def __init__(self, clock: Clock, left: float = 1e9) -> None:
+    def __init__(self, clock: Clock, then: Callable[[Passing], None] = lambda ending: None) -> None:
         super().__init__()
-        self.clock, self.end = clock, clock.now + left
+        self.clock, self.then = clock, then
 
     def wait(self, seconds: float) -> bool:
-        self.clock.advance(min(seconds, max(self.end - self.clock.now, 0.0)))
-        return self.clock.now >= self.end
+        self.clock.advance(seconds)
+        self.then(self)
+        return self.passed
 
 
 def test_a_turn_that_could_not_be_seen_yet_when_ours_was_over_is_waited_for(
@@ -450,12 +452,12 @@ def test_a_turn_that_could_not_be_seen_yet_when_ours_was_over_is_waited_for(
     assert [m.content for _, sent in letta.requests for m in sent] == ["end", "end"]
 
 
-@pytest.mark.parametrize(("unseen", "turn", "looks"), [(0.02, 2.0, [0.0]), (0.0, 0.01, [0.0]), (8.0, 0.1, [0.0])])
+@pytest.mark.parametrize(("unseen", "turn", "looks"), [(0.03, 2.0, [0.0]), (0.015, 0.01, [0.0]), (8.0, 0.1, [0.0])])
 def test_one_look_is_enough_where_turns_are_seen_soon_or_the_server_is_just_slow_to_answer(
     lane: Lane, monkeypatch: pytest.MonkeyPatch, unseen: float, turn: float, looks: list[float]
 ) -> None:
     letta = OneTurnEach(monkeypatch, unseen, turn)
-    exchange_end(letta, lane, Message("end", "otid"), until=Passing(letta.clock))
+    exchange_end(letta, lane, Message("end", "otid"))
     assert letta.looks == looks
     assert len(letta.requests) == 1
 
@@ -485,12 +487,27 @@ def test_a_turn_that_overlaps_ours_is_waited_for_also_where_the_server_s_clock_i
     assert len(busy.requests) == 1 and looks >= 4
 
 
-def test_without_time_for_a_second_look_the_first_one_counts(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else was ever seen: that there is no time is no reason to call the end lost."""
+@pytest.mark.parametrize(
+    ("until", "ending", "waited"),
+    [
+        (Deadline(1_000.9), lambda ending: None, 0.0),  # a flush that ends before
+        (NEVER, lambda ending: ending.bring_forward(ending.clock.now + 1.5), 0.75),  # the program ends: 0.25 + 0.45
+    ],
+)
+def test_without_time_for_a_second_look_the_first_one_counts(
+    lane: Lane,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Deadline,
+    ending: Callable[[Passing], None],
+    waited: float,
+) -> None:
+    """Nobody else was ever seen: that there is no time is no reason to call the end lost, nor to spend it all."""
     letta = OneTurnEach(monkeypatch, unseen=0.3, turn=0.1)
+    letta.ending = Passing(letta.clock, ending)
     attempt = Attempt()
-    exchange_end(letta, lane, Message("end", "otid"), until=Passing(letta.clock, 0.5), attempt=attempt)
+    exchange_end(letta, lane, Message("end", "otid"), until=until, attempt=attempt)
     assert letta.looks == [0.0] and not attempt.missing
+    assert round(letta.clock.now - letta.began, 3) == waited
 
 
 def test_progress_is_not_looked_after(letta: FakeTransport, lane: Lane) -> None:
