@@ -75,7 +75,7 @@ def told_to(letta: LettaHarness, agent: str) -> list[Told]:
     return found
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
     """Return as soon as the condition holds; AssertionError, saying ``what`` did not happen, after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
