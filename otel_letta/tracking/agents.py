@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from itertools import takewhile
 
 from otel_letta import semconv
@@ -53,10 +52,8 @@ class AgentTracker:
         self._now = now
         self._grace = int(grace * 1e9)
         self._idle = int(idle_timeout * 1e9)
-        self.read: Callable[[Reading, Role], AgentFacts] = partial(
-            read_agent, chat_attributes=tuple(chat_attributes), content=frozenset(content)
-        )
-        """Reads the facts of a span that has a role."""
+        self._chat_attributes = tuple(chat_attributes)
+        self._content = frozenset(content)
         self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
@@ -70,6 +67,10 @@ class AgentTracker:
         return sum(not task.claimed for trace_id in self._tree.busy for task in self._tree.traces[trace_id].tasks)
 
     # -- spans -------------------------------------------------------------------------------------------------------
+
+    def read(self, reading: Reading, role: Role) -> AgentFacts:
+        """Read the facts of a span that has a role."""
+        return read_agent(reading, role, self._chat_attributes, self._content)
 
     def observe(
         self,
@@ -101,7 +102,7 @@ class AgentTracker:
         key, tree = reading.key, self._tree
         trace = tree.traces.get(key[0])
         node = trace.nodes.get(key) if trace is not None else None
-        if tree.knows_end(key, node):
+        if (node is not None or key in tree.ended) and tree.knows_end(key, node):
             return
         if facts.outside:
             self._endings.outside.put(key[0], reading.start)
@@ -112,7 +113,7 @@ class AgentTracker:
         if trace is None:
             trace = tree.trace(key[0])
         if node is None:
-            if facts.is_run or tree.is_left_over(trace, key, parent):
+            if facts.is_run or (trace.tasks and tree.is_left_over(trace, key, parent)):
                 parent, remote = None, False
             node = Node(key, parent, remote, reading.start, live)
             node.guessed = guessed
@@ -120,7 +121,9 @@ class AgentTracker:
                 self._note_place(trace, node, reading, under, ambient)
         self._update(node, reading, facts, aborted)
         if is_new:
-            tree.insert(trace, node)
+            trace.nodes[key] = node
+            tree.size += 1
+            tree.place(trace, node)
             if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
                 self._endings.thin_out(trace)
                 self.evicted += 1
@@ -204,7 +207,7 @@ class AgentTracker:
         """
         tree = self._tree
         trace = tree.traces.get(key[0])
-        if trace is not None and tree.is_left_over(trace, key, parent):
+        if trace is not None and trace.tasks and tree.is_left_over(trace, key, parent):
             parent, remote = None, False
         tree.links.put(key, (parent, remote))
         if awaits and parent is not None:
@@ -296,7 +299,7 @@ class AgentTracker:
             place.
         """
         tree = self._tree
-        tree.end(key, Fate.TASK, tree.ended_task(key))
+        tree.end(key, Fate.TASK, tree.tasks.get(key))
         trace = tree.traces.get(key[0])
         tops = trace.waiting.pop(key, None) if trace is not None else None
         if trace is None or not tops:

@@ -183,6 +183,11 @@ class Node:
         return self.above is not None or (self.missing is not None and not self.children)
 
 
+    def let_go(self) -> None:
+        """Forget all others: a circle of spans that refer to each other stays until a collector of memory comes."""
+        self.above = self.shortcut = self.children = self.task = self.merged = None
+
+
 def family(top: Node) -> list[Node]:
     """Return a span and all that hang below it; counts their depths on the way."""
     top.depth = 0

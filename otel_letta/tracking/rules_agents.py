@@ -97,10 +97,10 @@ class AgentRules:
     def apply_below(self, trace: Trace, node: Node, arrived: Sequence[Node]) -> None:
         """Apply the rules to spans that have found their place because one arrived, which they were applied to."""
         task = trace.task_of(node)
+        early = task if task is not None and task.is_early else None
         for child in arrived:
             # Most come while their task is held back. They are reported when it is, and until then say nothing new.
-            silent = task is not None and task.is_early and child.above is node and not child.live
-            if not (silent and task is not None and _has_said_all(child, task)):
+            if early is None or child.above is not node or child.live or not _has_said_all(child, early):
                 self.apply(trace, child)
 
     def _open(

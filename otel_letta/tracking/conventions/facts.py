@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
 _NO_REASON = Reason()
+_NO_EXCEPTION = ("", "")
 _WORDS_OF_AN_ID = 7
 """A conversation's id of so many words is a text."""
 
@@ -99,7 +101,7 @@ _REFINING_BY_EVENTS = tuple((frozenset(c.events), c.refine) for c in CONVENTIONS
 
 
 def read_agent(
-    reading: Reading, role: Role, *, chat_attributes: Sequence[str] = (), content: Collection[str] = ()
+    reading: Reading, role: Role, chat_attributes: Sequence[str] = (), content: Collection[str] = ()
 ) -> AgentFacts:
     """Read the facts of a span that has a role.
 
@@ -126,7 +128,7 @@ def read_agent(
         facts.denied = bool(shape.denied) and reading.denied
     else:
         _read_answer(facts, reading, shape)
-    if facts.failed or shape.cancelled or any(reading.exception):
+    if facts.failed or shape.cancelled or reading.exception != _NO_EXCEPTION:
         _read_interruption(facts, reading, shape, content)
     for refine in shape.refining if not reading.signals else _refining(reading, shape):
         refine(reading, facts, frozenset(content))
@@ -162,6 +164,7 @@ def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | No
     return None if default is None else (_OF_RESOURCE, default)
 
 
+@functools.lru_cache(maxsize=512)  # as `id_of` remembers ids
 def _says_more_than_an_id(value: str) -> bool:
     """Return True for what names a person, or is a text."""
     return value.count(" ") >= _WORDS_OF_AN_ID - 1 or ("@" in value and ADDRESS.search(value) is not None)
