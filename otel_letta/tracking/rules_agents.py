@@ -12,7 +12,7 @@ from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
-from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.conventions.facts import NO_EXTRAS, AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import Ledger, seconds_between, standing
@@ -93,6 +93,8 @@ class AgentRules:
         if task.held_until is not None:
             self.catch_up(trace, task)
         self._go_on(trace, task, node, facts, news)
+        if node.kept is None:
+            node.extras = NO_EXTRAS  # they were told
 
     def apply_below(self, trace: Trace, node: Node, arrived: Sequence[Node]) -> None:
         """Apply the rules to spans that have found their place because one arrived, which they were applied to."""
