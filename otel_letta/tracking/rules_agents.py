@@ -80,7 +80,8 @@ class AgentRules:
             self._open(trace, task, reading or trace.sample, declaration, inbound)
         if reading is not None or is_root or not _has_said_all(node, task):
             self._merge(task, node, facts)
-            self.endings.background.note(task)
+            if task.chat is not None and (task.place is None or task.place[2] is not task.chat[2]):
+                self.endings.background.note(task)
             if is_root and node.links:
                 self._note_caller(task, node)
             if task.session is not None:
