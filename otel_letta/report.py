@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any
 
 from otel_letta.task_status import TaskStatus
 
@@ -134,4 +134,4 @@ class Draft:
     def sealed(self) -> ProgressReport:
         """Become the report; nothing of it changes from here on."""
         self.__class__ = ProgressReport  # type: ignore[assignment]
-        return cast(ProgressReport, self)
+        return self  # type: ignore[return-value]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from itertools import takewhile
 
 from otel_letta import semconv
 from otel_letta.text import as_text
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import AGENT, STEP, TOOL, Role
-from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
+from otel_letta.tracking.conventions.facts import read_facts
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.names import early_name
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
@@ -53,10 +52,8 @@ class AgentTracker:
         self._now = now
         self._grace = int(grace * 1e9)
         self._idle = int(idle_timeout * 1e9)
-        self.read: Callable[[Reading, Role], AgentFacts] = partial(
-            read_agent, chat_attributes=tuple(chat_attributes), content=frozenset(content)
-        )
-        """Reads the facts of a span that has a role."""
+        self._chat_attributes = tuple(chat_attributes)
+        self._content = frozenset(content)
         self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
@@ -71,10 +68,16 @@ class AgentTracker:
 
     # -- spans -------------------------------------------------------------------------------------------------------
 
+    def read(self, reading: Reading, role: Role) -> Node:
+        """Read the facts of a span that has a role. They become its entry if it gets one."""
+        node = Node(role)
+        read_facts(node, reading, self._chat_attributes, self._content)
+        return node
+
     def observe(
         self,
         reading: Reading,
-        facts: AgentFacts,
+        facts: Node,
         declaration: Declaration | None,
         parent: SpanKey | None,
         remote: bool = False,
@@ -90,6 +93,7 @@ class AgentTracker:
 
         Args:
             reading: the span as it is now; ``end`` says whether it ended.
+            facts: as `read` made them.
             parent: the span above it, or the next one above that is worth asking.
             remote: that one is in another process.
             live: the span's start was seen in this process, so everything above it is known.
@@ -101,7 +105,7 @@ class AgentTracker:
         key, tree = reading.key, self._tree
         trace = tree.traces.get(key[0])
         node = trace.nodes.get(key) if trace is not None else None
-        if tree.knows_end(key, node):
+        if (node is not None or key in tree.ended) and tree.knows_end(key, node):
             return
         if facts.outside:
             self._endings.outside.put(key[0], reading.start)
@@ -112,15 +116,20 @@ class AgentTracker:
         if trace is None:
             trace = tree.trace(key[0])
         if node is None:
-            if facts.is_run or tree.is_left_over(trace, key, parent):
+            if facts.is_run or (trace.tasks and tree.is_left_over(trace, key, parent)):
                 parent, remote = None, False
-            node = Node(key, parent, remote, reading.start, live)
+            node = facts
+            node.enter(key, parent, remote, reading.start, live)
             node.guessed = guessed
             if ambient is not None or under is not None:
                 self._note_place(trace, node, reading, under, ambient)
-        self._update(node, reading, facts, aborted)
+        else:
+            node.take(facts)
+        self._update(node, reading, aborted)
         if is_new:
-            tree.insert(trace, node)
+            trace.nodes[key] = node
+            tree.size += 1
+            tree.place(trace, node)
             if len(trace.nodes) > MOST_SPANS_OF_A_TRACE:
                 self._endings.thin_out(trace)
                 self.evicted += 1
@@ -155,21 +164,13 @@ class AgentTracker:
         named = candidates.get(under.key) or (early_name(under, reading.attributes), under.start)
         candidates.put(under.key, named)
 
-    def _update(self, node: Node, reading: Reading, facts: AgentFacts, aborted: str | None) -> None:
-        node.role, node.name, node.hint = facts.role, facts.name or node.name, facts.hint
-        node.chat = facts.chat or node.chat
-        node.answered, node.records_answers, node.ok = facts.answered, facts.records_answers, reading.ok
-        node.finish, node.finish_word, node.waits_for = facts.finish, facts.finish_word, facts.waits_for
-        node.cancelled, node.timed_out, node.raised = facts.cancelled, facts.timed_out, facts.raised
-        node.links, node.conversation = reading.links, facts.conversation
+    def _update(self, node: Node, reading: Reading, aborted: str | None) -> None:
+        """Take over what the facts do not hold, or only somebody else knows."""
+        node.end, node.ok, node.links = reading.end, reading.ok, reading.links
         if node.conversation and node.role in (AGENT, STEP):
             self._rules.see_agent((as_text(reading.resource.get(semconv.SERVICE_NAME)) or "", node.conversation))
-        node.denied, node.call_id, node.named = facts.denied, facts.call_id, facts.named
-        node.is_run, node.finishes = facts.is_run, facts.finishes
-        node.failed, node.reason = facts.failed, facts.reason
-        if aborted is not None and not facts.failed:
+        if aborted is not None and not node.failed:
             node.failed, node.reason = True, Reason("", aborted)
-        node.end = reading.end
         if node.end is not None and node.role is TOOL and not node.failed:
             reason = self._failures.get(node.key)
             if reason is not None:
@@ -204,7 +205,7 @@ class AgentTracker:
         """
         tree = self._tree
         trace = tree.traces.get(key[0])
-        if trace is not None and tree.is_left_over(trace, key, parent):
+        if trace is not None and trace.tasks and tree.is_left_over(trace, key, parent):
             parent, remote = None, False
         tree.links.put(key, (parent, remote))
         if awaits and parent is not None:
@@ -221,7 +222,7 @@ class AgentTracker:
     def _bound(self, plain: Plain) -> None:
         """Make an agent of a span without a role that bounds a run."""
         reading = plain.reading
-        facts = AgentFacts(AGENT, "", {})
+        facts = Node(AGENT)
         facts.failed, facts.reason = plain.failed, plain.reason
         parent, remote = self._tree.links.get(reading.key) or (reading.above, reading.remote is not None)
         self.observe(reading, facts, None, parent=parent, remote=remote, ambient=plain)
@@ -296,7 +297,7 @@ class AgentTracker:
             place.
         """
         tree = self._tree
-        tree.end(key, Fate.TASK, tree.ended_task(key))
+        tree.end(key, Fate.TASK, tree.tasks.get(key))
         trace = tree.traces.get(key[0])
         tops = trace.waiting.pop(key, None) if trace is not None else None
         if trace is None or not tops:

@@ -106,10 +106,20 @@ def _waits(value: Any, declaration: Declaration) -> bool:
     return declaration.status is TaskStatus.IN_PROGRESS and _WAITS.match(declaration.content or "") is not None
 
 
+_PROGRESS_EVENTS = (semconv.PROGRESS_EVENT, semconv.TASK_PROGRESS)
+_OF_PROGRESS = frozenset({semconv.TASK_PROGRESS, semconv.TASK_CONTENT, semconv.BARE_TOTAL}) | {
+    semconv.BARE_PROGRESS,
+    semconv.BARE_CONTENT,
+}
+"""Attributes without any of which only its name makes an event report progress."""
+
+
 def is_progress_event(name: str, attributes: Mapping[str, Any], span: Mapping[str, Any]) -> bool:
     """Return True for a span event that reports progress. ``span``: the attributes of its span."""
+    if _OF_PROGRESS.isdisjoint(attributes):
+        return name in _PROGRESS_EVENTS
     return (
-        name in (semconv.PROGRESS_EVENT, semconv.TASK_PROGRESS)
+        name in _PROGRESS_EVENTS
         or semconv.TASK_PROGRESS in attributes
         or semconv.TASK_CONTENT in attributes
         or (semconv.BARE_TOTAL in attributes and not semconv.PARTS.isdisjoint(attributes))

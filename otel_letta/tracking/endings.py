@@ -316,10 +316,7 @@ class Endings:
         if task.root is None and task.awaits is not None:
             self._tree.end(task.awaits, Fate.GIVEN_UP)  # its root may come, and be too late
         self.over_since.put(trace.id, max(at, self.over_since.get(trace.id) or 0))
-        for node in nodes:
-            if node.missing is not None:
-                trace.unwait(node)
-            self._tree.remove(trace, node, Fate.OVER)
+        self._tree.remove_all(trace, nodes, Fate.OVER)
 
 
 def _is_seen(root: Node | None) -> bool:

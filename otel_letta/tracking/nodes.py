@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
-from otel_letta.tracking.conventions import AGENT, Role
+from otel_letta.tracking.conventions import AGENT
 from otel_letta.tracking.conventions.facts import AgentFacts
-from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.reading import Reading, SpanKey
@@ -62,41 +61,22 @@ class WithRole(Followed):
     has_role = True
 
 
-class Node:
-    """A span with a role."""
+class Node(AgentFacts):
+    """A span with a role: its facts, as they were read last, and its place, as soon as it has one."""
 
     __slots__ = (
-        *("above", "ambient", "announced", "answered", "call_id", "cancelled", "chat", "children", "conversation"),
-        *("denied", "depth", "end", "failed", "finish", "finish_word", "finishes", "foreign", "guessed", "held"),
-        *("hint", "is_part", "is_run", "kept", "key", "links", "live", "merged", "missing", "name", "named"),
-        *("ok", "parent", "patience", "raised", "reason", "records_answers", "remote", "reported", "role", "seen_at"),
-        *("shortcut", "start", "supposed", "task", "timed_out", "twin", "under", "waits_for"),
+        *("above", "ambient", "announced", "children", "depth", "end", "foreign", "guessed", "held", "is_part", "kept"),
+        *("key", "links", "live", "merged", "missing", "ok", "parent", "patience", "remote", "reported", "seen_at"),
+        *("shortcut", "start", "supposed", "task", "twin", "under"),
     )
 
-    # What the span says, as it was read last: `AgentTracker` sets all of it before anybody looks.
-    role: Role
+    # As they were read last: `AgentTracker` sets these before anybody looks.
     end: int | None
-    hint: str
-    failed: bool
-    reason: Reason
-    answered: bool
-    records_answers: bool
     ok: bool
-    finish: Finish | None
-    finish_word: str
-    cancelled: bool
-    timed_out: bool
-    raised: Reason | None
-    waits_for: str | None
-    denied: bool
-    call_id: str | None
-    named: bool
     links: Sequence[SpanKey]
-    is_run: bool
-    finishes: bool
-    conversation: str | None
 
-    def __init__(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool) -> None:
+    def enter(self, key: SpanKey, parent: SpanKey | None, remote: bool, start: int, live: bool) -> None:
+        """Become an entry of the tree."""
         self.key = key
         self.parent = parent
         self.remote = remote
@@ -104,8 +84,6 @@ class Node:
         self.start = start
         self.live = live
         """It is open in this process, which will notice its end."""
-        self.name = ""
-        self.chat: tuple[int, str] | None = None
         self.above: Node | None = None
         """The nearest span above that has a role."""
         self.children: dict[Node, None] | None = None
@@ -147,6 +125,17 @@ class Node:
         self.depth = 0
         """The number of spans with a role above it, from the top that it was judged under."""
 
+    def take(self, facts: AgentFacts) -> None:
+        """Take over facts that were read anew."""
+        self.role, self.name, self.hint = facts.role, facts.name or self.name, facts.hint
+        self.chat, self.conversation = facts.chat or self.chat, facts.conversation
+        self.answered, self.records_answers = facts.answered, facts.records_answers
+        self.finish, self.finish_word, self.waits_for = facts.finish, facts.finish_word, facts.waits_for
+        self.cancelled, self.timed_out, self.raised = facts.cancelled, facts.timed_out, facts.raised
+        self.denied, self.call_id, self.named = facts.denied, facts.call_id, facts.named
+        self.is_run, self.finishes = facts.is_run, facts.finishes
+        self.failed, self.reason = facts.failed, facts.reason
+
     @property
     def top(self) -> Node:
         """The last span with a role on the way up, as far as that is known."""
@@ -181,6 +170,10 @@ class Node:
         if self.end is None or not self.reported:
             return False
         return self.above is not None or (self.missing is not None and not self.children)
+
+    def let_go(self) -> None:
+        """Forget all others: a circle of spans that refer to each other stays until a collector of memory comes."""
+        self.above = self.shortcut = self.children = self.task = self.merged = None
 
 
 def family(top: Node) -> list[Node]:

@@ -12,7 +12,7 @@ from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
-from otel_letta.tracking.conventions.facts import AgentFacts
+from otel_letta.tracking.conventions.facts import NO_EXTRAS, AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import Ledger, seconds_between, standing
@@ -80,7 +80,8 @@ class AgentRules:
             self._open(trace, task, reading or trace.sample, declaration, inbound)
         if reading is not None or is_root or not _has_said_all(node, task):
             self._merge(task, node, facts)
-            self.endings.background.note(task)
+            if task.chat is not None and (task.place is None or task.place[2] is not task.chat[2]):
+                self.endings.background.note(task)
             if is_root and node.links:
                 self._note_caller(task, node)
             if task.session is not None:
@@ -93,14 +94,16 @@ class AgentRules:
         if task.held_until is not None:
             self.catch_up(trace, task)
         self._go_on(trace, task, node, facts, news)
+        if node.kept is None:
+            node.extras = NO_EXTRAS  # they were told
 
     def apply_below(self, trace: Trace, node: Node, arrived: Sequence[Node]) -> None:
         """Apply the rules to spans that have found their place because one arrived, which they were applied to."""
         task = trace.task_of(node)
+        early = task if task is not None and task.is_early else None
         for child in arrived:
             # Most come while their task is held back. They are reported when it is, and until then say nothing new.
-            silent = task is not None and task.is_early and child.above is node and not child.live
-            if not (silent and task is not None and _has_said_all(child, task)):
+            if early is None or child.above is not node or child.live or not _has_said_all(child, early):
                 self.apply(trace, child)
 
     def _open(

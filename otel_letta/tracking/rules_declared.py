@@ -277,7 +277,7 @@ class DeclaredRules:
                     return
                 if place is Place.OWN:
                     break
-            task = self._tree.ended_task(above)
+            task = self._tree.tasks.get(above)
             if task is not None:
                 if not stands_alone(doubt.declaration, task) and not task.had_ended(doubt.reading.start):
                     self._take_in(doubt, task)

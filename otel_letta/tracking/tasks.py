@@ -246,7 +246,10 @@ class InferredTask(Task):
 
     def takes_chat(self, rank: int, depth: int) -> bool:
         """Return True if a chat id of this rank and depth would be better than the one it has."""
-        return self.chat is None or (rank, depth) < self.chat[:2]
+        if self.chat is None:
+            return True
+        held, at, _ = self.chat
+        return rank < held or (rank == held and depth < at)
 
 
 @functools.lru_cache(maxsize=512)

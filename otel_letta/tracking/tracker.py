@@ -290,7 +290,7 @@ class Tracker:
         if turn is not None and self._turns.join(reading, turn):
             return
         key = reading.key
-        if tree.has_declared(key):
+        if key in tree.ended and tree.has_declared(key):
             return
         if semconv.LOGFIRE_SPAN_TYPE in reading.attributes and self._is_pending(reading):
             return

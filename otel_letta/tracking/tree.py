@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from otel_letta.tracking.conventions import LLM, TOOL
@@ -119,10 +119,6 @@ class Tree:
         """Return True for a span of an agent's task that is over."""
         return self.ended.get(key) in _IS_OVER
 
-    def ended_task(self, key: SpanKey) -> Task | None:
-        """Return the declared task that an ended span was part of."""
-        return self.tasks.get(key)
-
     def has_declared(self, key: SpanKey) -> bool:
         """Return True for an ended span that declared something, or was a step of a declared task."""
         return self.ended.get(key) in _OF_DECLARED
@@ -140,19 +136,14 @@ class Tree:
     def trace(self, trace_id: int) -> Trace:
         return self.traces.get(trace_id) or self.traces.setdefault(trace_id, Trace(trace_id))
 
-    def insert(self, trace: Trace, node: Node) -> None:
-        """Add a span and place it. Those below it are for `arrived`."""
-        trace.nodes[node.key] = node
-        self.size += 1
-        self.place(trace, node)
-
     def arrived(self, trace: Trace, key: SpanKey) -> Sequence[Node]:
         """Place the spans that waited for this one; returns them in the order of their starts."""
         group = trace.waiting.pop(key, None)
         if group is None:
             return ()
         nodes, above = sorted(group, key=_start) if len(group) > 1 else list(group), trace.nodes.get(key)
-        trace.away.difference_update(nodes)
+        if trace.away:
+            trace.away.difference_update(nodes)
         for node in nodes:
             if above is None or node.ambient:
                 self.place(trace, node)
@@ -239,7 +230,7 @@ class Tree:
 
     def is_left_over(self, trace: Trace, key: SpanKey, parent: SpanKey | None) -> bool:
         """Return True for a span that is a task of its own, inside a task that is over."""
-        if parent is None or not trace.tasks or self.ended.get(parent) not in _IS_OVER:
+        if parent is None or self.ended.get(parent) not in _IS_OVER:
             return False
         return any(task.awaits == key for task in trace.tasks)
 
@@ -283,10 +274,17 @@ class Tree:
             node.above.children.pop(node, None)
         return True
 
+    def remove_all(self, trace: Trace, nodes: Iterable[Node], fate: Fate) -> None:
+        """Forget the spans of a task that is over, wherever they wait; what is above comes before what is below."""
+        for node in nodes:
+            if node.missing is not None:
+                trace.unwait(node)
+            self.remove(trace, node, fate)
+            node.let_go()
+
     def drop(self, trace: Trace) -> None:
         """Forget a trace."""
-        for node in list(trace.nodes.values()):
-            self.remove(trace, node, Fate.OVER)
+        self.remove_all(trace, list(trace.nodes.values()), Fate.OVER)
         trace.waiting.clear()
         self.traces.pop(trace.id, None)
         if trace.among is not None:
@@ -295,7 +293,7 @@ class Tree:
 
     def keep_order(self, trace: Trace) -> bool:
         """Put a trace behind all others, or forget it if it is empty. True if more is kept than should be."""
-        among = (self.busy if trace.tasks else self.faint) if trace.nodes or trace.tasks else None
+        among = self.busy if trace.tasks else self.faint if trace.nodes else None
         if among is not None and among is trace.among:
             among.move_to_end(trace.id)
         else:

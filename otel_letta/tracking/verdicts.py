@@ -154,8 +154,9 @@ def _by_torn(root: Node, ended: Sequence[Node], torn: int) -> Verdict | None:
 
 def _asked_again(tool: Node, models: Sequence[Node]) -> bool:
     """Return True if a model's call began after a tool's, or if only the tool's own calls of models are traced."""
-    others = [model for model in models if not _is_below(model, tool)]
-    return not others or any(model.start >= tool.start for model in others)
+    if any(model.start >= tool.start and not _is_below(model, tool) for model in models):
+        return True
+    return all(_is_below(model, tool) for model in models)
 
 
 def _is_below(span: Node, above: Node) -> bool:

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from otel_letta.tracking import Reading
-from otel_letta.tracking.conventions.facts import AgentFacts, read_agent
+from otel_letta.tracking.conventions.facts import AgentFacts, read_facts
 
 __all__ = ["END", "facts", "raised", "read"]
 
@@ -45,7 +45,9 @@ def facts(attributes: Mapping[str, Any], *, content: Sequence[str] = (), **span:
     """Read the facts of a span that has a role. The rest is as for `read`."""
     reading = read(attributes, **span)
     assert reading.role is not None
-    return read_agent(reading, reading.role, content=content)
+    found = AgentFacts(reading.role)
+    read_facts(found, reading, content=frozenset(content))
+    return found
 
 
 def raised(kind: str, message: str = "", *, at: int = END, stack: str = "") -> Event:

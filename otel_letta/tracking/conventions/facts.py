@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from otel_letta import semconv
@@ -19,7 +21,9 @@ from otel_letta.tracking.values import EXTRA_CAP, id_of
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
+NO_EXTRAS: Mapping[str, str] = MappingProxyType({})
 _NO_REASON = Reason()
+_NO_EXCEPTION = ("", "")
 _WORDS_OF_AN_ID = 7
 """A conversation's id of so many words is a text."""
 
@@ -33,12 +37,14 @@ class AgentFacts:
         *("reason", "records_answers", "role", "session", "timed_out", "waits_for"),
     )
 
-    def __init__(self, role: Role, name: str, extras: dict[str, str]) -> None:
+    extras: Mapping[str, str]
+    """Content that the settings ask for, by field."""
+
+    def __init__(self, role: Role) -> None:
         self.role = role
-        self.name = name
+        self.name = ""
         """What people call it; empty where the span has no name that is surely one."""
-        self.extras = extras
-        """Content that the settings ask for, by field."""
+        self.extras = NO_EXTRAS
         self.hint = ""
         """The agent that a tool's or a model's span says it belongs to."""
         self.chat: tuple[int, str] | None = None
@@ -98,20 +104,20 @@ _NO_OUTCOMES = (Finish.ERROR, Finish.CANCELLED, Finish.FILTERED, Finish.EMPTY)
 _REFINING_BY_EVENTS = tuple((frozenset(c.events), c.refine) for c in CONVENTIONS if c.refine is not None and c.events)
 
 
-def read_agent(
-    reading: Reading, role: Role, *, chat_attributes: Sequence[str] = (), content: Collection[str] = ()
-) -> AgentFacts:
-    """Read the facts of a span that has a role.
+def read_facts(
+    facts: AgentFacts, reading: Reading, chat_attributes: Sequence[str] = (), content: frozenset[str] = frozenset()
+) -> None:
+    """Fill in the facts of a span that has a role.
 
     Args:
+        facts: new ones, which know the role alone.
         chat_attributes: further attributes that may name the conversation, after those of the conventions.
         content: fields of `CONTENT_FIELDS` that may be reported.
     """
-    attributes, shape = reading.attributes, reading.shape
-    extras = dict(_extras(attributes, role, content)) if content else {}
-    name, named = name_of(reading, role)
-    facts = AgentFacts(role, name, extras)
-    facts.named = named
+    attributes, shape, role = reading.attributes, reading.shape, facts.role
+    if content:
+        facts.extras = dict(_extras(attributes, role, content))
+    facts.name, facts.named = name_of(reading, role)
     if shape.has_hint and role is not AGENT:
         facts.hint = agent_hint(reading)
     facts.chat = _conversation(reading, chat_attributes)
@@ -126,15 +132,14 @@ def read_agent(
         facts.denied = bool(shape.denied) and reading.denied
     else:
         _read_answer(facts, reading, shape)
-    if facts.failed or shape.cancelled or any(reading.exception):
+    if facts.failed or shape.cancelled or reading.exception != _NO_EXCEPTION:
         _read_interruption(facts, reading, shape, content)
     for refine in shape.refining if not reading.signals else _refining(reading, shape):
-        refine(reading, facts, frozenset(content))
+        refine(reading, facts, content)
     for _, event in reading.events:
         share = progress_event(event)
         if share is not None:
             facts.plan = max(facts.plan or 0.0, share)
-    return facts
 
 
 def _refining(reading: Reading, shape: Shape) -> Sequence[Refine]:
@@ -162,6 +167,7 @@ def _conversation(reading: Reading, more: Sequence[str]) -> tuple[int, str] | No
     return None if default is None else (_OF_RESOURCE, default)
 
 
+@functools.lru_cache(maxsize=512)  # as `id_of` remembers ids
 def _says_more_than_an_id(value: str) -> bool:
     """Return True for what names a person, or is a text."""
     return value.count(" ") >= _WORDS_OF_AN_ID - 1 or ("@" in value and ADDRESS.search(value) is not None)

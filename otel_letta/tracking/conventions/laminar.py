@@ -86,7 +86,7 @@ def _refine(reading: Reading, seen: AgentFacts, content: frozenset[str]) -> None
         seen.outside = _is_outside_runs(attributes)
         seen.finishes = reading.name == _FINISH
         if seen.finishes and "answer" in content:
-            seen.extras["answer"] = clean_line(_finish_message(attributes), EXTRA_CAP)
+            seen.extras = {**seen.extras, "answer": clean_line(_finish_message(attributes), EXTRA_CAP)}
 
 
 def _is_conversation(name: str, attributes: Mapping[str, Any]) -> bool:

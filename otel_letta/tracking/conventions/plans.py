@@ -22,9 +22,10 @@ _STATES = _DONE | {"todo", "pending", "in_progress", "in-progress", "not_started
 def plan_of(reading: Reading) -> float | None:
     """Return how much of a plan is done: of a to-do list in a tool's span, or of an MCP progress notification."""
     attributes = reading.attributes
-    share = share_of(attributes.get(semconv.BARE_PROGRESS), attributes.get(semconv.BARE_TOTAL))
-    if share is not None:
-        return share
+    if semconv.BARE_TOTAL in attributes:
+        share = share_of(attributes.get(semconv.BARE_PROGRESS), attributes[semconv.BARE_TOTAL])
+        if share is not None:
+            return share
     for name in reading.shape.plans:
         text = as_text(attributes[name])
         if text is None or len(text) > JSON_CAP or not ('"status"' in text or "'status'" in text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_letta.tracking.log_events import LogEvent
+from otel_letta.tracking.nodes import Node
 from otel_letta.tracking.recent import Recent
 from tests.support.memory import reachable
 from tests.support.tracked import Alone, Live
@@ -169,6 +171,33 @@ def test_log_events_of_turns_that_are_over_take_no_room_for_good() -> None:
 
     first, last = _rooms(driver, turn)
     assert last <= first
+
+
+@pytest.mark.parametrize("kind", [agent, run_without_an_agent, failing_agent], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("of", [Live, Alone])
+def test_the_spans_of_a_task_that_is_over_wait_for_no_collector_of_memory(
+    of: type[Driver], kind: Callable[[Driver], None]
+) -> None:
+    """It costs as much as the spans do, or more: each refers to the one above it, and that one to all below."""
+    driver = of()
+    gc.collect()
+    gc.disable()
+    try:
+        before = _nodes()
+        kind(driver)
+        if isinstance(driver, Alone):
+            driver.export()
+            assert _nodes() > before
+        driver.clock.pass_seconds(10)
+        driver.tracker.tick()
+        assert driver.reports[-1].status.is_terminal
+        assert _nodes() == before
+    finally:
+        gc.enable()
+
+
+def _nodes() -> int:
+    return sum(type(each) is Node for each in gc.get_objects())
 
 
 def test_an_entry_is_bounded_however_it_is_made() -> None:

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext
 
 from otel_letta.tracking import Reading
 from otel_letta.tracking.conventions import CONVENTIONS, Role
-from otel_letta.tracking.conventions.facts import read_agent
+from otel_letta.tracking.conventions.facts import AgentFacts, read_facts
 from otel_letta.tracking.conventions.shapes import Names
 
 
@@ -71,7 +71,8 @@ def test_what_a_reading_takes_over_is_read_like_its_own() -> None:
     )
     reading = Reading.of(span)
     reading.carry({"gen_ai.tool.name": "search", "gen_ai.tool.call.id": "call-7"})
-    facts = read_agent(reading, Role.TOOL)
+    facts = AgentFacts(Role.TOOL)
+    read_facts(facts, reading)
     assert (facts.name, facts.named, facts.call_id) == ("search", True, "call-7")
 
 
@@ -80,5 +81,5 @@ def test_no_more_of_a_name_is_remembered_than_is_read() -> None:
     text = "x" * 1_000_000
     span = ReadableSpan("step", SpanContext(1, 2, is_remote=False), attributes={"gen_ai.tool.name": text})
     known = sys.getrefcount(text)
-    read_agent(Reading.of(span), Role.TOOL)
+    read_facts(AgentFacts(Role.TOOL), Reading.of(span))
     assert sys.getrefcount(text) == known
