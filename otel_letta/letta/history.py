@@ -5,14 +5,17 @@ What the comments call measured was measured on a real Letta 0.16.8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from otel_letta.letta.answers import moment
 
 _MOST_ROWS = 2_000
 """Rows that are looked through for the answer to a message."""
+_READS_BEFORE = timedelta(seconds=5)
+"""How long before its first message a turn may have read the context: above a second on a busy server (measured), whose
+dates have whole seconds."""
 
 
 def answers_in(newest: Iterable[dict[str, Any]], otids: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -53,6 +56,7 @@ def was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]])
 
     Such a turn writes the context as it was when it began, and what it adds itself (measured). A compaction begins
     with its summary, which is stored after all that it stands for; after a reset the context begins with a later turn.
+    What begins in the next seconds may still be at the same time, and so it counts: who is told twice loses nothing.
 
     Args:
         message_id: is not in the context.
@@ -66,11 +70,13 @@ def was_put_away(message_id: str, eldest: str, stored: Sequence[dict[str, Any]])
     run, our_run = stored[first].get("run_id"), stored[ours].get("run_id")
     if run is None or run == our_run:
         return True  # compacted by a person, or by our own turn
-    our_end = max((_date_of(row) for row in stored if row.get("run_id") == our_run), default="")
-    its_begin = min((_date_of(row) for row in stored if row.get("run_id") == run), default="")
-    return its_begin > our_end
+    our_end = max(_dates_of(our_run, stored), default=None)
+    its_begin = min(_dates_of(run, stored), default=None)
+    return its_begin is not None and (our_end is None or its_begin - our_end > _READS_BEFORE)
 
 
-def _date_of(row: dict[str, Any]) -> str:
-    date = moment(row.get("date"))
-    return "" if date is None else date.astimezone(timezone.utc).isoformat()
+def _dates_of(run: object, stored: Sequence[dict[str, Any]]) -> Iterator[datetime]:
+    for row in stored:
+        date = moment(row.get("date")) if row.get("run_id") == run else None
+        if date is not None:
+            yield date.astimezone(timezone.utc)

@@ -110,7 +110,7 @@ def compacted_by_its_own_turn(server: InMemoryLetta, letta: RestTransport, lane:
 
 def compacted_by_a_later_turn(server: InMemoryLetta, letta: RestTransport, lane: Lane) -> None:
     send(letta, lane, OURS)
-    pass_a_second(server, lane)
+    pass_time(server, lane)
     server.compact(lane.agent_id, lane.conversation_id, in_next_turn=True)
     send(letta, lane)
 
@@ -127,15 +127,18 @@ def reset(server: InMemoryLetta, letta: RestTransport, lane: Lane) -> None:
 
 def reset_and_talked_to(server: InMemoryLetta, letta: RestTransport, lane: Lane) -> None:
     reset(server, letta, lane)
-    pass_a_second(server, lane)
+    pass_time(server, lane)
     send(letta, lane)
 
 
-def pass_a_second(server: InMemoryLetta, lane: Lane) -> None:
-    """Let what is stored so far be older: the server's dates have whole seconds."""
+def pass_time(server: InMemoryLetta, lane: Lane, seconds: int = 10, otid: str | None = None) -> None:
+    """Let what is stored so far, or the turn of that message alone, be so much older."""
     with server._world.changed:
-        for message in server._world.known_agent(lane.agent_id).history:
-            message.date = (datetime.fromisoformat(message.date) - timedelta(seconds=2)).isoformat()
+        history = server._world.known_agent(lane.agent_id).history
+        runs = {message.run_id for message in history if otid in (None, message.otid)}
+        for message in history:
+            if message.run_id in runs:
+                message.date = (datetime.fromisoformat(message.date) - timedelta(seconds=seconds)).isoformat()
 
 
 @pytest.mark.parametrize(
@@ -163,10 +166,12 @@ def test_what_a_compaction_or_a_reset_put_away_was_delivered(
     assert has(letta, lane)
 
 
+@pytest.mark.parametrize("later", [0, 3])
 @pytest.mark.parametrize("before", ["nothing", "messages", "a summary"])
 def test_what_a_turn_at_the_same_time_erased_was_not(
-    server: InMemoryLetta, lane_of: tuple[RestTransport, Lane], before: str
+    server: InMemoryLetta, lane_of: tuple[RestTransport, Lane], before: str, later: int
 ) -> None:
+    """Also where that read the context in time, but made its messages when ours had ended."""
     letta, lane = lane_of
     if before != "nothing":
         send(letta, lane)
@@ -178,6 +183,7 @@ def test_what_a_turn_at_the_same_time_erased_was_not(
         assert server.wait_for(lambda: server.in_flight(lane.agent_id) == 1, 30)
         send(letta, lane, OURS)
     other.join(30)
+    pass_time(server, lane, later, OURS)
     assert not has(letta, lane)
 
 
