@@ -134,6 +134,8 @@ class Visit:
         self._seen_by: float | None = None
         """When every turn can be seen that may have begun before ours was visible; None while nobody has looked."""
         self._own_runs: set[str] = set()
+        self._newest_runs: set[str] = set()
+        """Those of them that the newest request started."""
         self._unanswered_at = math.inf
         """When a request of ours was sent whose answer got lost: one of the turns that run may be its."""
 
@@ -157,7 +159,8 @@ class Visit:
         self._answered_at = time.monotonic()
         attempt.unanswered = False
         self._on_turn_used()
-        self._own_runs.update(_runs_of(answer))
+        self._newest_runs = _runs_of(answer)
+        self._own_runs |= self._newest_runs
         attempt.note(Request(otids, began, time.time_ns(), answer))
         return answer
 
@@ -353,18 +356,19 @@ class Visit:
             self._seen_by = self._seen_by or self._answered_at
             return False
         # All ages are of one moment on the server's clock.
-        own = [run for run in runs if run.id in self._own_runs and run.age is not None]
-        began = max((run.age for run in own if run.age is not None), default=lately)
+        ages = [run.age for run in runs if run.id in self._own_runs and run.age is not None]
+        began = max(ages, default=lately)
         if self._seen_by is None:
-            self._seen_by = self._when_all_are_seen(own)
+            self._seen_by = self._when_all_are_seen(runs)
         others = [run for run in runs if run.id not in self._own_runs and is_worth_waiting_for(self._lane, run)]
         if any(run.ended is None or run.ended < began for run in others):
             contention.note(self._lane)
         return not contention.is_likely(self._lane)
 
-    def _when_all_are_seen(self, own: Sequence[Run]) -> float:
+    def _when_all_are_seen(self, runs: Sequence[Run]) -> float:
         """Return when every turn can be seen whose sender found the agent idle before ours became visible."""
-        turns = [run.age - (run.ended or 0.0) for run in own if run.age is not None]
+        ours = [run for run in runs if run.id in self._newest_runs]
+        turns = [run.age - (run.ended or 0.0) for run in ours if run.age is not None]
         if not turns:
             return self._answered_at  # who does not see our turn sees no other either: waiting shows nothing
         unseen = self._answered_at - self._idle_at - max(turns)
