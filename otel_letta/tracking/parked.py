@@ -63,7 +63,8 @@ class Parked:
         Args:
             first_tool: the tool that a task began with, before it asked a model. If one waits for that tool, and no
                 other, it is what was allowed: some frameworks resume in a new trace without any id of the old one
-                (measured with Genkit 1.4 for Go).
+                (measured with Genkit 1.4 for Go). Where nothing shows which tool one waits for, it has to be of the same
+                agent (measured with Agent Framework 1.23).
         """
         for other in self._tasks.values():
             if not isinstance(other, InferredTask) or other.agent_id != task.agent_id:
@@ -74,7 +75,8 @@ class Parked:
                 self._take(other)
                 return other
         mine = [t for t in self._tasks.values() if isinstance(t, InferredTask) and t.agent_id == task.agent_id]
-        found = [t for t in mine if first_tool and t.waiting_tool == first_tool and t.service == task.service]
+        mine = [t for t in mine if first_tool and t.service == task.service]
+        found = [t for t in mine if t.waiting_tool == first_tool or (not t.waiting_tool and t.name == task.name)]
         if len(found) == 1 and (task.chat is None or found[0].chat is None):
             self._take(found[0])
             return found[0]
