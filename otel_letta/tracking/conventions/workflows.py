@@ -1,8 +1,8 @@
-"""Workflows of agents: ``workflow.id`` or ``workflow.name``, and an event ``workflow.started`` (measured with Microsoft's
-Agent Framework 1.23 for Python; the spans of its agents are GenAI's).
+"""Workflows of agents: ``workflow.id`` or ``workflow.name``, and an event ``workflow.started`` (measured with
+Microsoft's Agent Framework 1.23 for Python; the spans of its agents are GenAI's).
 
-Engines of any kind may have such attributes, so the event has to be there as well. What builds a workflow, its messages
-and the executors around its agents have neither.
+Engines of any kind may have such attributes, so the event has to be there as well: it comes right after the start. What
+builds a workflow, its messages, and the executors around its agents have none.
 """
 
 from __future__ import annotations
