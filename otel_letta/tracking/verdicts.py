@@ -128,8 +128,11 @@ def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
 _FINAL = pattern(
     r"(?i)(?:transfer_|hand_?off).*|(?:final|structured)_?(?:output|answer|result|response)(?:_.*)?"
     r"|(?:output|answer|finish|submit|complete|done)|(?:attempt_completion|task_complete|submit_.*)"
+    r"|(?:exit|end|finish|complete)_(?:loop|task|run|turn|conversation|session)|set_model_response"
 )
 """Tools by which agents end on purpose, or hand over."""
+_ASKING = pattern(r"(?i)(?:adk_)?request_(?:input|confirmation|credential)|get_user_choice")
+"""Tools by which agents end to ask a person: the answer comes in another run."""
 
 
 def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
@@ -146,6 +149,9 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return None
     if any(tool.finishes or _FINAL.fullmatch(tool.name) for tool in last):
         return None
+    asking = [tool.name for tool in last if _ASKING.fullmatch(tool.name) and not (tool.failed or tool.cancelled)]
+    if asking:
+        return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{A_PERSON}: {asking[0]}")
     if root.ok and root.finish is Finish.ANSWERED:
         return None  # one span of a model holds the whole conversation with it, and the root has its last word
     bad = _last(tool for tool in last if tool.failed or tool.cancelled)

@@ -56,6 +56,11 @@ RUNS = {
     "google_adk.parallel_agents": Run("pipeline", COMPLETED, "2 tools", 2, says=("Sub-agent researcher finished",)),
     "google_adk.workflow": Run("pipeline", COMPLETED, "2 tools", 2, says=("Sub-agent writer finished",)),
     "google_adk.workflow_node_crash": Run("pipeline", FAILED, "the program's own code", 1),
+    "google_adk.exit_loop": Run("pipeline", COMPLETED, "2 tools", 2, says=("Used tool exit_loop",)),
+    "google_adk.user_choice": Run("reporter", WAITS, "waits for a person: get_user_choice", 2),
+    "google_adk.request_input_ok": Run(
+        "reporter", COMPLETED, "3 tools", 3, says=("waits for a person: adk_request_input", "'reporter' goes on")
+    ),
     "google_adk.two_runs": Run("reporter", COMPLETED, "1 tool", 2, (("reporter", COMPLETED),)),
     "agent_framework.success": Run("reporter", COMPLETED, "2 tools", 2),
     "agent_framework.tool_error": Run("reporter", COMPLETED, "1 problem", 2, says=("Tool send_report failed",)),

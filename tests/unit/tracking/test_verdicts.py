@@ -75,7 +75,13 @@ def test_a_tool_that_is_last_means_that_something_stopped_it() -> None:
     assert verdict(chat(2, 1, 0, 3), tool("t", 3, 2, 1, 2), chat(4, 1, 3, 4))[0] is COMPLETED
 
 
-@pytest.mark.parametrize("name", ["final_answer", "final_result", "transfer_to_reporter", "StructuredOutput"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("final_answer", "final_result", "transfer_to_reporter", "StructuredOutput"),
+        *("exit_loop", "finish_task", "end_conversation", "set_model_response"),
+    ],
+)
 def test_an_agent_may_end_on_a_tool_that_is_made_for_that(name: str) -> None:
     assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2))[0] is COMPLETED
 
@@ -181,3 +187,12 @@ def test_a_sub_agent_that_a_tool_called_fails_the_run_only_if_the_callers_models
     assert verdict(chat(4, 1, 0, 1), *failed) == (FAILED, "'A' failed: no")
     assert verdict(chat(4, 1, 0, 1), *failed, chat(5, 1, 2, 3))[0] is COMPLETED
     assert verdict(agent("B", 3, 1, 1, 2, error="ValueError: no")) == (FAILED, "'A' failed: no")
+
+
+@pytest.mark.parametrize("name", ["adk_request_input", "request_input", "get_user_choice"])
+def test_a_tool_that_asks_a_person_and_is_last_means_that_the_agent_waits(name: str) -> None:
+    asks = [chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2)]
+    last_report = arrived(*asks, agent("A", 1, None, 0, 9)).reports[-1]
+    assert (last_report.content, last_report.waiting) == (f"waits for a person: {name}", True)
+    assert verdict(*asks, chat(4, 1, 2, 3))[0] is COMPLETED  # it has its answer
+    assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2, error="no terminal"))[0] is FAILED
