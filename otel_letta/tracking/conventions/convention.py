@@ -69,6 +69,8 @@ class Convention(NamedTuple):
     """Attributes that hold why an answer ended."""
     call_ids: tuple[str, ...] = ()
     """Attributes that hold the id of a tool's call: spans that share one are the same call."""
+    tool_names: tuple[str, ...] = ()
+    """Attributes that hold the names of the tools that an agent has."""
     error_types: tuple[str, ...] = ()
     """Attributes that hold an error's type, beside ``error.type``."""
     error_texts: tuple[str, ...] = ()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
 
 NO_EXTRAS: Mapping[str, str] = MappingProxyType({})
+NO_TOOLS: frozenset[str] = frozenset()
+_MOST_LISTED = 64
 _NO_REASON = Reason()
 _NO_EXCEPTION = ("", "")
 _WORDS_OF_AN_ID = 7
@@ -33,8 +35,19 @@ class AgentFacts:
 
     __slots__ = (
         *("answered", "call_id", "cancelled", "chat", "conversation", "denied", "extras", "failed", "finish"),
-        *("finish_word", "finishes", "hint", "is_run", "message_id", "name", "named", "outside", "plan", "raised"),
-        *("reason", "records_answers", "role", "session", "timed_out", "waits_for"),
+        *(
+            "finish_word",
+            "finishes",
+            "hint",
+            "is_run",
+            "message_id",
+            "name",
+            "named",
+            "no_result",
+            "outside",
+            "tool_names",
+        ),
+        *("plan", "raised", "reason", "records_answers", "role", "session", "timed_out", "waits_for"),
     )
 
     extras: Mapping[str, str]
@@ -76,6 +89,10 @@ class AgentFacts:
         """The id of a tool's call: spans that share one are the same call."""
         self.named = False
         """The name stood in an attribute for it, not only in the span's own name."""
+        self.no_result = False
+        """A tool's call whose arguments are there, and no result."""
+        self.tool_names = NO_TOOLS
+        """The tools that an agent has, or that a model asked for, by name, where the span says so."""
         self.plan: float | None = None
         """The share of a plan's points that are done."""
         self.message_id: str | None = None
@@ -130,8 +147,12 @@ def read_facts(
         facts.plan = plan_of(reading)
         facts.call_id = _first_id(attributes, shape.calls) if shape.calls else None
         facts.denied = bool(shape.denied) and reading.denied
+        facts.no_result = shape.no_result
     else:
         _read_answer(facts, reading, shape)
+        listed = shape.asked if role is LLM else shape.tool_names
+        if listed:
+            facts.tool_names = _words_of(attributes, listed)
     if facts.failed or shape.cancelled or reading.exception != _NO_EXCEPTION:
         _read_interruption(facts, reading, shape, content)
     for refine in shape.refining if not reading.signals else _refining(reading, shape):
@@ -225,6 +246,16 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
         facts.timed_out = is_timed_out("", text) or any(is_timed_out(kind, "") for kind in kinds)
     if at_end and not facts.failed:
         facts.raised = _reason(reading, facts.role, content)
+
+
+def _words_of(attributes: Mapping[str, Any], names: Sequence[str]) -> frozenset[str]:
+    """Return the texts that attributes hold, alone or in arrays."""
+    found: set[str] = set()
+    for name in names[:_MOST_LISTED]:
+        value = attributes[name]
+        for item in value[:_MOST_LISTED] if type(value) in (tuple, list) else (value,):
+            found.add(as_text(item) or "")
+    return frozenset(found - {""})
 
 
 def _says_that_it_failed(attributes: Mapping[str, Any], shape: Shape) -> bool:

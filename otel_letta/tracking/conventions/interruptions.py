@@ -10,7 +10,7 @@ A_PERSON = "a person"
 """What a task waits for, where nothing says more."""
 
 _CANCELLED_TYPE = pattern(
-    r"(?i)(?:.*[.:$*_])?\w*?(?:cancell?(?:ed|ation)|abort(?:ed)?|keyboardinterrupt|(?<![a-z])interrupted)(?:error|exception)?"
+    r"(?i)(?:.*[.:$*_])?\w*?(?:cancell?(?:ed|ation)|abort(?:ed)?|keyboardinterrupt|generatorexit|(?<![a-z])interrupted)(?:error|exception)?"
 )
 _CANCELLED_TEXT = pattern(
     r"(?i)(?:\bcontext cancell?ed\b|\bparent job is cancelling\b|\bsleep interrupted\b"
@@ -44,6 +44,7 @@ _WAIT_TYPES = frozenset(
         "inputrequirederror",
         "confirmationrequired",
         "confirmationrequirederror",
+        "waitingforevent",  # LlamaIndex
     }
 )
 _WAIT_TEXT = pattern(

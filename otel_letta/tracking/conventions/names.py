@@ -39,7 +39,9 @@ _IN_BRACKETS = pattern(r"<[^<>]*>|\([^()]*\)")
 _MADE_UP = pattern(r"[-_/:.#\s]*(?<![0-9A-Fa-f])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![0-9A-Fa-f])")
 """A UUID in a name, which its program made up where nobody gave one."""
 _PREFIX = pattern(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent|tools/call)\s+")
-_SUFFIX = pattern(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool))$")
+_SUFFIX = pattern(
+    r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool|__call__|acall|forward|aforward))$"
+)
 
 
 def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
@@ -58,7 +60,9 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
         name = name if named else _span_name(reading.name, attributes)
         return name.split("__", 2)[-1] if name.startswith("mcp__") else name, named
     if name:
-        return name, True
+        bare = name.removesuffix(f".{as_text(attributes.get(semconv.TRACELOOP_KIND))}")
+        name = name if bare == name else _if_for_people(bare)
+        return name, bool(name)
     return _if_for_people(_span_name(reading.name, attributes)), False
 
 

@@ -39,6 +39,7 @@ OPENINFERENCE = Convention(
     answer_prefixes=("llm.output_messages.",),
     finishes=("llm.finish_reason", "llm.finish_reasons", "llm.response.finish_reasons"),
     call_ids=("tool_call.id", "tool.call.id"),
+    tool_names=("agno.tools",),
     plans=("tool.parameters", "output.value", "input.value"),
     content={
         (Role.TOOL, "arguments"): ("tool.parameters", "input.value"),

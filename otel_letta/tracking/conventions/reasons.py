@@ -122,6 +122,8 @@ _SEVERAL = pattern(
 """An exception with two arguments, a text and what raised it, as str() or repr() shows that:
 ``ServiceError: ("it failed", ValueError('why'))``."""
 _TYPED = pattern(r"(?P<kind>(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
+_LABELLED = pattern(r"(?m)^Error: (?=\S)")
+"""What failed stands in the lines before, each behind its label."""
 _PROVIDER = pattern(
     r"(?P<head>Error code: \d{3}|status_code: \d{3}|HTTP [45]\d\d|\b[45]\d\d [A-Z][A-Za-z ]{2,40}?)"
     r"(?:, model_name: [^,{]{1,80}, body:)?\s*(?:- )?\{"
@@ -180,6 +182,9 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
     if _DEADLINE.search(text):
         return Reason("" if kind in _DEADLINE_KINDS else kind, "timed out")
     head, _, rest = text.partition("\n")
+    labelled = _LABELLED.search(rest)
+    if labelled is not None:
+        head = text = rest[labelled.end() :]
     if head.rstrip().endswith(":"):
         text = f"{head.rstrip()} {rest.lstrip()}"
     line = clean_error(text, 4 * _REASON_CAP)

@@ -23,6 +23,7 @@ _MOST_NAMES = 64
 _MOST_TEXT = 4_096
 """Shapes that are kept, the names of one, and their characters: names may be anybody's."""
 _TOOL_CALLS = pattern(r"\.tool_calls\.\d")
+_ASKED = pattern(r"\.tool_calls\.\d.*\.(?:function\.)?name")
 CONVERSATIONS = (semconv.GEN_AI_CONVERSATION, "conversation.id", semconv.SESSION_ID)
 """What may hold the id of a conversation, or of a session, in spans and log events alike."""
 
@@ -34,9 +35,9 @@ class Shape:
     """The names of a span's attributes, by what they hold. All in the order in which they are asked."""
 
     __slots__ = (
-        *("answers", "asks_for_tools", "calls", "cancelled", "chats", "conversations", "deciding", "declares"),
+        *("answers", "asked", "asks_for_tools", "calls", "cancelled", "chats", "conversations", "deciding", "declares"),
         *("denied", "error_texts", "error_types", "failed", "finishes", "given", "has_error_type", "has_hint"),
-        *("is_marked", "may_fail", "names", "plans", "records_answers", "refining"),
+        *("is_marked", "may_fail", "names", "no_result", "tool_names", "plans", "records_answers", "refining"),
     )
 
     def __init__(self, known: Names, names: Sequence[str]) -> None:
@@ -65,6 +66,12 @@ class Shape:
         self.records_answers = bool(signs)
         self.answers = tuple(name for name in signs if name not in known.no_answers)
         self.asks_for_tools = any(_TOOL_CALLS.search(name) for name in signs)
+        self.asked = tuple(name for name in signs if _ASKED.search(name)) if self.asks_for_tools else ()
+        """What holds the names of the tools that a model asked for."""
+        self.tool_names = tuple(name for name in known.tool_names if name in here)
+        """What may hold the names of the tools that an agent has."""
+        self.no_result = not known.arguments.isdisjoint(here) and known.results.isdisjoint(here)
+        """It holds what a tool was called with, and not what that gave back."""
         self.finishes = tuple(name for name in known.finishes if name in here)
         self.calls = tuple(name for name in known.calls if name in here)
         self.plans = tuple(name for name in known.plans if name in here)
@@ -102,6 +109,9 @@ class Names:
         self.answer_prefixes = tuple(prefix for c in conventions for prefix in c.answer_prefixes)
         self.finishes = tuple(name for c in conventions for name in c.finishes)
         self.calls = tuple(name for c in conventions for name in c.call_ids)
+        self.tool_names = tuple(name for c in conventions for name in c.tool_names)
+        self.arguments = frozenset(n for c in conventions for n in c.content.get((Role.TOOL, "arguments"), ()))
+        self.results = frozenset(n for c in conventions for n in c.content.get((Role.TOOL, "results"), ()))
         self.plans = tuple(name for c in conventions for name in c.plans)
         self.error_types = tuple(name for c in conventions for name in c.error_types)
         self.error_texts = tuple(name for c in conventions for name in c.error_texts)

@@ -149,7 +149,7 @@ def test_cancellations_of_any_language_are_known(kind: str, message: str) -> Non
     assert facts({**AGENT, "error.type": kind or "canceled"}, error=message).reason.text.startswith("cancelled")
 
 
-@pytest.mark.parametrize("kind", ["cancelled", "aborted", "AbortError", "CancelledError"])
+@pytest.mark.parametrize("kind", ["cancelled", "aborted", "AbortError", "CancelledError", "GeneratorExit"])
 def test_an_errors_type_alone_says_cancelled(kind: str) -> None:
     assert facts({**CHAT, "error.type": kind}).cancelled
 
@@ -180,6 +180,7 @@ def test_a_deadline_is_a_timeout() -> None:
         ("*compose.interruptError", "interrupt happened"),
         ("*core.InterruptSignal", ""),
         ("pydantic_ai.exceptions.ApprovalRequired", ""),
+        ("workflows.runtime.types.results.WaitingForEvent", "Waiting for event <class 'x.HumanResponseEvent'>"),
         ("", 'error tool "check" requires confirmation, please approve or reject'),
         ("", "(Interrupt(value={'question': 'SECRET'}),)"),
     ],
@@ -279,3 +280,24 @@ def test_a_convention_may_mark_the_agents_that_ended_well() -> None:
 def test_a_tool_of_haystack_says_that_it_failed() -> None:
     assert facts({"haystack.tool.name": "read", "haystack.tool.error": True}).failed
     assert not facts({"haystack.tool.name": "read"}).failed
+
+
+def test_a_run_of_haystack_that_never_counted_its_steps_was_cut_off() -> None:
+    root = {"haystack.agent.max_steps": 100}
+    assert (facts(root).finish, facts(root).answered) == (Finish.EMPTY, False)
+    through = facts({**root, "haystack.agent.steps_taken": 2})
+    assert (through.finish, through.answered) == (None, True)
+
+
+def test_the_tools_that_an_agent_has_and_a_model_asked_for_are_known_by_name() -> None:
+    agent = facts({"openinference.span.kind": "AGENT", "agno.tools": ("search", "send")})
+    asked = "llm.output_messages.0.message.tool_calls.0.tool_call.function"
+    model = facts({"openinference.span.kind": "LLM", f"{asked}.name": "send", f"{asked}.arguments": "SECRET"})
+    assert (agent.tool_names, model.tool_names) == ({"search", "send"}, {"send"})
+
+
+def test_a_tools_call_that_shows_what_it_was_called_with_shows_whether_it_gave_anything_back() -> None:
+    call = {**TOOL, "gen_ai.tool.call.arguments": "{}"}
+    assert facts(call).no_result
+    assert not facts({**call, "gen_ai.tool.call.result": ""}).no_result
+    assert not facts(TOOL).no_result

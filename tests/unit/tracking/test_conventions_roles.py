@@ -72,6 +72,9 @@ AGENT, STEP, TOOL, LLM = Role.AGENT, Role.STEP, Role.TOOL, Role.LLM
         ({"gcp.vertex.agent.invocation_id": "i", "agent.name": "keeper"}, AGENT),
         ({"gcp.vertex.agent.invocation_id": "i", "tool.name": "read"}, TOOL),
         ({"gcp.vertex.agent.invocation_id": "i"}, None),
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "Base.task", "tool.name": "read"}, TOOL),
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "Base.task"}, STEP),
+        ({"traceloop.span.kind": "workflow", "tool.name": "read"}, AGENT),
     ],
 )
 def test_each_convention_gives_spans_their_roles(attributes: dict[str, Any], role: Role | None) -> None:
@@ -134,6 +137,9 @@ def test_a_tool_that_was_not_found_has_the_name_in_its_spans() -> None:
         ({"entity.type": "agent", "entity.name": "Reporter"}, "Reporter"),
         ({"gen_ai.tool.call.id": "c", "tool_name": "Bash"}, "Bash"),
         ({"gcp.vertex.agent.invocation_id": "i", "agent.name": "keeper"}, "keeper"),
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "Base.task", "tool.name": "read"}, "read"),
+        ({"traceloop.span.kind": "workflow", "traceloop.entity.name": "Reporter.workflow"}, "Reporter"),
+        ({"traceloop.span.kind": "workflow", "traceloop.entity.name": "the.task"}, "the.task"),
     ],
 )
 def test_each_convention_names_agents_and_tools(attributes: dict[str, Any], name: str) -> None:
@@ -152,6 +158,17 @@ def test_the_name_of_an_operation_is_nobodys_name(span_name: str) -> None:
 def test_a_name_of_the_span_alone_is_marked_as_such() -> None:
     found = facts({"openinference.span.kind": "AGENT"}, name="Quarterly report")
     assert (found.name, found.named) == ("Quarterly report", False)
+
+
+@pytest.mark.parametrize("method", ["__call__", "acall", "forward", "aforward", "arun"])
+def test_the_method_behind_a_name_is_no_part_of_it(method: str) -> None:
+    assert facts({"openinference.span.kind": "TOOL"}, name=f"search_docs.{method}").name == "search_docs"
+    assert facts({"openinference.span.kind": "CHAIN"}, name=f"Reporter.{method}").name == "Reporter"
+
+
+def test_a_workflow_that_is_called_by_its_method_alone_has_no_name() -> None:
+    run = {"traceloop.span.kind": "workflow", "traceloop.entity.name": "run.workflow"}
+    assert (facts(run, name="run.workflow").name, facts(run).named) == ("", False)
 
 
 def test_a_place_in_a_program_is_no_name() -> None:

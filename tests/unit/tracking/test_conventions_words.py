@@ -115,6 +115,14 @@ def test_of_an_exception_with_a_text_and_its_cause_the_cause_is_told(form: str) 
     assert "SECRET" not in clean_reason("ServiceError: ('SECRET', 42)").full
 
 
+def test_the_error_behind_its_label_is_told() -> None:
+    """Haystack says first where it happened."""
+    head = "The following component failed to run:\nComponent name: 'a'\nComponent type: 'B'"
+    assert clean_reason(f"PipelineRuntimeError: {head}\nError: no room").full == "PipelineRuntimeError: no room"
+    assert "SECRET" not in clean_reason(f"{head}\nError: no room for 'SECRET'").full
+    assert clean_reason("it failed\nError:").text == "it failed"
+
+
 def test_a_bare_type_in_front_of_the_text_says_nothing() -> None:
     assert clean_reason("Error: 500 upstream exploded").full == "500 upstream exploded"
     assert str(facts({**TOOL, "error.type": "TelemetrySafeError"}, error="TelemetrySafeError").reason) == ""
