@@ -15,10 +15,11 @@ from otel_letta.tracking.conventions.names import early_name
 from otel_letta.tracking.conventions.reasons import Reason, reason_of
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import Ledger, standing
+from otel_letta.tracking.merging import merge_declaration
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.recent import Recent
-from otel_letta.tracking.rules_agents import AgentRules, merge_declaration
+from otel_letta.tracking.rules_agents import AgentRules
 from otel_letta.tracking.rules_runs import AmbientRuns
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask
 from otel_letta.tracking.tree import Tree
@@ -125,7 +126,7 @@ class AgentTracker:
                 self._note_place(trace, node, reading, under, ambient)
         else:
             node.take(facts)
-        self._update(node, reading, aborted)
+        self._update(node, reading, None if trace.is_over_for(node) else aborted)
         if is_new:
             trace.nodes[key] = node
             tree.size += 1

@@ -327,11 +327,16 @@ def _is_settled(run: Node) -> bool:
     return not judge(run, family(run)[1:]).stopped
 
 
+def _is_told_above(node: Node) -> bool:
+    """Return True for a call of a model inside another one's span that failed with it: they are one call."""
+    return node.role is LLM and node.above is not None and node.above.role is LLM and node.above.failed
+
+
 def counted(nodes: Sequence[Node]) -> tuple[int, int]:
     """Count tool calls, and failures of tools and models."""
     tools = problems = 0
     for node in nodes:
         if node.reported and node.role in _WORK and not (node.twin or node.finishes):
             tools += node.role is TOOL
-            problems += node.failed and node.waits_for is None
+            problems += node.failed and node.waits_for is None and not _is_told_above(node)
     return tools, problems

@@ -1,4 +1,4 @@
-"""What a statement about a declared task changes in it."""
+"""What a statement about a task changes in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.ledger import seconds_between
 from otel_letta.tracking.nodes import Followed
 from otel_letta.tracking.reading import Reading
-from otel_letta.tracking.tasks import Task
+from otel_letta.tracking.tasks import InferredTask, Task
 
 
 def stands_alone(declaration: Declaration, around: Task) -> bool:
@@ -80,3 +80,26 @@ def merge_agents_step(task: Task, reading: Reading, facts: AgentFacts, aborted: 
     else:
         return False
     return True
+
+
+def merge_declaration(task: InferredTask, declaration: Declaration, *, own: bool) -> bool:
+    """Take over what attributes of ours say about an agent's task; True if it is news about where it stands.
+
+    Somebody addressed the task, so its end is wanted, however short it was.
+
+    Args:
+        own: the task's root says it, not a step.
+    """
+    task.inferred = task.inferred and declaration.inferred
+    news = declaration.content is not None and declaration.content != task.content
+    if declaration.content is not None:
+        task.content = declaration.content
+    news |= task.reach(declaration.progress)
+    task.message_id = declaration.message_id or task.message_id
+    if declaration.result is not None and (own or not task.has_own_result):
+        task.result, task.has_own_result = declaration.result, own
+    if own:
+        task.declared_name = declaration.name or task.declared_name
+        task.root_content = declaration.content if declaration.content is not None else task.root_content
+        task.status = declaration.status if declaration.status is not None else task.status
+    return news

@@ -133,6 +133,7 @@ class Node(AgentFacts):
         self.finish, self.finish_word, self.waits_for = facts.finish, facts.finish_word, facts.waits_for
         self.cancelled, self.timed_out, self.raised = facts.cancelled, facts.timed_out, facts.raised
         self.denied, self.call_id, self.named = facts.denied, facts.call_id, facts.named
+        self.no_result, self.tool_names = facts.no_result, facts.tool_names
         self.is_run, self.finishes = facts.is_run, facts.finishes
         self.failed, self.reason = facts.failed, facts.reason
 
@@ -302,6 +303,12 @@ class Trace:
             return []
         return [node for node in self.orphans if node.under == task.awaits]
 
+    def steps_of(self, task: InferredTask) -> list[Node]:
+        """Return the spans of a task below its root, in the order of their ends."""
+        found = [] if task.root is None else family(task.root)[1:]
+        found += [node for orphan in self.orphans_of(task) for node in family(orphan)]
+        return sorted(found, key=lambda node: node.end or 0)
+
     def task_of(self, node: Node) -> InferredTask | None:
         """Return the task that a span is part of, as far as that is known."""
         top = node.shortcut or node  # most hang right below the top
@@ -318,6 +325,13 @@ class Trace:
             if task.root is None or not task.had_ended(top.start):
                 return task
         return None
+
+    def is_over_for(self, node: Node) -> bool:
+        """Return True for a span that is open although its task's root has ended well. What cuts it off then, such as
+        an event loop that closes what nobody read to its end, stops no work."""
+        task = self.task_of(node)
+        root = task.root if task is not None else None
+        return root is not None and root is not node and root.end is not None and root.ok
 
     def next_due(self, now: int, idle: int) -> int:
         """Return when there will be something to do without further spans. Nanoseconds, ``idle`` too."""

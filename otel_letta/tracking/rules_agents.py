@@ -16,7 +16,8 @@ from otel_letta.tracking.conventions.facts import NO_EXTRAS, AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import Ledger, seconds_between, standing
-from otel_letta.tracking.nodes import Fate, Node, Trace, family, first_work
+from otel_letta.tracking.merging import merge_declaration
+from otel_letta.tracking.nodes import Fate, Node, Trace, first_work
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask, automatic_id
@@ -130,10 +131,12 @@ class AgentRules:
             first = first_work([*([task.root] if task.root is not None else []), *trace.orphans_of(task)])
             self._ledger.resume(task, first.name if first is not None and first.role is TOOL else "")
             is_open = first is None and task.root is not None and task.root.end is None
-            if not task.resumed and task.root is None and task.chat is None:
-                return  # it may be the one that waited, and its root will show that
-            if is_open and not task.resumed and self._ledger.may_be_allowed(task):
-                return  # and here its first tool
+            if not task.resumed and (
+                (task.root is None and task.chat is None)  # it may be the one that waited, and its root will show that
+                or (is_open and self._ledger.may_be_allowed(task))  # and here its first tool
+            ):
+                task.is_untold, node.held = True, facts
+                return
         if not task.begun and task.resumed:
             task.begun = True
             self.report(task, wording.goes_on(self._ledger.name_of(task)))
@@ -142,6 +145,9 @@ class AgentRules:
             if task.id == automatic_id((trace.id, 0)):  # another one may have ended under the trace's id since
                 self._ledger.count_run(task)
             self.report(task, wording.agent_started(self._ledger.name_of(task)) + _quoted(facts, "prompt"))
+        if task.is_untold:
+            task.is_untold = False
+            self._tell_steps(trace, task, node)
         if news:
             self.report(task, task.content or standing(task))
         if node.end is None:
@@ -200,12 +206,19 @@ class AgentRules:
     def catch_up(self, trace: Trace, task: InferredTask) -> None:
         """Report what happened in a task that was held back until it was clear that it is no other one's work."""
         task.due, task.held_until = True, None
-        steps = [] if task.root is None else family(task.root)[1:]
-        steps += [node for orphan in trace.orphans_of(task) for node in family(orphan)]
+        steps = trace.steps_of(task)
         if task.root is not None:
             self.apply(trace, task.root)
-        for node in sorted(steps, key=lambda node: node.end or 0):
+        for node in steps:
             self.apply(trace, node)
+
+    def _tell_steps(self, trace: Trace, task: InferredTask, last: Node) -> None:
+        """Report what happened before ``last`` in a task that might have been one that waited."""
+        for node in trace.steps_of(task):
+            if node is not last and node.end is None:
+                self._start_of_tool(task, node, node.held)
+            elif node is not last and not node.reported:
+                self._end_of_step(task, node, node.held)
 
     def _new_task_of(self, trace: Trace, node: Node) -> tuple[InferredTask | None, bool]:
         """Return the task that a span becomes part of, and whether that is new; None for a span that is part of
@@ -365,29 +378,6 @@ def is_human(node: Node) -> bool:
     """Return True for a name that people gave: in an attribute for it, or a span's name that is no dotted code and no
     word for what any agent does."""
     return bool(node.name) and (node.named or not (_CODE.fullmatch(node.name) or node.name in _ANY_AGENTS))
-
-
-def merge_declaration(task: InferredTask, declaration: Declaration, *, own: bool) -> bool:
-    """Take over what attributes of ours say about an agent's task; True if it is news about where it stands.
-
-    Somebody addressed the task, so its end is wanted, however short it was.
-
-    Args:
-        own: the task's root says it, not a step.
-    """
-    task.inferred = task.inferred and declaration.inferred
-    news = declaration.content is not None and declaration.content != task.content
-    if declaration.content is not None:
-        task.content = declaration.content
-    news |= task.reach(declaration.progress)
-    task.message_id = declaration.message_id or task.message_id
-    if declaration.result is not None and (own or not task.has_own_result):
-        task.result, task.has_own_result = declaration.result, own
-    if own:
-        task.declared_name = declaration.name or task.declared_name
-        task.root_content = declaration.content if declaration.content is not None else task.root_content
-        task.status = declaration.status if declaration.status is not None else task.status
-    return news
 
 
 def _quoted(facts: AgentFacts | None, field: str) -> str:

@@ -180,6 +180,8 @@ class InferredTask(Task):
     """The span that it was shown with before it waited."""
     resumed = False
     """It goes on after it has waited."""
+    is_untold = False
+    """Something of it was held back, since it might have been one that waited."""
     forgotten = (0, 0)
     """Tools and problems among spans that are not kept any more."""
     inbound_chat: str | None = None

@@ -103,7 +103,7 @@ def _by_root(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return _failed(root, ended)
     if root.raised is not None and not root.answered:
         return _failed(root, ended)
-    if root.finish in (Finish.ERROR, Finish.FILTERED):
+    if root.finish in (Finish.ERROR, Finish.FILTERED) or (root.finish is Finish.EMPTY and not root.ok):
         return _by_finish(root)
     return None
 
@@ -157,7 +157,9 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
     bad = _last(tool for tool in last if tool.failed or tool.cancelled)
     if bad is not None:
         return _failed(bad, ended)
-    return None if root.ok else _STOPPED
+    if root.ok and (root.answered or not any(tool.no_result for tool in last)):
+        return None
+    return _STOPPED
 
 
 def _by_torn(root: Node, ended: Sequence[Node], torn: int) -> Verdict | None:
@@ -188,20 +190,31 @@ def _nearest_above(span: Node, role: Role) -> Node | None:
     return up
 
 
+def _agents_above(span: Node) -> Iterable[Node]:
+    """Yield the agents around a span, the nearest first."""
+    agent = _nearest_above(span, AGENT)
+    while agent is not None:
+        yield agent
+        agent = _nearest_above(agent.above, AGENT) if agent.above is not None else None
+
+
 def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
     """What the last call of a model says. Calls that ran side by side with it count as one: a race has one winner."""
     models = [span for span in ended if span.role is LLM]
     last = _last_begun(models)
     if last is None:
         return None
-    race = [span for span in models if (span.end or 0) >= last.start]
+    race = [span for span in models if (span.end or 0) >= last.start and not _only_wraps(span, last)]
     if any(span.answered and not span.failed for span in race):
         if last.finish is Finish.TOOLS and last.answered and not _is_used(last, ended):
-            # It asked for a tool, and was never asked again.
+            # It asked for a tool, and was never asked again. OK says little where no agent shows an answer: some
+            # instrumentations end every span with it. One that answered may have taken the request as its answer.
             agent = _nearest_above(last, AGENT)
             if agent is not None and agent.finish is Finish.TOOLS:
                 return _NOT_CALLED
-            if not (root.ok or root.answered):
+            if agent is not None and agent.ok and (names := agent.tool_names & last.tool_names):
+                return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{A_PERSON}: {', '.join(sorted(names))}")
+            if not (root.answered or any(span.answered for span in _agents_above(last))):
                 return _STOPPED
         return Verdict(TaskStatus.COMPLETED, cut=all(s.finish is Finish.LENGTH for s in race if s.answered))
     bad = _last(span for span in race if span.failed or span.cancelled or span.raised is not None)
@@ -212,6 +225,11 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
     # Some instrumentations never record an answer, and then the lack of one says nothing.
     silent = not any(span.records_answers for span in models)
     return _COMPLETED if silent and (root.ok or root.answered) else _STOPPED
+
+
+def _only_wraps(span: Node, last: Node) -> bool:
+    """Return True for a span around the last call of a model that leaves it to that one to say how it ended."""
+    return span.finish is None and last.finish is not None and _is_below(last, span)
 
 
 def _is_used(model: Node, ended: Sequence[Node]) -> bool:

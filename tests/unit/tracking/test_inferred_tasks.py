@@ -1132,6 +1132,20 @@ def test_a_live_agent_that_is_cancelled_fails_for_that_reason() -> None:
     assert live.ends[0].content == "'A' failed: cancelled or timed out"
 
 
+def test_what_is_cut_off_after_its_root_has_ended_well_fails_nothing() -> None:
+    """An event loop that closes cuts off what nobody read to its end."""
+    for well in (True, False):
+        live = Live()
+        live.aborted = lambda span: "cancelled or timed out" if span.name == "B" else None  # type: ignore[method-assign]
+        root = live.tracer.start_span("A", attributes=AGENT)
+        below = live.tracer.start_span("B", context=_within(root), attributes={**AGENT, "gen_ai.agent.name": "B"})
+        if well:
+            root.set_status(StatusCode.OK)
+        root.end()
+        below.end()
+        assert live.ends[0].status is (COMPLETED if well else FAILED)
+
+
 def test_an_open_live_agent_is_never_lost_but_its_silence_is_told_once() -> None:
     live = Live(idle_timeout=100)
     root = live.tracer.start_span("A", attributes=AGENT)

@@ -196,3 +196,72 @@ def test_a_tool_that_asks_a_person_and_is_last_means_that_the_agent_waits(name: 
     assert (last_report.content, last_report.waiting) == (f"waits for a person: {name}", True)
     assert verdict(*asks, chat(4, 1, 2, 3))[0] is COMPLETED  # it has its answer
     assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2, error="no terminal"))[0] is FAILED
+
+
+ASKS = {**OP, "gen_ai.response.finish_reasons": ("tool_calls",)}
+ASKS_BY_NAME = {"openinference.span.kind": "LLM", "llm.output_messages.0.message.tool_calls.0.tool_call.name": "send"}
+WITH_TOOLS = {"openinference.span.kind": "AGENT", "agent.name": "A", "agno.tools": ("find", "send")}
+
+
+def test_a_request_for_a_tool_may_be_the_answer_of_the_agent_that_made_it() -> None:
+    """Structured output, in a span of an agent below the root of the same run."""
+    model = chat(3, 2, 0, 1, attributes=ASKS)
+    answered = {"gen_ai.usage.output_tokens": 7}
+    assert verdict(model, agent("A", 2, 1, 0, 2, attributes=answered))[0] is COMPLETED
+    assert verdict(model, agent("A", 2, 1, 0, 2)) == STOPPED
+
+
+def test_ok_alone_does_not_make_an_answer_of_a_request_for_a_tool() -> None:
+    (end,) = arrived(chat(2, 1, 0, 1, attributes=ASKS), ok(agent("A", 1, None, 0, 9))).ends
+    assert (end.status, end.content) == STOPPED
+
+
+def test_a_root_that_says_ok_has_not_ended_on_a_tool_that_gave_nothing_back() -> None:
+    called = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.arguments": "{}"}
+    for result, expected in (({}, FAILED), ({"gen_ai.tool.call.result": "null"}, COMPLETED)):
+        below = [chat(2, 1, 0, 1), tool("t", 3, 1, 1, 2, attributes={**called, **result})]
+        (end,) = arrived(*below, ok(agent("A", 1, None, 0, 9))).ends
+        assert end.status is expected
+
+
+def test_an_agent_that_ended_well_after_asking_for_a_tool_of_its_own_waits_for_somebody() -> None:
+    model = chat(2, 1, 0, 1, attributes=ASKS_BY_NAME)
+    played = arrived(model, ok(agent("A", 1, None, 0, 9, attributes=WITH_TOOLS)))
+    assert (played.ends, played.reports[-1].content) == ([], "waits for a person: send")
+    assert verdict(model, attributes=WITH_TOOLS) == STOPPED  # nothing says that it ended well
+    # One that nobody has, such as the form of an answer.
+    other = {**WITH_TOOLS, "agno.tools": ("find",), "output.value": "x"}
+    (end,) = arrived(model, ok(agent("A", 1, None, 0, 9, attributes=other))).ends
+    assert end.status is COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("content_filter", (FAILED, "'A' failed: blocked by the model's filter (content_filter)")),
+        ("length", (COMPLETED, "Finished 'A' in 9.0 s, 1 problem")),
+        ("stop", (COMPLETED, "Finished 'A' in 9.0 s")),
+    ],
+)
+def test_of_two_spans_around_one_call_of_a_model_the_inner_one_says_why_it_ended(
+    reason: str, expected: tuple[TaskStatus, str]
+) -> None:
+    outer = {"openinference.span.kind": "LLM", "output.value": "x"}
+    inner = {**outer, "llm.finish_reason": reason}
+    assert verdict(chat(3, 2, 0, 1, attributes=inner), chat(2, 1, 0, 2, attributes=outer)) == expected
+
+
+def test_two_spans_around_one_call_of_a_model_that_failed_are_one_problem() -> None:
+    answer = chat(4, 1, 2, 3, attributes={**OP, "gen_ai.response.id": "r"})
+    inside, beside = chat(3, 2, 0, 1, error="no"), chat(3, 1, 0, 1, error="no")
+    assert verdict(inside, chat(2, 1, 0, 1, error="no"), answer)[1] == "Finished 'A' in 9.0 s, 1 problem"
+    assert verdict(beside, chat(2, 1, 0, 1, error="no"), answer)[1] == "Finished 'A' in 9.0 s, 2 problems"
+
+
+def test_a_root_whose_own_finish_reason_is_empty_was_cut_off() -> None:
+    attributes = {"haystack.agent.max_steps": 9}
+    assert verdict(tool("t", 3, 1, 1, 2), attributes=attributes) == (
+        FAILED,
+        "'A' stopped: it ended without an answer",
+    )
+    assert verdict(tool("t", 3, 1, 1, 2), attributes={**attributes, "haystack.agent.steps_taken": 2})[0] is COMPLETED

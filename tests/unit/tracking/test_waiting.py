@@ -372,3 +372,22 @@ def test_a_live_agent_that_ends_before_it_did_anything_is_told() -> None:
     live.clock.pass_seconds(10)
     live.tracker.tick()
     assert [(end.status, end.task_id in waiting) for end in live.ends] == [(COMPLETED, False)]
+
+
+def test_a_live_run_whose_root_shows_its_role_last_is_told_with_its_tools_while_another_one_waits() -> None:
+    live = Live()
+    ask(live)
+    waiting = {report.task_id for report in live.reports}
+    started = live.tracer.start_as_current_span
+    with started("Reporter.run") as root:
+        live.look()
+        for name in ("search", "send"):
+            with started(f"execute_tool {name}") as call:
+                live.look()
+                call.set_attributes({"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name})
+        root.set_attributes({**AGENT, "gen_ai.agent.name": "Reporter"})
+    live.clock.pass_seconds(10)
+    live.tracker.tick()
+    (end,) = live.ends
+    assert end.task_id not in waiting
+    assert end.content == "Finished 'Reporter' in 0.0 s, 2 tools"
