@@ -17,8 +17,6 @@ _KINDS: Mapping[str, Role] = {
     "TOOL": Role.TOOL,
     "LLM": Role.LLM,
     "CHAIN": Role.STEP,
-    "RETRIEVER": Role.STEP,
-    "RERANKER": Role.STEP,
     "GUARDRAIL": Role.STEP,
     "EVALUATOR": Role.STEP,
 }
