@@ -25,6 +25,7 @@ _WAITS: Mapping[str, str] = {
 }
 _CANCELLED = frozenset({"cancelled", "canceled", "aborted"})
 _FAILED = frozenset({"failed", "error", "rejected"})
+_SUCCEEDED = frozenset({"success", "succeeded", "completed"})
 
 
 def _refine(reading: Reading, facts: AgentFacts, content: frozenset[str]) -> None:
@@ -32,6 +33,7 @@ def _refine(reading: Reading, facts: AgentFacts, content: frozenset[str]) -> Non
     facts.waits_for = _WAITS.get(status, facts.waits_for)
     facts.cancelled = facts.cancelled or status in _CANCELLED
     facts.failed = facts.failed or status in _FAILED
+    facts.answered = facts.answered or (facts.role is Role.AGENT and status in _SUCCEEDED)
 
 
 GEN_AI_TASKS = Convention(

@@ -1,6 +1,7 @@
 """Recorded runs of more agent frameworks in Python, compared with what really happened in each.
 
-As in `tests/unit/tracking/test_frameworks_a.py`, with prompts and answers on the spans; long texts were cut off.
+As in `tests/unit/tracking/test_frameworks_a.py`, with prompts and answers on the spans but for ``langchain_oll_bare``;
+long texts were cut off.
 
 LlamaIndex 0.14.25 (workflows 2.26.1; OpenInference 4.6.1, OpenLLMetry 0.62.4), Agno 3.1.10 (OpenInference 1.0.15),
 LangChain 1.5.2 with LangGraph 1.2.24 and OpenAI Agents 0.24.0 (OpenLLMetry 0.62.4), Haystack 3.4.1 (its own, in
@@ -92,6 +93,9 @@ RUNS = {
     ),
     "langchain_oll.two_runs": Run("reporter", COMPLETED, "1 tool", 2, (("reporter", COMPLETED),)),
     "langchain_oll.only_llm": _NOTHING,
+    # Without content, an agent's span still says whether it went well.
+    "langchain_oll_bare.structured": Run("reporter", COMPLETED, "1 tool", 1),
+    "langchain_oll_bare.cancel_model": Run("reporter", FAILED, _CANCELLED, 1),
     "openai_agents_oll.success": Run("Agent Workflow", COMPLETED, "2 tools", 2),
     "openai_agents_oll.web": Run("Agent Workflow", COMPLETED, "2 tools", 2),
     "openai_agents_oll.tool_error_uncaught": Run("Agent Workflow", FAILED, "the mail server refused it", 2),

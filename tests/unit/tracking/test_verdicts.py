@@ -208,6 +208,7 @@ def test_a_request_for_a_tool_may_be_the_answer_of_the_agent_that_made_it() -> N
     model = chat(3, 2, 0, 1, attributes=ASKS)
     answered = {"gen_ai.usage.output_tokens": 7}
     assert verdict(model, agent("A", 2, 1, 0, 2, attributes=answered))[0] is COMPLETED
+    assert verdict(model, agent("A", 2, 1, 0, 2, attributes={"gen_ai.task.status": "success"}))[0] is COMPLETED
     assert verdict(model, agent("A", 2, 1, 0, 2)) == STOPPED
 
 
