@@ -7,7 +7,6 @@ from typing import Any, Generic, TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-_MOST = 1_000
 _add = dict.setdefault
 """Sets what is not there, and takes half as long as the slot of ``[]=`` called by its name."""
 
@@ -19,9 +18,9 @@ class Recent(dict[_K, _V], Generic[_K, _V]):
     long for each, and a third more memory.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int = 1_000) -> None:
         super().__init__()
-        self._most = most or _MOST
+        self._most = most
 
     def put(self, key: _K, value: _V) -> None:
         """Set an entry, and make it the newest."""
