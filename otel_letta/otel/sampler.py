@@ -11,9 +11,9 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_letta import semconv
-from otel_letta.tracking.conventions import MARKS
+from otel_letta.tracking.conventions import ASKED
 
-_MARKS = semconv.DECLARING | MARKS | {semconv.BARE_PROGRESS, semconv.BARE_CHAT_ID}
+_MARKS = semconv.DECLARING | ASKED | {semconv.BARE_PROGRESS, semconv.BARE_CHAT_ID}
 
 
 class LettaSampler(Sampler):

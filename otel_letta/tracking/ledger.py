@@ -194,6 +194,10 @@ class Ledger:
         """Return True if a task of the same service waits, so that this may turn out to be the same."""
         return self._parked.has_of(task.service)
 
+    def may_be_allowed(self, task: InferredTask) -> bool:
+        """Return True if a task would go on with one that waits, should it begin with a tool."""
+        return self._parked.has_of_tool(task)
+
     def expire(self, now: int) -> int | None:
         """Give up what has waited for too long. Returns when the next one will have."""
         oldest, limit = self._parked.oldest, now - self._wait

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
-from otel_letta.tracking.conventions import AGENT
+from otel_letta.tracking.conventions import AGENT, LLM, TOOL
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
@@ -187,6 +187,12 @@ def family(top: Node) -> list[Node]:
                 child.depth = depth
             found += node.children
     return found
+
+
+def first_work(tops: Iterable[Node]) -> Node | None:
+    """Return the first call of a tool or a model in and below some spans."""
+    work = [node for top in tops for node in family(top) if node.role in (TOOL, LLM)]
+    return min(work, key=lambda node: node.start, default=None)
 
 
 class Plain(NamedTuple):

@@ -63,7 +63,8 @@ class Parked:
         Args:
             first_tool: the tool that a task began with, before it asked a model. If one waits for that tool, and no
                 other, it is what was allowed: some frameworks resume in a new trace without any id of the old one
-                (measured with Genkit 1.4 for Go).
+                (measured with Genkit 1.4 for Go). Where nothing shows which tool one waits for, it has to be of the
+                same agent (measured with Agent Framework 1.23).
         """
         for other in self._tasks.values():
             if not isinstance(other, InferredTask) or other.agent_id != task.agent_id:
@@ -73,17 +74,33 @@ class Parked:
             if other.service == task.service and (same_trace or same_chat):
                 self._take(other)
                 return other
-        mine = [t for t in self._tasks.values() if isinstance(t, InferredTask) and t.agent_id == task.agent_id]
-        found = [t for t in mine if first_tool and t.waiting_tool == first_tool and t.service == task.service]
-        if len(found) == 1 and (task.chat is None or found[0].chat is None):
+        found = [t for t in self._of_tools(task) if first_tool and t.waiting_tool in ("", first_tool)]
+        if len(found) == 1 and _may_be_same(task, found[0]):
             self._take(found[0])
             return found[0]
         return None
+
+    def has_of_tool(self, task: InferredTask) -> bool:
+        """Return True if one waits that a task may go on with, should it begin with a tool."""
+        return any(_may_be_same(task, other) for other in self._of_tools(task))
+
+    def _of_tools(self, task: InferredTask) -> Iterator[InferredTask]:
+        """Yield those of a task's service that wait for a tool: for one that is known, or for any of the same agent."""
+        for other in self._tasks.values():
+            if not isinstance(other, InferredTask) or other.agent_id != task.agent_id or other.service != task.service:
+                continue
+            if other.waiting_tool or other.name == task.name:
+                yield other
 
     def _take(self, task: Task | None) -> Task | None:
         if task is not None:
             self._tasks.pop(task.known_as, None)
         return task
+
+
+def _may_be_same(task: InferredTask, other: InferredTask) -> bool:
+    """Return False for tasks of two conversations."""
+    return task.chat is None or other.chat is None
 
 
 def restored(report: ProgressReport) -> Task | None:

@@ -16,7 +16,7 @@ from otel_letta.tracking.conventions.facts import NO_EXTRAS, AgentFacts
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import Ledger, seconds_between, standing
-from otel_letta.tracking.nodes import Fate, Node, Trace, family
+from otel_letta.tracking.nodes import Fate, Node, Trace, family, first_work
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask, automatic_id
@@ -127,9 +127,13 @@ class AgentRules:
         if facts is not None and facts.plan is not None:
             task.reach(min(facts.plan, wording.ALMOST_DONE))
         if not task.begun and self._ledger.may_resume(task):
-            self._ledger.resume(task, self._first_tool(trace, task))
+            first = first_work([*([task.root] if task.root is not None else []), *trace.orphans_of(task)])
+            self._ledger.resume(task, first.name if first is not None and first.role is TOOL else "")
+            is_open = first is None and task.root is not None and task.root.end is None
             if not task.resumed and task.root is None and task.chat is None:
                 return  # it may be the one that waited, and its root will show that
+            if is_open and not task.resumed and self._ledger.may_be_allowed(task):
+                return  # and here its first tool
         if not task.begun and task.resumed:
             task.begun = True
             self.report(task, wording.goes_on(self._ledger.name_of(task)))
@@ -292,13 +296,6 @@ class AgentRules:
                 task.prompt = facts.extras.get("prompt", task.prompt)
             if (is_root or node.finishes) and "answer" in facts.extras and not task.has_own_result:
                 task.result = facts.extras["answer"]
-
-    def _first_tool(self, trace: Trace, task: InferredTask) -> str:
-        """Return the name of the tool that a task began with; empty if it asked a model first."""
-        tops = [*([task.root] if task.root is not None else []), *trace.orphans_of(task)]
-        work = [node for top in tops for node in family(top) if node.role in (TOOL, LLM)]
-        first = min(work, key=lambda node: node.start, default=None)
-        return first.name if first is not None and first.role is TOOL else ""
 
     def _start_of_tool(self, task: InferredTask, node: Node, facts: AgentFacts | None) -> None:
         if node.role is TOOL and not node.announced and not node.finishes:

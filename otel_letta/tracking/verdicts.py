@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
-from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
+from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL, Role
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.interruptions import A_PERSON
 from otel_letta.tracking.conventions.reasons import Reason
@@ -55,6 +55,8 @@ def judge_declared(given: TaskStatus | None, reading: Reading, aborted: str | No
 _UNFINISHED = Reason("", "stopped before it was finished: paused, interrupted, stuck, or at a limit")
 _COMPLETED = Verdict(TaskStatus.COMPLETED)
 _STOPPED = Verdict(TaskStatus.FAILED, stopped=True)
+_NOT_CALLED = Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{A_PERSON}: a tool that it asked for was not called")
+"""The agent says itself that it ended with the request: whoever called it has to allow the tool, or to call it."""
 
 
 def judge(root: Node, below: Sequence[Node], outside: int = 0, *, torn: int = 0) -> Verdict:
@@ -107,9 +109,16 @@ def _by_root(root: Node, ended: Sequence[Node]) -> Verdict | None:
 
 
 def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
-    """A sub-agent that failed last, and no model went on after it."""
+    """A sub-agent that failed last, and no model went on after it.
+
+    One that a tool called is that tool's failure: agents recover from those, and where their calls of models are not
+    traced nobody sees it.
+    """
     agent = _last(span for span in ended if span.role is AGENT)
     if agent is None or not agent.failed:
+        return None
+    tool = _nearest_above(agent, TOOL)
+    if tool is not None and all(_is_below(span, tool) for span in ended if span.role is LLM):
         return None
     if any(span.role is LLM and span.answered and span.start >= (agent.end or 0) for span in ended):
         return None
@@ -119,8 +128,11 @@ def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
 _FINAL = pattern(
     r"(?i)(?:transfer_|hand_?off).*|(?:final|structured)_?(?:output|answer|result|response)(?:_.*)?"
     r"|(?:output|answer|finish|submit|complete|done)|(?:attempt_completion|task_complete|submit_.*)"
+    r"|(?:exit|end|finish|complete)_(?:loop|task|run|turn|conversation|session)|set_model_response"
 )
 """Tools by which agents end on purpose, or hand over."""
+_ASKING = pattern(r"(?i)(?:adk_)?request_(?:input|confirmation|credential)|get_user_choice")
+"""Tools by which agents end to ask a person: the answer comes in another run."""
 
 
 def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
@@ -137,6 +149,9 @@ def _by_last_tool(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return None
     if any(tool.finishes or _FINAL.fullmatch(tool.name) for tool in last):
         return None
+    asking = [tool.name for tool in last if _ASKING.fullmatch(tool.name) and not (tool.failed or tool.cancelled)]
+    if asking:
+        return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{A_PERSON}: {asking[0]}")
     if root.ok and root.finish is Finish.ANSWERED:
         return None  # one span of a model holds the whole conversation with it, and the root has its last word
     bad = _last(tool for tool in last if tool.failed or tool.cancelled)
@@ -166,6 +181,13 @@ def _is_below(span: Node, above: Node) -> bool:
     return up is above
 
 
+def _nearest_above(span: Node, role: Role) -> Node | None:
+    up, hops = span.above, 0
+    while up is not None and up.role is not role and hops < 1_000:
+        up, hops = up.above, hops + 1
+    return up
+
+
 def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
     """What the last call of a model says. Calls that ran side by side with it count as one: a race has one winner."""
     models = [span for span in ended if span.role is LLM]
@@ -174,8 +196,13 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
         return None
     race = [span for span in models if (span.end or 0) >= last.start]
     if any(span.answered and not span.failed for span in race):
-        if last.finish is Finish.TOOLS and last.answered and not (root.ok or root.answered or _is_used(last, ended)):
-            return _STOPPED  # it asked for a tool, and was never asked again
+        if last.finish is Finish.TOOLS and last.answered and not _is_used(last, ended):
+            # It asked for a tool, and was never asked again.
+            agent = _nearest_above(last, AGENT)
+            if agent is not None and agent.finish is Finish.TOOLS:
+                return _NOT_CALLED
+            if not (root.ok or root.answered):
+                return _STOPPED
         return Verdict(TaskStatus.COMPLETED, cut=all(s.finish is Finish.LENGTH for s in race if s.answered))
     bad = _last(span for span in race if span.failed or span.cancelled or span.raised is not None)
     if bad is not None:

@@ -38,6 +38,7 @@ from otel_letta.tracking.conventions.shapes import Names
 from otel_letta.tracking.conventions.span_type import SPAN_TYPE
 from otel_letta.tracking.conventions.spring_ai import SPRING_AI
 from otel_letta.tracking.conventions.spring_ai_alibaba import SPRING_AI_ALIBABA
+from otel_letta.tracking.conventions.workflows import WORKFLOWS
 
 if TYPE_CHECKING:
     from otel_letta.tracking.reading import Reading
@@ -84,6 +85,7 @@ CONVENTIONS = (
     OPENLLMETRY_LLM,
     ADK,
     CAGENT,
+    WORKFLOWS,
     GEN_AI_BARE,
     GEN_AI_PAUSES,
     GEN_AI_TASKS,

@@ -36,6 +36,8 @@ _OPERATIONS = frozenset(
 _CODE = pattern(r"[\w$-]+(?:\.[\w$-]+)+")
 _IN_BRACKETS = pattern(r"<[^<>]*>|\([^()]*\)")
 """What stands for a name that is not known: ``<not found>``."""
+_MADE_UP = pattern(r"[-_/:.#\s]*(?<![0-9A-Fa-f])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![0-9A-Fa-f])")
+"""A UUID in a name, which its program made up where nobody gave one."""
 _PREFIX = pattern(r"^(?:invoke_agent|invoke_workflow|execute_tool|execute_task|invoke|create_agent|tools/call)\s+")
 _SUFFIX = pattern(r"(?:\._execute_core|\.(?:run|arun|kickoff|workflow|task|agent|tool))$")
 
@@ -103,7 +105,7 @@ def _first_name(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _shown(text: str) -> str:
-    return _without_values(clean_line(text, NAME_CAP))
+    return _without_values(_MADE_UP.sub("", clean_line(text, NAME_CAP)).strip())
 
 
 def _span_name(full: str, attributes: Mapping[str, Any]) -> str:

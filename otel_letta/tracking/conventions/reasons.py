@@ -114,6 +114,13 @@ def kind_of(kind: str) -> str:
 
 # A constructor as it is shown by repr(): frameworks put that, and a stack trace right behind it, into the status.
 _REPR = pattern(r"(?P<kind>[A-Za-z_][\w.]{0,120})\((?P<quote>['\"])(?P<text>.*?)(?P=quote),?\)\s*\Z", re.DOTALL)
+_SEVERAL = pattern(
+    r"(?:(?P<kind>[A-Za-z_][\w.]{0,120})(?:: )?)?\((?P<quote>['\"]).{0,2000}?(?P=quote), "
+    r"(?P<cause>[A-Za-z_][\w.]{0,120}\(.*\))\)\s*\Z",
+    re.DOTALL,
+)
+"""An exception with two arguments, a text and what raised it, as str() or repr() shows that:
+``ServiceError: ("it failed", ValueError('why'))``."""
 _TYPED = pattern(r"(?P<kind>(?:[A-Za-z_][\w.]{0,120})?(?:Error|Exception|Exit|Interrupt|Warning|Failure)|error):\s+")
 _PROVIDER = pattern(
     r"(?P<head>Error code: \d{3}|status_code: \d{3}|HTTP [45]\d\d|\b[45]\d\d [A-Z][A-Za-z ]{2,40}?)"
@@ -148,6 +155,10 @@ def clean_reason(text: str, kind: str = "", *, fixed: bool = False, whole: bool 
     kind = clean_line(kind_of(kind) or kind, NAME_CAP) if _TYPE_NAME.fullmatch(kind) else ""
     kind = f"HTTP {kind}" if _STATUS.fullmatch(kind) else "" if kind in _NO_KINDS else kind
     text = text.partition("Traceback (most recent")[0].strip()
+    several = None if whole else _SEVERAL.match(text)
+    cause = _REPR.match(several["cause"]) if several is not None else None
+    if several is not None and cause is not None:
+        kind, text = kind or _shown_kind(several["kind"] or ""), cause["text"].replace("\\n", "\n")
     shown = _REPR.match(text)
     if shown is not None:
         kind, text = kind or _shown_kind(shown["kind"]), shown["text"].replace("\\n", "\n")

@@ -96,6 +96,7 @@ class _SameIds(IdGenerator):
         {"letta.task.name": "Import"},
         {"progress": 0.5},
         {"gen_ai.operation.name": "invoke_agent"},
+        {"workflow.id": "w", "workflow.name": "pipeline"},
         {"openinference.span.kind": "AGENT"},
         {"traceloop.span.kind": "workflow"},
     ],

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import Event
 
 from otel_letta.tracking.conventions import Role
-from tests.support.facts import facts, read
+from tests.support.facts import END, facts, read
 
 AGENT, STEP, TOOL, LLM = Role.AGENT, Role.STEP, Role.TOOL, Role.LLM
 
@@ -190,3 +191,36 @@ def test_what_others_call_a_type_does_not_change_the_bare_words() -> None:
     declared = read({"span.type": "web", "progress": 0.5}).declaration
     assert declared is not None
     assert declared.progress == 0.5
+
+
+UUID = "7b26145e-0c1f-4814-afaf-dda12b8d377b"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (UUID, ""),
+        (f"WorkflowBuilder-{UUID}", "WorkflowBuilder"),
+        (f"writer_{UUID}/{UUID}", "writer"),
+        (f"the {UUID} one", "the one"),
+        ("agent-0c1f", "agent-0c1f"),
+    ],
+)
+def test_an_id_that_a_program_made_up_is_no_name(given: str, name: str) -> None:
+    attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": given}
+    assert facts(attributes, name=f"invoke_agent {given}").name == name
+
+
+def test_a_span_is_a_workflow_of_agents_if_an_event_says_that_one_started() -> None:
+    started = Event("workflow.started", {}, END)
+    completed = Event("workflow.completed", {}, END)
+    assert read({"workflow.id": "w", "workflow.name": "pipeline"}).role is None
+    assert read({"executor.id": "writer"}, events=[started]).role is None
+    for attributes in ({"workflow.id": "w"}, {"workflow.name": "pipeline"}):
+        reading = read(attributes, events=[started, completed])
+        assert reading.role is AGENT
+    whole = facts({"workflow.id": "w", "workflow.name": "pipeline"}, events=[started, completed])
+    assert (whole.name, whole.cancelled, whole.failed) == ("pipeline", False, False)
+    assert facts({"workflow.id": "w"}, events=[started]).cancelled
+    failed = facts({"workflow.id": "w", "error.type": "Boom"}, events=[started], error="Boom")
+    assert (failed.failed, failed.cancelled) == (True, False)

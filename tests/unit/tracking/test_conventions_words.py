@@ -100,6 +100,21 @@ def test_a_stock_reason_falls_back_to_the_errors_type(text: str) -> None:
     assert str(facts({**TOOL, "error.type": "ToolError"}, error=text).reason) == "ToolError"
 
 
+@pytest.mark.parametrize("form", ["{kind}: ({args})", "{kind}({args})", "({args})"])
+def test_of_an_exception_with_a_text_and_its_cause_the_cause_is_told(form: str) -> None:
+    """Semantic Kernel writes the first, Agent Framework the second."""
+    cause = "InternalServerError(\"Error code: 500 - {'error': {'message': 'overloaded'}}\")"
+    args = f"\"<class 'x.Client'> service failed to complete the prompt\", {cause}"
+    reason = clean_reason(form.format(kind="pkg.ServiceError", args=args))
+    assert reason.text == "Error code: 500 - overloaded"
+    assert reason.kind in ("ServiceError", "")
+    assert (
+        "SECRET" not in clean_reason("ServiceError: (\"it failed for 'SECRET'\", ValueError('got \\'SECRET\\''))").full
+    )
+    # Two values are no text and a cause.
+    assert "SECRET" not in clean_reason("ServiceError: ('SECRET', 42)").full
+
+
 def test_a_bare_type_in_front_of_the_text_says_nothing() -> None:
     assert clean_reason("Error: 500 upstream exploded").full == "500 upstream exploded"
     assert str(facts({**TOOL, "error.type": "TelemetrySafeError"}, error="TelemetrySafeError").reason) == ""

@@ -75,7 +75,13 @@ def test_a_tool_that_is_last_means_that_something_stopped_it() -> None:
     assert verdict(chat(2, 1, 0, 3), tool("t", 3, 2, 1, 2), chat(4, 1, 3, 4))[0] is COMPLETED
 
 
-@pytest.mark.parametrize("name", ["final_answer", "final_result", "transfer_to_reporter", "StructuredOutput"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("final_answer", "final_result", "transfer_to_reporter", "StructuredOutput"),
+        *("exit_loop", "finish_task", "end_conversation", "set_model_response"),
+    ],
+)
 def test_an_agent_may_end_on_a_tool_that_is_made_for_that(name: str) -> None:
     assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2))[0] is COMPLETED
 
@@ -156,3 +162,37 @@ def test_a_model_that_asked_for_a_tool_and_was_never_asked_again_has_not_answere
     # Frameworks that end on a tool without a span of its own record what it gave on the root.
     answered = {"gen_ai.output.messages": "[]", "gen_ai.usage.output_tokens": 7}
     assert verdict(chat(2, 1, 0, 1, attributes={**OP, **asks}), attributes=answered)[0] is COMPLETED
+
+
+def test_an_agent_that_says_it_ended_by_asking_for_a_tool_waits_for_who_calls_that() -> None:
+    asks = {"gen_ai.response.finish_reasons": ("tool_calls",)}
+    waits = "waits for a person: a tool that it asked for was not called"
+    for below in (
+        [chat(2, 1, 0, 1, attributes={**OP, **asks})],
+        last(gen_ai__response__finish_reasons=("tool_calls",)),
+    ):
+        played = arrived(*below, agent("A", 1, None, 0, 9, attributes=asks))
+        assert (played.ends, played.reports[-1].content, played.reports[-1].waiting) == ([], waits, True)
+    sub_agent = [chat(3, 2, 0, 1, attributes={**OP, **asks}), agent("B", 2, 1, 0, 2, attributes=asks)]
+    assert arrived(*sub_agent, agent("A", 1, None, 0, 9)).reports[-1].content == waits
+    # The tool was called: it is the last thing that happened.
+    called = [chat(2, 1, 0, 1, attributes={**OP, **asks}), tool("t", 3, 1, 1, 2)]
+    assert verdict(*called, attributes=asks) == STOPPED
+
+
+def test_a_sub_agent_that_a_tool_called_fails_the_run_only_if_the_callers_models_are_traced() -> None:
+    failed = [agent("B", 3, 2, 1, 2, error="ValueError: no"), tool("ask", 2, 1, 1, 2, error="ValueError: no")]
+    assert verdict(*failed) == (COMPLETED, "Finished 'A' in 9.0 s, 1 tool, 1 problem")
+    assert verdict(chat(4, 3, 1, 2), *failed)[0] is COMPLETED  # the sub-agent's own
+    assert verdict(chat(4, 1, 0, 1), *failed) == (FAILED, "'A' failed: no")
+    assert verdict(chat(4, 1, 0, 1), *failed, chat(5, 1, 2, 3))[0] is COMPLETED
+    assert verdict(agent("B", 3, 1, 1, 2, error="ValueError: no")) == (FAILED, "'A' failed: no")
+
+
+@pytest.mark.parametrize("name", ["adk_request_input", "request_input", "get_user_choice"])
+def test_a_tool_that_asks_a_person_and_is_last_means_that_the_agent_waits(name: str) -> None:
+    asks = [chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2)]
+    last_report = arrived(*asks, agent("A", 1, None, 0, 9)).reports[-1]
+    assert (last_report.content, last_report.waiting) == (f"waits for a person: {name}", True)
+    assert verdict(*asks, chat(4, 1, 2, 3))[0] is COMPLETED  # it has its answer
+    assert verdict(chat(2, 1, 0, 1), tool(name, 3, 1, 1, 2, error="no terminal"))[0] is FAILED

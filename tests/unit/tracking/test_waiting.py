@@ -311,3 +311,64 @@ def test_where_too_many_wait_the_agent_is_told_which_one_is_given_up(monkeypatch
     assert [(end.task_id, end.status, end.error) for end in driver.ends] == [
         (f"t{number}", FAILED, "nobody came for it, and too many others wait") for number in range(2)
     ]
+
+
+ASKS = {"gen_ai.response.finish_reasons": ("tool_calls",)}
+AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "desk"}
+
+
+def ask(live: Live) -> None:
+    """Run an agent that ends by asking for a tool."""
+    started = live.tracer.start_as_current_span
+    chat_attributes = {"gen_ai.operation.name": "chat", **ASKS}
+    with started("invoke_agent desk", attributes={**AGENT, **ASKS}), started("chat m", attributes=chat_attributes):
+        live.clock.pass_seconds(1)
+    live.clock.pass_seconds(10)
+    live.tracker.tick()
+
+
+def test_a_live_agent_that_begins_with_a_tool_goes_on_with_the_one_that_waits_for_one() -> None:
+    live = Live()
+    ask(live)
+    (task,) = {report.task_id for report in live.reports}
+    assert live.reports[-1].waiting
+    before = len(live.reports)
+    with live.tracer.start_as_current_span("invoke_agent desk", attributes=AGENT):
+        live.look()
+        assert len(live.reports) == before  # nobody can know yet
+        tool_call = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "refund"}
+        with live.tracer.start_as_current_span("execute_tool refund", attributes=tool_call):
+            assert live.reports[before].content == "'desk' goes on"
+        live.clock.pass_seconds(1)
+        answered = {"gen_ai.operation.name": "chat", "gen_ai.response.finish_reasons": ("stop",)}
+        with live.tracer.start_as_current_span("chat m", attributes=answered):
+            live.clock.pass_seconds(1)
+    live.clock.pass_seconds(10)
+    live.tracker.tick()
+    assert [(end.status, end.task_id) for end in live.ends] == [(COMPLETED, task)]
+    assert {report.task_id for report in live.reports} == {task}
+
+
+@pytest.mark.parametrize("how", ["asks a model first", "has another name", "two wait"])
+def test_a_live_agent_that_may_be_another_one_is_a_task_of_its_own(how: str) -> None:
+    live = Live()
+    ask(live)
+    if how == "two wait":
+        ask(live)
+    waiting = {report.task_id for report in live.reports}
+    name = "clerk" if how == "has another name" else "desk"
+    first = "chat" if how == "asks a model first" else "execute_tool"
+    started, own = live.tracer.start_as_current_span, {**AGENT, "gen_ai.agent.name": name}
+    with started(f"invoke_agent {name}", attributes=own), started(first, attributes={"gen_ai.operation.name": first}):
+        assert next(r.content for r in live.reports if r.task_id not in waiting) == f"Started '{name}'"
+
+
+def test_a_live_agent_that_ends_before_it_did_anything_is_told() -> None:
+    live = Live()
+    ask(live)
+    waiting = {report.task_id for report in live.reports}
+    with live.tracer.start_as_current_span("invoke_agent desk", attributes=AGENT):
+        live.clock.pass_seconds(1)
+    live.clock.pass_seconds(10)
+    live.tracker.tick()
+    assert [(end.status, end.task_id in waiting) for end in live.ends] == [(COMPLETED, False)]
