@@ -26,7 +26,18 @@ ORDER = (
     "runtime",
 )
 """The rooms from the roof down: a file imports from its own room and from those behind it, and from the ground."""
-GROUND = ("report", "task_status", "answer", "instruction", "errors", "semconv", "text", "secret_forms", "ids")
+GROUND = (
+    "report",
+    "task_status",
+    "answer",
+    "instruction",
+    "errors",
+    "semconv",
+    "text",
+    "secret_forms",
+    "ids",
+    "recent",
+)
 FORBIDDEN = {
     "tracking": {"letta", "otlp", "store", "settings", "runtime"},
     "delivery": {"tracking", "otlp"},

@@ -26,9 +26,9 @@ from otel_letta.letta.answers import moment, parsed, refusal, rows, server_time
 from otel_letta.letta.configured import Configured, another_agents
 from otel_letta.letta.history import answers_in, is_older, was_put_away
 from otel_letta.letta.http import HttpClient, segment
-from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import Block, Lane, Message, Posting, Run
+from otel_letta.recent import Recent
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings
 

@@ -7,6 +7,7 @@ import ssl
 
 from otel_letta.errors import LettaConfigurationError, LettaConnectionError
 from otel_letta.settings import Settings
+from otel_letta.settings.urls import http_url
 from otel_letta.text import clean_error
 
 _PAIR = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA", "certificate required")
@@ -14,7 +15,8 @@ _PAIR = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOW
 
 
 def context_of(settings: Settings) -> ssl.SSLContext:
-    """Make the TLS context for the settings' server. Takes tens of milliseconds.
+    """Make the TLS context for the settings' server. Takes tens of milliseconds, but for a server without TLS: then no
+    authority is loaded, and nobody trusted.
 
     Raises:
         LettaConfigurationError: a file cannot be used.
@@ -24,7 +26,7 @@ def context_of(settings: Settings) -> ssl.SSLContext:
         "OTEL_LETTA_CERTIFICATE" if settings.certificate else "SSL_CERT_FILE" if cafile else "The trusted authorities"
     )
     try:
-        context = _trusting(cafile)
+        context = _trusting(cafile, is_tls=http_url(settings.base_url).startswith("https://"))
         if settings.client_certificate:
             where = "OTEL_LETTA_CLIENT_CERTIFICATE (or OTEL_LETTA_CLIENT_KEY)"
             # Without a password: OpenSSL would ask for one on the terminal.
@@ -37,10 +39,12 @@ def context_of(settings: Settings) -> ssl.SSLContext:
     raise LettaConfigurationError(problem, hint="allowed: a PEM file that this process may read", parks=True)
 
 
-def _trusting(cafile: str | None) -> ssl.SSLContext:
+def _trusting(cafile: str | None, *, is_tls: bool) -> ssl.SSLContext:
     capath = os.environ.get("SSL_CERT_DIR")
-    if cafile or capath:
+    if cafile or capath:  # without TLS too: a file that cannot be read is a mistake that somebody should hear of
         return ssl.create_default_context(cafile=cafile, capath=None if cafile else capath)
+    if not is_tls:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     import certifi  # whom httpx trusts; a company's own authority is known to the operating system alone
 
     context = ssl.create_default_context()

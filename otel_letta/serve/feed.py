@@ -15,6 +15,7 @@ from otel_letta import semconv
 from otel_letta.otlp.batch import Batch, LogRecord
 from otel_letta.otlp.received import ReceivedSpan
 from otel_letta.otlp.sieve import Gate
+from otel_letta.recent import Recent
 from otel_letta.report import ProgressReport
 from otel_letta.serve import over
 from otel_letta.serve.live import LiveSpans
@@ -23,7 +24,6 @@ from otel_letta.serve.plain import PlainSpans, read_places, write_places
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.order import in_order
 from otel_letta.tracking.reading import NOTED, SpanKey, key_of
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.turns import Conversation, service_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 
 from otel_letta.otlp.sieve import AWAY, NO_SPAN
+from otel_letta.recent import Recent
 from otel_letta.tracking.reading import SpanKey
-from otel_letta.tracking.recent import Recent
 
 _MOST_SPANS = 50_000
 _MOST_WANTED = 20_000

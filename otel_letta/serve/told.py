@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
+from otel_letta.recent import Recent
 from otel_letta.report import ProgressReport
-from otel_letta.tracking.recent import Recent
 
 KIND = "end"
 """Of the spool's items that are such ends, one a line, not bodies."""

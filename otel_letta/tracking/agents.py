@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 
 from otel_letta import semconv
+from otel_letta.recent import Recent
 from otel_letta.text import as_text
 from otel_letta.tracking import wording
 from otel_letta.tracking.conventions import AGENT, STEP, TOOL, Role
@@ -18,7 +19,6 @@ from otel_letta.tracking.ledger import Ledger, standing
 from otel_letta.tracking.merging import merge_declaration
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Plain, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rules_agents import AgentRules
 from otel_letta.tracking.rules_runs import AmbientRuns
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask
@@ -58,7 +58,7 @@ class AgentTracker:
         self._rules = AgentRules(tree, ledger, now, self._grace, self._idle)
         self._endings = self._rules.endings
         self._runs = AmbientRuns(tree, now, self._grace, self._rules.apply, self._bound)
-        self._failures: Recent[SpanKey, Reason] = Recent(1_000)
+        self._failures: Recent[SpanKey, Reason] = Recent()
         """Failed parts of tool calls, by the tool's span."""
         self.evicted = 0
         """Traces given up because there were too many, or had too many spans."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from otel_letta.recent import Recent
 from otel_letta.tracking.log_events import LogEvent
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.turns import Conversation, service_of
 
 _MOST_CONVERSATIONS, _MOST_EVENTS = 1_000, 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from otel_letta.recent import Recent
 from otel_letta.report import TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
@@ -13,7 +14,6 @@ from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.ledger import Ledger, seconds_between
 from otel_letta.tracking.nodes import MOST_SPANS_OF_A_TRACE, Fate, Node, Trace, family
 from otel_letta.tracking.reading import SpanKey
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import InferredTask
 from otel_letta.tracking.tree import REMEMBERED, Tree
@@ -54,7 +54,7 @@ class Endings:
         subagents.over = self.background.forget
         self.over_since: Recent[int, int] = Recent(REMEMBERED)
         """The end of the last task of a trace."""
-        self.outside: Recent[int, int] = Recent(1_000)
+        self.outside: Recent[int, int] = Recent()
         """The start of the last tool call beside a run, by trace."""
 
     def judge_if_complete(self, trace: Trace, task: InferredTask) -> None:

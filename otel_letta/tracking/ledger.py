@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from otel_letta import semconv
+from otel_letta.recent import Recent
 from otel_letta.report import Draft, ProgressReport, TaskStatus
 from otel_letta.text import clean_block, clean_line
 from otel_letta.tracking import wording
@@ -13,7 +14,6 @@ from otel_letta.tracking.conventions.names import name_for_logs, program_of, ser
 from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.parked import Parked, go_on, restored
 from otel_letta.tracking.reading import Reading
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tasks import Inbound, InferredTask, Place, Task, place_of, span_id_of, trace_id_of
 from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.values import time_of
@@ -69,7 +69,7 @@ class Ledger:
         self._past: Recent[Place, tuple[int, int]] = Recent(REMEMBERED)
         """Run and sequence of tasks that are over: another one with the same id counts on from there."""
         self._parked = Parked()
-        self._warned: Recent[tuple[object, str], None] = Recent(1_000)
+        self._warned: Recent[tuple[object, str], None] = Recent()
 
     # -- a task's life -----------------------------------------------------------------------------------------------
 

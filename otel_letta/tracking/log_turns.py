@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Collection
 
 from otel_letta import semconv
+from otel_letta.recent import Recent
 from otel_letta.report import TaskStatus
 from otel_letta.tracking import wording
 from otel_letta.tracking.agents import AgentTracker
@@ -22,7 +23,6 @@ from otel_letta.tracking.ledger import Ledger
 from otel_letta.tracking.log_events import Happened, LogEvent
 from otel_letta.tracking.nodes import Fate, Node, Trace, family
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.rootless import RootlessRuns
 from otel_letta.tracking.tree import Tree
 from otel_letta.tracking.turn_index import TurnIndex
@@ -66,7 +66,7 @@ class LogTurns:
         self.turn_of = self._index.of_span  # the turn of an ended span
         self._tools = TurnTools(tree, agents)
         self._early = EarlyEvents()
-        self._answering: Recent[tuple[str, str], None] = Recent(1_000)
+        self._answering: Recent[tuple[str, str], None] = Recent()
         """Services and scopes that say when an answer is complete."""
         self._rootless = RootlessRuns(
             tree,

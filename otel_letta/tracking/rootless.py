@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from otel_letta import semconv
+from otel_letta.recent import Recent
 from otel_letta.tracking.agents import AgentTracker
 from otel_letta.tracking.conventions import LLM, TOOL, Role
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.nodes import Node, Trace, family
 from otel_letta.tracking.reading import Reading
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED, Tree
 from otel_letta.tracking.turns import NEAR, Conversation, Turn, service_of
 from otel_letta.tracking.verdicts import Verdict, judge

@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 
+from otel_letta.recent import Recent
 from otel_letta.tracking.conventions import LLM, TOOL
 from otel_letta.tracking.nodes import Doubt, Fate, Followed, Node, Plain, Trace
 from otel_letta.tracking.reading import SpanKey
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tasks import InferredTask, Task
 
 REMEMBERED = 10_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 
+from otel_letta.recent import Recent
 from otel_letta.tracking.log_events import LogEvent, conversation_of
 from otel_letta.tracking.reading import Reading, SpanKey
-from otel_letta.tracking.recent import Recent
 from otel_letta.tracking.tree import REMEMBERED
 from otel_letta.tracking.turns import NEAR, Conversation, Turn, service_of
 
@@ -31,7 +31,7 @@ class TurnIndex:
         """The newest last."""
         self.joined: Recent[int, Turn] = Recent(REMEMBERED)
         """Traces of spans that became part of a turn that has another trace, or none."""
-        self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent(1_000)
+        self._spans_of: Recent[Conversation, deque[tuple[SpanKey, int]]] = Recent()
         """The last spans with a role, and their starts."""
         self._last: deque[tuple[SpanKey, int]] | None = None
         """Those of the conversation that had one last."""

@@ -19,8 +19,8 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 from otel_letta import LettaSpanProcessor
 from otel_letta.delivery import courier, mailbox
 from otel_letta.errors import LettaConnectionError
+from otel_letta.recent import Recent
 from otel_letta.tracking import parked
-from otel_letta.tracking.recent import Recent
 from tests.support.fake_transport import SERVER, WithBlocks
 from tests.support.memory import reachable
 from tests.support.waiting import until
@@ -36,7 +36,7 @@ just then, such as lanes, a few dozen of them. A task in eight that leaves an en
 @pytest.fixture(autouse=True)
 def _small_memories(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Recent.__init__
-    monkeypatch.setattr(Recent, "__init__", lambda self, most: real(self, min(most, _KEPT)))
+    monkeypatch.setattr(Recent, "__init__", lambda self, most=1_000: real(self, min(most, _KEPT)))
     monkeypatch.setattr(parked, "_MOST", _KEPT)
     monkeypatch.setattr(mailbox, "_MOST_STALE", _KEPT)
     monkeypatch.setattr(courier, "_HOUR", 0.0)  # turns of the last hour are remembered, as many as the wake budget

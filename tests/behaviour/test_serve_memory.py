@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from otel_letta.delivery import courier, mailbox
-from otel_letta.serve import asking, instructions, intake, live, told
+from otel_letta.recent import Recent
+from otel_letta.serve import asking, feed, instructions, intake, live, told
 from otel_letta.serve.asking import Asker
 from otel_letta.serve.server import Options, Service
 from otel_letta.settings import Settings
 from otel_letta.tracking import parked
-from otel_letta.tracking.recent import Recent
 from tests.behaviour.test_memory import sizes
 from tests.support.fake_transport import SERVER, WithBlocks
 from tests.support.otlp_sender import request_of, span_of
@@ -50,7 +50,7 @@ def service(
 ) -> Iterator[Service]:
     caplog.set_level(logging.CRITICAL, "otel_letta")  # records that are kept would be counted
     real = Recent.__init__
-    monkeypatch.setattr(Recent, "__init__", lambda self, most: real(self, min(most, _KEPT)))
+    monkeypatch.setattr(Recent, "__init__", lambda self, most=1_000: real(self, min(most, _KEPT)))
     for module, name in (
         (parked, "_MOST"),
         (mailbox, "_MOST_STALE"),
@@ -62,6 +62,7 @@ def service(
     ):
         monkeypatch.setattr(module, name, _KEPT)
     monkeypatch.setattr(intake, "KEPT_FOR", -1.0)
+    monkeypatch.setattr(feed, "_YOUNG", 0)  # or each of the looks below waits for half a minute
     monkeypatch.setattr(courier, "_HOUR", 0.0)
     settings = Settings.resolve(
         base_url=SERVER,
@@ -131,12 +132,12 @@ def send(service: Service, n: int) -> None:
 def settle(service: Service, letta: WithBlocks) -> None:
     """Have everything read, delivered and forgotten that is over."""
     assert service.pipeline.flush(60.0)
-    feed = service.intake.feed
+    own = service.intake.feed
 
     def is_settled() -> bool:
-        feed._next_sweep = 0
-        service.pipeline.call(feed._sweep)
-        return not feed.waiting()
+        own._next_sweep = 0
+        service.pipeline.call(own._sweep)
+        return not own.waiting()
 
     assert until(is_settled, 60.0)
     service.intake._settler.submit(service.intake._settle_now, ()).result(60)

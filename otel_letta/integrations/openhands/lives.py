@@ -10,11 +10,11 @@ from datetime import datetime
 from otel_letta.integrations.openhands.claims import Claims, plain_id
 from otel_letta.integrations.openhands.conversations import SERVICE, Conversation, Run, Wait
 from otel_letta.integrations.openhands.events import ID_CAP, Origin
+from otel_letta.recent import Recent
 from otel_letta.report import ProgressReport, TaskStatus
 from otel_letta.text import clean_line
 from otel_letta.tracking import wording
 from otel_letta.tracking.ledger import Ledger, seconds_between
-from otel_letta.tracking.recent import Recent
 
 _MOST_CONVERSATIONS = 1_000
 _REMEMBERED_EVENTS = 20_000

@@ -17,8 +17,8 @@ from otel_letta.letta.app_server.failures import no_conversation, not_found
 from otel_letta.letta.app_server.socket import Session
 from otel_letta.letta.app_server.turns import DEFAULT_CONVERSATION
 from otel_letta.letta.configured import another_agents
-from otel_letta.letta.recent import Recent
 from otel_letta.letta.transport import Lane, Message
+from otel_letta.recent import Recent
 
 _logger = logging.getLogger(__name__)
 

@@ -30,9 +30,9 @@ from otel_letta.letta.answers import mapping, parsed, refusal, rows, wrong_token
 from otel_letta.letta.configured import Configured
 from otel_letta.letta.flavour import ServerInfo
 from otel_letta.letta.http import HttpClient
-from otel_letta.letta.recent import Recent
 from otel_letta.letta.redaction import redactor
 from otel_letta.letta.transport import Lane, Message, Posting, Run
+from otel_letta.recent import Recent
 from otel_letta.runtime import fork
 from otel_letta.runtime.deadline import Deadline
 from otel_letta.settings import Settings

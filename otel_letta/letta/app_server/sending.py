@@ -16,8 +16,8 @@ from otel_letta.letta.app_server.following import Follower
 from otel_letta.letta.app_server.memory import Memory
 from otel_letta.letta.app_server.socket import Session, Sessions
 from otel_letta.letta.app_server.turns import DEFAULT_CONVERSATION, Turn
-from otel_letta.letta.recent import Recent
 from otel_letta.letta.transport import Lane, Message, Posting
+from otel_letta.recent import Recent
 from otel_letta.runtime.deadline import Deadline
 
 _logger = logging.getLogger(__name__)

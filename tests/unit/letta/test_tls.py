@@ -13,6 +13,7 @@ import trustme
 
 from otel_letta import errors
 from otel_letta.letta.app_server.socket import Session
+from otel_letta.letta.tls import context_of
 from otel_letta.settings import Settings
 from otel_letta.testing import InMemoryLetta
 from tests.support.fault_proxy import FaultProxy
@@ -63,6 +64,25 @@ def test_a_server_that_nobody_vouches_for_is_refused_with_the_remedy(server: Fau
     assert str(error).startswith(f"The certificate of {server.base_url} is refused: ")
     assert "set OTEL_LETTA_CERTIFICATE" in str(error)
     assert error.parks
+
+
+@pytest.mark.parametrize(("scheme", "trusts"), [("http", False), ("ws", False), ("https", True), ("wss", True)])
+def test_authorities_are_loaded_for_servers_with_tls_alone(
+    scheme: str, trusts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    made = context_of(Settings.resolve(environ={}, base_url=f"{scheme}://localhost:8283", agent_id="agent-1"))
+    assert (made.cert_store_stats()["x509_ca"] > 0) is trusts
+    assert made.verify_mode is ssl.CERT_REQUIRED
+    assert made.check_hostname
+
+
+@pytest.mark.parametrize("option", ["certificate", "client_certificate"])
+def test_a_file_that_cannot_be_read_is_told_without_tls_too(option: str, letta: InMemoryLetta, agent: str) -> None:
+    error = refusal(letta.base_url, agent, **{option: "/nowhere/file.pem"})
+    assert isinstance(error, errors.LettaConfigurationError)
+    assert "cannot be loaded" in str(error)
 
 
 def test_a_setting_vouches_for_it(server: FaultProxy, agent: str, ca_file: str) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from otel_letta.recent import Recent
 from otel_letta.tracking.log_events import LogEvent
 from otel_letta.tracking.nodes import Node
-from otel_letta.tracking.recent import Recent
 from tests.support.memory import reachable
 from tests.support.tracked import Alone, Live
 
@@ -25,7 +25,7 @@ _count = itertools.count()
 @pytest.fixture(autouse=True)
 def _small_memories(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Recent.__init__
-    monkeypatch.setattr(Recent, "__init__", lambda self, most: real(self, min(most, _KEPT)))
+    monkeypatch.setattr(Recent, "__init__", lambda self, most=1_000: real(self, min(most, _KEPT)))
 
 
 def declared(driver: Driver) -> None:
@@ -198,17 +198,6 @@ def test_the_spans_of_a_task_that_is_over_wait_for_no_collector_of_memory(
 
 def _nodes() -> int:
     return sum(type(each) is Node for each in gc.get_objects())
-
-
-def test_an_entry_is_bounded_however_it_is_made() -> None:
-    memory: Recent[int, int] = Recent(3)
-    for n in range(10):
-        memory.setdefault(n, n)
-    memory.update({n: n for n in range(10, 20)})
-    memory[20] = 20
-    memory.put(18, 18)
-    memory.put(21, 21)
-    assert list(memory) == [20, 18, 21]
 
 
 def _rooms(driver: Driver, work: Callable[[], None]) -> tuple[int, int]:

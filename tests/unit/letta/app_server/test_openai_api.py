@@ -280,7 +280,8 @@ def test_not_even_a_half_of_the_token_is_left_where_a_long_text_is_cut(chat: res
 def test_what_is_remembered_has_an_end(
     letta: AppServerHttpTransport, chat: respx.Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("otel_letta.letta.recent._MOST", 3)
+    monkeypatch.setattr(letta._unsettled, "_most", 3)
+    monkeypatch.setattr(letta._taken, "_most", 3)
     for failing in (httpx.ReadTimeout("slow"), error("llm", 500)):
         chat.side_effect = failing if isinstance(failing, Exception) else lambda request: error("llm", 500)
         for number in range(5):

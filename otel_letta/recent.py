@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 _K = TypeVar("_K")
@@ -15,10 +14,11 @@ _add = dict.setdefault
 class Recent(dict[_K, _V], Generic[_K, _V]):
     """The newest entries of a mapping: all are, until there are too many, and then the oldest eighth goes.
 
-    An `OrderedDict` that lets go of one at a time takes twice as long for an entry, and a third more memory.
+    Threads may share one, as they may a dictionary. An `OrderedDict` that lets go of one entry at a time takes twice as
+    long for each, and a third more memory.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = 1_000) -> None:
         super().__init__()
         self._most = most
 
@@ -27,12 +27,12 @@ class Recent(dict[_K, _V], Generic[_K, _V]):
         size = len(self)
         _add(self, key, value)  # first, since nearly all are new, and each look takes a hash of the key
         if len(self) == size:
-            self.pop(key)
+            self.pop(key, None)
             _add(self, key, value)
         elif size >= self._most:
             pop = self.pop
-            for old in list(islice(self, self._most // 8 or 1)):
-                pop(old)
+            for old in list(self)[: self._most // 8 or 1]:  # all at once: another thread may add some
+                pop(old, None)
 
     # The bound holds whoever adds an entry.
     __setitem__ = put
