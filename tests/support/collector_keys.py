@@ -55,7 +55,7 @@ def passed() -> list[str]:
         found |= record.marks | record.also_asked | record.repeated_names | record.answers | record.no_answers
         found |= {name for names_ in record.names.values() for name in names_}
         found |= {*record.chosen_chats, *record.chats, *record.finishes, *record.call_ids, *record.error_types}
-        found |= {*record.denied, *record.cancelled, *record.failed, *record.error_texts}
+        found |= {*record.denied, *record.cancelled, *record.failed, *record.error_texts, *record.tool_names}
     found |= {name for names_ in EVENTS.values() for name in names_}
     found |= {*_constants_of_modules(), *_UNDER_ANSWERS, *_OF_RESOURCES, *_OF_LOGS, "gen_ai.usage.input_tokens"}
     for keys in (shapes.CONVERSATIONS, log_events._TURNS, log_events._TOOLS, log_events._CALLS):
