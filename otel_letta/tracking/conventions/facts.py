@@ -35,19 +35,8 @@ class AgentFacts:
 
     __slots__ = (
         *("answered", "call_id", "cancelled", "chat", "conversation", "denied", "extras", "failed", "finish"),
-        *(
-            "finish_word",
-            "finishes",
-            "hint",
-            "is_run",
-            "message_id",
-            "name",
-            "named",
-            "no_result",
-            "outside",
-            "tool_names",
-        ),
-        *("plan", "raised", "reason", "records_answers", "role", "session", "timed_out", "waits_for"),
+        *("finish_word", "finishes", "hint", "is_run", "message_id", "name", "named", "no_result", "outside", "plan"),
+        *("raised", "reason", "records_answers", "role", "session", "timed_out", "tool_names", "waits_for"),
     )
 
     extras: Mapping[str, str]
