@@ -126,7 +126,9 @@ class AgentTracker:
                 self._note_place(trace, node, reading, under, ambient)
         else:
             node.take(facts)
-        self._update(node, reading, None if trace.is_over_for(node) else aborted)
+        if aborted is not None and trace.is_over_for(node):
+            aborted = None
+        self._update(node, reading, aborted)
         if is_new:
             trace.nodes[key] = node
             tree.size += 1
