@@ -1,42 +1,17 @@
-"""Recorded runs of agent frameworks in Python, compared with what really happened in each.
+"""Recorded runs of frameworks that trace themselves, compared with what really happened in each.
 
-Every run had a scripted model, and two tools, ``search_docs`` and ``send_report``. ``SECRET`` begins each prompt,
-argument, result and answer; Agent Framework and Semantic Kernel were told to put those on their spans.
-
-Google ADK 2.13.0, Agent Framework 1.23.0 (orchestrations 1.4.0), AutoGen 0.7.5, Semantic Kernel 1.45.0.
+Google ADK 2.13.0, Agent Framework 1.23.0 (orchestrations 1.4.0), AutoGen 0.7.5, Semantic Kernel 1.45.0. Agent Framework
+and Semantic Kernel were told to put prompts and answers on their spans.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.recorded_agents import Played, play
+from tests.support.framework_runs import COMPLETED, FAILED, ORDERS, WAITS, Run, check, check_all_are_read
 from tests.support.tracked import Live
-
-FRAMEWORKS = Path(__file__).parents[2] / "data" / "frameworks"
-ORDERS = ("as recorded", "each request reversed", "one batch", "one batch, reversed")
-COMPLETED, FAILED, WAITS = "completed", "failed", "in_progress"
-
-
-class Run(NamedTuple):
-    """What really happened; the first fields are about the run's last task."""
-
-    name: str
-    status: str
-    words: str
-    """In its last report. Where spans do not show why a run ended, that it ended without an answer."""
-    tools: int
-    """The calls of tools of all tasks."""
-    others: tuple[tuple[str, str], ...] = ()
-    """Names and statuses of the tasks before it."""
-    says: tuple[str, ...] = ()
-    """Further reports, by their beginnings."""
-
 
 _500 = "the model is on strike"
 _STOPPED = "stopped: it ended without an answer"
@@ -96,51 +71,14 @@ RUNS = {
 }
 
 
-def play_in(order: str, name: str, folder: Path) -> Played:
-    """Play a recording through what `otel-letta replay` is made of."""
-    with gzip.open(FRAMEWORKS / f"{name}.otlp.jsonl.gz", "rt", encoding="utf-8") as file:
-        requests = [json.loads(line) for line in file]
-    if order.startswith("one batch"):
-        requests = [{"resourceSpans": [group for request in requests for group in request["resourceSpans"]]}]
-    if order.endswith("reversed"):
-        for request in requests:
-            _turn_round(request)
-    path = folder / "spans.jsonl"
-    path.write_text("".join(f"{json.dumps(request)}\n" for request in requests), "utf-8")
-    return play([path])
-
-
-def _turn_round(request: dict[str, Any]) -> None:
-    request["resourceSpans"].reverse()
-    for group in request["resourceSpans"]:
-        group["scopeSpans"].reverse()
-        for scope in group["scopeSpans"]:
-            scope["spans"].reverse()
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recorded_run_is_reported_as_it_was(name: str, order: str, tmp_path: Path) -> None:
-    run, played = RUNS[name], play_in(order, name, tmp_path)
-    last = {report.task_id: report for report in played.reports}
-
-    assert sorted((report.name, report.status.value) for report in last.values()) == sorted(
-        [*run.others, (run.name, run.status)]
-    )
-    found = [r for r in last.values() if (r.name, r.status.value) == (run.name, run.status)]
-    assert any(run.words in report.content for report in found), [report.content for report in found]
-    assert played.waiting == (run.status == WAITS)
-    assert played.tools == run.tools
-    contents = [report.content for report in played.reports]
-    assert [said for said in run.says if not any(content.startswith(said) for content in contents)] == []
-    assert "SECRET" not in played.shown + "".join(map(repr, played.reports))
+    check(RUNS[name], name, order, tmp_path)
 
 
 def test_every_recording_has_a_right_value() -> None:
-    frameworks = {name.partition(".")[0] for name in RUNS}
-    recorded = {path.name.removesuffix(".otlp.jsonl.gz") for path in FRAMEWORKS.glob("*.gz")}
-
-    assert {name for name in recorded if name.partition(".")[0] in frameworks} == set(RUNS)
+    check_all_are_read(RUNS)
 
 
 def test_a_live_workflow_is_one_task_from_its_start() -> None:

@@ -1,7 +1,6 @@
-"""Recorded runs of more agent frameworks in Python, compared with what really happened in each.
+"""Recorded runs of frameworks that others trace, compared with what really happened in each.
 
-As in `tests/unit/tracking/test_frameworks_a.py`, with prompts and answers on the spans but for ``langchain_oll_bare``;
-long texts were cut off.
+With prompts and answers on the spans but for ``langchain_oll_bare``; long texts were cut off.
 
 LlamaIndex 0.14.25 (workflows 2.26.1; OpenInference 4.6.1, OpenLLMetry 0.62.4), Agno 3.1.10 (OpenInference 1.0.15),
 LangChain 1.5.2 with LangGraph 1.2.24 and OpenAI Agents 0.24.0 (OpenLLMetry 0.62.4), Haystack 3.4.1 (its own, in
@@ -14,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tracking.test_frameworks_a import COMPLETED, FAILED, FRAMEWORKS, ORDERS, WAITS, Run, play_in
+from tests.support.framework_runs import (
+    COMPLETED,
+    FAILED,
+    NOTHING,
+    ORDERS,
+    WAITS,
+    Run,
+    check,
+    check_all_are_read,
+    play_in,
+)
 
 _500 = "failed: Error code: 500 - the model is on strike"
 _STRIKE = "failed: the model is on strike"
@@ -24,8 +33,6 @@ _CANCELLED = "was cancelled"
 _CRASHED = "failed: the program's own code"
 _ASKS = "waits for a person: send_report"
 _TOOL_FAILED = ("Tool send_report failed: the mail server refused it",)
-_NOTHING = Run("", "", "", 0)
-"""Calls of a model alone."""
 # Agents of LlamaIndex go by their classes, and those of Haystack, which have no names, by the service's.
 RUNS = {
     "llamaindex_oi.success": Run("FunctionAgent", COMPLETED, "2 tools", 2),
@@ -45,7 +52,7 @@ RUNS = {
     "llamaindex_oi.approval_paused": Run("FunctionAgent", WAITS, _ASKS, 2),
     "llamaindex_oi.two_runs_session": Run("FunctionAgent", COMPLETED, "1 tool", 2, (("FunctionAgent", COMPLETED),)),
     "llamaindex_oi.own_workflow_crash": Run("Wf2", FAILED, _CRASHED, 2),
-    "llamaindex_oi.only_llm": _NOTHING,
+    "llamaindex_oi.only_llm": NOTHING,
     "llamaindex_oll.success": Run("FunctionAgent", COMPLETED, "2 tools", 2),
     "llamaindex_oll.agent_tool": Run("FunctionAgent", COMPLETED, "2 tools", 2),
     "llamaindex_oll.blocked": Run("FunctionAgent", FAILED, "blocked by the model's filter", 1),
@@ -92,7 +99,7 @@ RUNS = {
         "reporter", COMPLETED, "2 tools", 2, says=("waits for a person", "'reporter' goes on")
     ),
     "langchain_oll.two_runs": Run("reporter", COMPLETED, "1 tool", 2, (("reporter", COMPLETED),)),
-    "langchain_oll.only_llm": _NOTHING,
+    "langchain_oll.only_llm": NOTHING,
     # Without content, an agent's span still says whether it went well.
     "langchain_oll_bare.structured": Run("reporter", COMPLETED, "1 tool", 1),
     "langchain_oll_bare.cancel_model": Run("reporter", FAILED, _CANCELLED, 1),
@@ -119,7 +126,7 @@ RUNS = {
     "haystack.agent_tool_error": Run("assistant", COMPLETED, "1 problem", 1, says=("Tool writer failed",)),
     "haystack.exit_tool": Run("assistant", COMPLETED, "2 tools", 2),
     "haystack.pipeline": Run("assistant", COMPLETED, "2 tools", 2),
-    "haystack.pipeline_no_agent": _NOTHING,
+    "haystack.pipeline_no_agent": NOTHING,
     # This one knows no tools.
     "haystack_oi.success": Run("assistant", COMPLETED, "Finished 'assistant'", 0),
     "haystack_oi.cancel_model": Run("assistant", FAILED, _STOPPED, 0),
@@ -137,25 +144,11 @@ RUNS = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recorded_run_is_reported_as_it_was(name: str, order: str, tmp_path: Path) -> None:
-    run, played = RUNS[name], play_in(order, name, tmp_path)
-    last = {report.task_id: report for report in played.reports}
-    expected = [*run.others, (run.name, run.status)] if run is not _NOTHING else []
-
-    assert sorted((report.name, report.status.value) for report in last.values()) == sorted(expected)
-    found = [r.content for r in last.values() if (r.name, r.status.value) == (run.name, run.status)]
-    assert run is _NOTHING or any(run.words in content for content in found), found
-    assert played.waiting == (run.status == WAITS)
-    assert played.tools == run.tools
-    contents = [report.content for report in played.reports]
-    assert [said for said in run.says if not any(content.startswith(said) for content in contents)] == []
-    assert "SECRET" not in played.shown + "".join(map(repr, played.reports))
+    check(RUNS[name], name, order, tmp_path)
 
 
 def test_every_recording_has_a_right_value() -> None:
-    frameworks = {name.partition(".")[0] for name in RUNS}
-    recorded = {path.name.removesuffix(".otlp.jsonl.gz") for path in FRAMEWORKS.glob("*.gz")}
-
-    assert {name for name in recorded if name.partition(".")[0] in frameworks} == set(RUNS)
+    check_all_are_read(RUNS)
 
 
 @pytest.mark.parametrize(
