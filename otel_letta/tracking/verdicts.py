@@ -3,12 +3,12 @@ UNSET, and some set no status at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from otel_letta.report import TaskStatus
 from otel_letta.text import pattern
-from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL, Role
+from otel_letta.tracking.conventions import AGENT, LLM, STEP, TOOL
 from otel_letta.tracking.conventions.finishes import Finish
 from otel_letta.tracking.conventions.interruptions import A_PERSON
 from otel_letta.tracking.conventions.reasons import Reason
@@ -52,6 +52,7 @@ def judge_declared(given: TaskStatus | None, reading: Reading, aborted: str | No
     return TaskStatus.COMPLETED, None
 
 
+_MOST_HOPS = 1_000
 _UNFINISHED = Reason("", "stopped before it was finished: paused, interrupted, stuck, or at a limit")
 _COMPLETED = Verdict(TaskStatus.COMPLETED)
 _STOPPED = Verdict(TaskStatus.FAILED, stopped=True)
@@ -117,7 +118,7 @@ def _by_sub_agent(ended: Sequence[Node]) -> Verdict | None:
     agent = _last(span for span in ended if span.role is AGENT)
     if agent is None or not agent.failed:
         return None
-    tool = _nearest_above(agent, TOOL)
+    tool = next((span for span in _above(agent) if span.role is TOOL), None)
     if tool is not None and all(_is_below(span, tool) for span in ended if span.role is LLM):
         return None
     if any(span.role is LLM and span.answered and span.start >= (agent.end or 0) for span in ended):
@@ -176,26 +177,18 @@ def _asked_again(tool: Node, models: Sequence[Node]) -> bool:
     return all(_is_below(model, tool) for model in models)
 
 
+def _above(span: Node) -> Iterator[Node]:
+    """Yield the spans with a role above one, the nearest first."""
+    up = span.above
+    for _ in range(_MOST_HOPS):
+        if up is None:
+            return
+        yield up
+        up = up.above
+
+
 def _is_below(span: Node, above: Node) -> bool:
-    up, hops = span.above, 0
-    while up is not None and up is not above and hops < 1_000:
-        up, hops = up.above, hops + 1
-    return up is above
-
-
-def _nearest_above(span: Node, role: Role) -> Node | None:
-    up, hops = span.above, 0
-    while up is not None and up.role is not role and hops < 1_000:
-        up, hops = up.above, hops + 1
-    return up
-
-
-def _agents_above(span: Node) -> Iterable[Node]:
-    """Yield the agents around a span, the nearest first."""
-    agent = _nearest_above(span, AGENT)
-    while agent is not None:
-        yield agent
-        agent = _nearest_above(agent.above, AGENT) if agent.above is not None else None
+    return any(up is above for up in _above(span))
 
 
 def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
@@ -209,12 +202,13 @@ def _by_last_model(root: Node, ended: Sequence[Node]) -> Verdict | None:
         if last.finish is Finish.TOOLS and last.answered and not _is_used(last, ended):
             # It asked for a tool, and was never asked again. OK says little where no agent shows an answer: some
             # instrumentations end every span with it. One that answered may have taken the request as its answer.
-            agent = _nearest_above(last, AGENT)
+            agents = [span for span in _above(last) if span.role is AGENT]
+            agent = agents[0] if agents else None
             if agent is not None and agent.finish is Finish.TOOLS:
                 return _NOT_CALLED
             if agent is not None and agent.ok and (names := agent.tool_names & last.tool_names):
                 return Verdict(TaskStatus.IN_PROGRESS, waits_for=f"{A_PERSON}: {', '.join(sorted(names))}")
-            if not (root.answered or any(span.answered for span in _agents_above(last))):
+            if not (root.answered or any(span.answered for span in agents)):
                 return _STOPPED
         return Verdict(TaskStatus.COMPLETED, cut=all(s.finish is Finish.LENGTH for s in race if s.answered))
     bad = _last(span for span in race if span.failed or span.cancelled or span.raised is not None)

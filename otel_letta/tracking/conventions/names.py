@@ -60,8 +60,9 @@ def name_of(reading: Reading, role: Role) -> tuple[str, bool]:
         name = name if named else _span_name(reading.name, attributes)
         return name.split("__", 2)[-1] if name.startswith("mcp__") else name, named
     if name:
-        bare = name.removesuffix(f".{as_text(attributes.get(semconv.TRACELOOP_KIND))}")
-        name = name if bare == name else _if_for_people(bare)
+        kind = as_text(attributes.get(semconv.TRACELOOP_KIND))
+        if kind and name.endswith(f".{kind}"):
+            name = _if_for_people(name[: -len(kind) - 1])
         return name, bool(name)
     return _if_for_people(_span_name(reading.name, attributes)), False
 

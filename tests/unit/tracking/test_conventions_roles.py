@@ -171,6 +171,11 @@ def test_a_workflow_that_is_called_by_its_method_alone_has_no_name() -> None:
     assert (facts(run, name="run.workflow").name, facts(run).named) == ("", False)
 
 
+def test_a_name_keeps_what_follows_a_dot_where_no_kind_is_given() -> None:
+    found = facts({"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "Release 2.None"})
+    assert (found.name, found.named) == ("Release 2.None", True)
+
+
 def test_a_place_in_a_program_is_no_name() -> None:
     found = facts({"ai.operationId": "ai.streamText", "ai.telemetry.functionId": "session.llm"})
     assert (found.name, found.named) == ("", False)

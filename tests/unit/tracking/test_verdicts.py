@@ -210,6 +210,10 @@ def test_a_request_for_a_tool_may_be_the_answer_of_the_agent_that_made_it() -> N
     assert verdict(model, agent("A", 2, 1, 0, 2, attributes=answered))[0] is COMPLETED
     assert verdict(model, agent("A", 2, 1, 0, 2, attributes={"gen_ai.task.status": "success"}))[0] is COMPLETED
     assert verdict(model, agent("A", 2, 1, 0, 2)) == STOPPED
+    # Whichever of the agents around it: here the one that another has right below itself.
+    model, inner = chat(4, 3, 0, 1, attributes=ASKS), agent("A", 3, 2, 0, 2)
+    assert verdict(model, inner, agent("A", 2, 1, 0, 3, attributes=answered))[0] is COMPLETED
+    assert verdict(model, inner, agent("A", 2, 1, 0, 3)) == STOPPED
 
 
 def test_ok_alone_does_not_make_an_answer_of_a_request_for_a_tool() -> None:
