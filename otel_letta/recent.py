@@ -37,11 +37,11 @@ class Recent(dict[_K, _V], Generic[_K, _V]):
     # The bound holds whoever adds an entry.
     __setitem__ = put
 
-    def setdefault(self, key: _K, default: Any = None) -> _V:
+    def setdefault(self, key: _K, default: Any = None) -> Any:
         """Return an entry, and add it if it is not there."""
         if key not in self:
             self.put(key, default)
-        return self[key]
+        return self.get(key, default)  # others may have added so many that it is gone again
 
     def update(self, *others: Any) -> None:
         """Set the entries of mappings."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from otel_letta import semconv
 from otel_letta.report import TaskStatus
-from otel_letta.tracking.conventions import AGENT, LLM, TOOL
+from otel_letta.tracking.conventions import AGENT
 from otel_letta.tracking.conventions.facts import AgentFacts
 from otel_letta.tracking.conventions.reasons import Reason
 from otel_letta.tracking.declared import Declaration
@@ -190,12 +190,6 @@ def family(top: Node) -> list[Node]:
     return found
 
 
-def first_work(tops: Iterable[Node]) -> Node | None:
-    """Return the first call of a tool or a model in and below some spans."""
-    work = [node for top in tops for node in family(top) if node.role in (TOOL, LLM)]
-    return min(work, key=lambda node: node.start, default=None)
-
-
 class Plain(NamedTuple):
     """An ended span without a role, that may bound a run."""
 
@@ -304,10 +298,9 @@ class Trace:
         return [node for node in self.orphans if node.under == task.awaits]
 
     def steps_of(self, task: InferredTask) -> list[Node]:
-        """Return the spans of a task below its root, in the order of their ends."""
+        """Return the spans of a task below its root."""
         found = [] if task.root is None else family(task.root)[1:]
-        found += [node for orphan in self.orphans_of(task) for node in family(orphan)]
-        return sorted(found, key=lambda node: node.end or 0)
+        return found + [node for orphan in self.orphans_of(task) for node in family(orphan)]
 
     def task_of(self, node: Node) -> InferredTask | None:
         """Return the task that a span is part of, as far as that is known."""

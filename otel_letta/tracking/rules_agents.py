@@ -17,7 +17,7 @@ from otel_letta.tracking.declared import Declaration
 from otel_letta.tracking.endings import Endings
 from otel_letta.tracking.ledger import Ledger, seconds_between, standing
 from otel_letta.tracking.merging import merge_declaration
-from otel_letta.tracking.nodes import Fate, Node, Trace, first_work
+from otel_letta.tracking.nodes import Fate, Node, Trace
 from otel_letta.tracking.reading import Reading, SpanKey
 from otel_letta.tracking.rules_subagents import SubAgents
 from otel_letta.tracking.tasks import NO_IDS, Inbound, InferredTask, automatic_id
@@ -128,7 +128,8 @@ class AgentRules:
         if facts is not None and facts.plan is not None:
             task.reach(min(facts.plan, wording.ALMOST_DONE))
         if not task.begun and self._ledger.may_resume(task):
-            first = first_work([*([task.root] if task.root is not None else []), *trace.orphans_of(task)])
+            work = [step for step in trace.steps_of(task) if step.role in (TOOL, LLM)]
+            first = min(work, key=lambda step: step.start, default=None)
             self._ledger.resume(task, first.name if first is not None and first.role is TOOL else "")
             is_open = first is None and task.root is not None and task.root.end is None
             if not task.resumed and (
@@ -209,12 +210,12 @@ class AgentRules:
         steps = trace.steps_of(task)
         if task.root is not None:
             self.apply(trace, task.root)
-        for node in steps:
+        for node in sorted(steps, key=_end):
             self.apply(trace, node)
 
     def _tell_steps(self, trace: Trace, task: InferredTask, last: Node) -> None:
         """Report what happened before ``last`` in a task that might have been one that waited."""
-        for node in trace.steps_of(task):
+        for node in sorted(trace.steps_of(task), key=_end):
             if node is not last and node.end is None:
                 self._start_of_tool(task, node, node.held)
             elif node is not last and not node.reported:
@@ -355,6 +356,10 @@ class AgentRules:
 
     def report(self, task: InferredTask, text: str) -> None:
         self._ledger.report_inferred(task, TaskStatus.IN_PROGRESS, text, self._now())
+
+
+def _end(node: Node) -> int:
+    return node.end or 0
 
 
 def _has_said_all(node: Node, task: InferredTask) -> bool:

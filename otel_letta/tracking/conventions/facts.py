@@ -141,7 +141,7 @@ def read_facts(
         _read_answer(facts, reading, shape)
         listed = shape.asked if role is LLM else shape.tool_names
         if listed:
-            facts.tool_names = _words_of(attributes, listed)
+            facts.tool_names = _texts_in(attributes, listed)
     if facts.failed or shape.cancelled or reading.exception != _NO_EXCEPTION:
         _read_interruption(facts, reading, shape, content)
     for refine in shape.refining if not reading.signals else _refining(reading, shape):
@@ -237,14 +237,13 @@ def _read_interruption(facts: AgentFacts, reading: Reading, shape: Shape, conten
         facts.raised = _reason(reading, facts.role, content)
 
 
-def _words_of(attributes: Mapping[str, Any], names: Sequence[str]) -> frozenset[str]:
+def _texts_in(attributes: Mapping[str, Any], names: Sequence[str]) -> frozenset[str]:
     """Return the texts that attributes hold, alone or in arrays."""
-    found: set[str] = set()
+    found: set[str | None] = set()
     for name in names[:_MOST_LISTED]:
         value = attributes[name]
-        for item in value[:_MOST_LISTED] if type(value) in (tuple, list) else (value,):
-            found.add(as_text(item) or "")
-    return frozenset(found - {""})
+        found.update(map(as_text, value[:_MOST_LISTED] if type(value) in (tuple, list) else (value,)))
+    return frozenset(text for text in found if text)
 
 
 def _says_that_it_failed(attributes: Mapping[str, Any], shape: Shape) -> bool:

@@ -37,7 +37,7 @@ class Shape:
     __slots__ = (
         *("answers", "asked", "asks_for_tools", "calls", "cancelled", "chats", "conversations", "deciding", "declares"),
         *("denied", "error_texts", "error_types", "failed", "finishes", "given", "has_error_type", "has_hint"),
-        *("is_marked", "may_fail", "names", "no_result", "tool_names", "plans", "records_answers", "refining"),
+        *("is_marked", "may_fail", "names", "no_result", "plans", "records_answers", "refining", "tool_names"),
     )
 
     def __init__(self, known: Names, names: Sequence[str]) -> None:
